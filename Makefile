@@ -1,0 +1,51 @@
+# Short names for commands that the README also shows in full.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+INVENTORY ?= inventories/sandbox
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+.PHONY: setup
+setup: ## Prepare this machine for all other targets
+	@scripts/setup.sh dev
+
+.PHONY: sandbox
+sandbox: ## One throw-away host with the whole platform, and a task sent through it
+	@scripts/sandbox.sh up
+
+.PHONY: sandbox-down
+sandbox-down: ## Remove the sandbox
+	@scripts/sandbox.sh down
+
+.PHONY: secrets
+secrets: ## Write strong random secrets for INVENTORY into its vault file
+	@scripts/setup.sh controller
+	@ansible-playbook playbooks/secrets.yml -e inventory=$(abspath $(INVENTORY))
+
+.PHONY: deploy
+deploy: ## Install or update everything in INVENTORY
+	@scripts/setup.sh controller
+	ansible-playbook -i $(INVENTORY) site.yml
+
+.PHONY: check
+check: setup lint ## Linters and quick tests
+	pytest -q -m "not integration"
+
+.PHONY: lint
+lint: ## Linters alone
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint --offline
+	shellcheck --external-sources scripts/*.sh .ci/run
+
+.PHONY: test
+test: check ## Everything that must pass: check, integration tests, all Molecule scenarios
+	pytest -q -m integration
+	@for scenario in $(SCENARIOS); do molecule test --scenario-name $$scenario || exit 1; done

@@ -1,0 +1,1 @@
+"""The deployed application: a FastAPI front, Celery workers and their shared configuration."""

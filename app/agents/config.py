@@ -1,0 +1,66 @@
+"""Celery's configuration, the same for worker, API, Flower and every command (DESIGN D2)."""
+
+from typing import Any
+
+from app.settings import Settings
+
+TASK_MODULES = ("app.agents.tasks.example_task",)
+DEFAULT_QUEUE = "celery"
+DEFAULT_MAX_RETRIES = 3
+
+# The last back-off of a task with three retries, 2 ** 3 seconds. A task that waits for it is unacknowledged.
+LONGEST_COUNTDOWN = 8
+# Seconds on top of hard limit and countdown before a message counts as lost; 90 in all with the default limits.
+VISIBILITY_MARGIN = 22
+# Seconds that a cold stop (QUIT) lets running tasks finish before it requeues them.
+SOFT_SHUTDOWN_TIMEOUT = 10
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Translate the settings into Celery's own; all durations are seconds."""
+    return {
+        "broker_url": settings.celery_broker_url.get_secret_value(),
+        "result_backend": settings.celery_result_backend.get_secret_value(),
+        "include": TASK_MODULES,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "enable_utc": True,
+        "timezone": "UTC",
+        # Tasks
+        "task_default_queue": DEFAULT_QUEUE,
+        "task_routes": {task: {"queue": queue} for task, queue in settings.task_routes.items()},
+        "task_track_started": True,
+        "task_soft_time_limit": settings.task_soft_time_limit,
+        "task_time_limit": settings.task_time_limit,
+        "task_acks_late": True,
+        "task_default_rate_limit": settings.task_default_rate_limit,
+        "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
+        # Worker
+        "worker_concurrency": settings.worker_concurrency,
+        "worker_prefetch_multiplier": settings.worker_prefetch_multiplier,
+        "worker_max_tasks_per_child": settings.worker_max_tasks_per_child,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN_TIMEOUT,
+        "worker_hijack_root_logger": False,
+        # Broker: retry for ever, give up on a silent socket soon.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "visibility_timeout": settings.task_time_limit + LONGEST_COUNTDOWN + VISIBILITY_MARGIN,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 5,
+            "socket_keepalive": True,
+        },
+        # Results: stored before the message is acknowledged, so a short outage of Redis is worth waiting out.
+        "result_expires": settings.result_expires,
+        "result_extended": True,
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 10,
+        "redis_socket_connect_timeout": 2,
+        "redis_socket_timeout": 5,
+        "redis_retry_on_timeout": True,
+        "redis_socket_keepalive": True,
+    }

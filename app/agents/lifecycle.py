@@ -1,0 +1,55 @@
+"""A worker's life: memory shared with its children, systemd notifications, stop in two phases.
+
+TERM finishes what runs (warm). What has not finished SECOND_PHASE_MARGIN after the hard limit is requeued (cold, by
+QUIT to ourselves): the pool does not enforce limits during a warm stop. Done inside the process so that systemd,
+supervisor and containers all stop a worker with one plain TERM.
+"""
+
+import gc
+import os
+import signal
+import threading
+from typing import Any
+
+from celery import signals
+from cysystemd.daemon import Notification, notify
+
+from app.settings import get_settings
+
+# Seconds between the moment the last task must have ended and QUIT.
+SECOND_PHASE_MARGIN = 5
+
+_stopping = threading.Event()
+
+
+def connect() -> None:
+    """Connect the handlers; Celery only keeps weak references, so they are module functions."""
+    signals.worker_init.connect(_share_memory)
+    signals.worker_ready.connect(_ready)
+    signals.worker_shutting_down.connect(_shutting_down)
+
+
+def _share_memory(**_: Any) -> None:
+    # Objects that the collector never touches stay shared with forked children: 13 MB a child instead of 27.
+    gc.collect()
+    gc.freeze()
+
+
+def _ready(**_: Any) -> None:
+    _tell_systemd(Notification.READY)
+
+
+def _shutting_down(how: str, **_: Any) -> None:
+    if how != "Warm" or _stopping.is_set():
+        return
+    _stopping.set()
+    _tell_systemd(Notification.STOPPING)
+    delay = get_settings().task_time_limit + SECOND_PHASE_MARGIN
+    second_phase = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGQUIT))
+    second_phase.daemon = True
+    second_phase.start()
+
+
+def _tell_systemd(notification: Notification) -> None:
+    if "NOTIFY_SOCKET" in os.environ:
+        notify(notification)

@@ -1,0 +1,15 @@
+"""The Celery application object; ``celery -A app.agents.worker ...`` starts here."""
+
+from celery import Celery
+
+from app.agents import command_line, lifecycle, task_logs
+from app.agents.config import DEFAULT_MAX_RETRIES, celery_config
+from app.settings import get_settings
+
+celery_app = Celery("typesafe_agent")
+celery_app.conf.update(celery_config(get_settings()))
+celery_app.Task.max_retries = DEFAULT_MAX_RETRIES
+
+task_logs.connect()
+lifecycle.connect()
+command_line.prepare()

@@ -1,0 +1,76 @@
+"""Reading and checking the body of an enqueue request before anything is made of it."""
+
+import math
+
+from fastapi import HTTPException, Request
+from pydantic import JsonValue, ValidationError
+
+from app.api.models import EnqueueRequest
+
+# Levels of objects and arrays inside "data". Celery and its JSON decoder recurse, Python stops at 1000.
+MAX_DEPTH = 64
+INT64 = range(-(2**63), 2**63)
+# kombu turns an object with exactly these keys into a Python value, or drops the message when it cannot.
+RESERVED_KEYS = {"__type__", "__value__"}
+# Characters of a client's own key that an error message repeats.
+MAX_SHOWN_PATH = 200
+
+
+async def read_enqueue_request(request: Request, limit: int) -> EnqueueRequest:
+    """Read at most ``limit`` bytes of body and check them.
+
+    Raises:
+        HTTPException: 413, 415 or 422, each with a sentence.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(415, "The Content-Type must be application/json.")
+    body = await _read(request, limit)
+    try:
+        parsed = EnqueueRequest.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(["body", *map(str, problem["loc"])])[:MAX_SHOWN_PATH]
+        raise HTTPException(422, f"{where}: {problem['msg']}.") from None
+    if problem_found := _find_problem(parsed.data):
+        raise HTTPException(422, f"{problem_found}.")
+    return parsed
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    too_large = HTTPException(413, f"The body is larger than {limit} bytes.")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def _find_problem(data: dict[str, JsonValue]) -> str | None:
+    """Return what the queue cannot carry and where it is; without recursion, ``data`` may be deep."""
+    waiting: list[tuple[str, int, JsonValue]] = [("data", 1, data)]
+    while waiting:
+        path, depth, value = waiting.pop()
+        problem = _problem_of(value, depth)
+        if problem:
+            return f"{path[:MAX_SHOWN_PATH]}: {problem}"
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}", depth + 1, item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}.{index}", depth + 1, item) for index, item in enumerate(value)]
+    return None
+
+
+def _problem_of(value: JsonValue, depth: int) -> str | None:
+    if isinstance(value, dict | list) and depth > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, dict) and value.keys() == RESERVED_KEYS:
+        return "an object with just the keys __type__ and __value__ is reserved by the task queue"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN and infinite numbers are not JSON"
+    if isinstance(value, int) and value not in INT64:
+        return "the integer does not fit into 64 bits"
+    return None

@@ -1,0 +1,56 @@
+"""Error answers: always ``{"detail": "one sentence"}``, never a stack trace."""
+
+import logging
+from typing import Any
+
+from asgi_correlation_id import correlation_id
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+
+from app.agents.publisher import BrokerUnavailableError
+from app.api.models import ErrorBody
+
+logger = logging.getLogger(__name__)
+
+# What a client should wait before it tries again, in seconds.
+RETRY_AFTER = {"Retry-After": "5"}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` argument of a route that may answer these error statuses."""
+    return {status: {"model": ErrorBody} for status in statuses}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give validation errors, an absent Redis and unforeseen exceptions the common shape."""
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(BrokerUnavailableError, _redis_unavailable)
+    app.add_exception_handler(RedisError, _redis_unavailable)
+    app.add_exception_handler(Exception, _internal_error)
+
+
+def unavailable(detail: str) -> HTTPException:
+    """Build a 503 that tells the client when to come back."""
+    return HTTPException(503, detail, headers=RETRY_AFTER)
+
+
+async def _invalid_parameter(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return JSONResponse({"detail": f"{problem['loc'][-1]}: {rule}."}, 422)
+
+
+async def _redis_unavailable(_: Request, error: Exception) -> JSONResponse:
+    logger.warning("Redis is not available: %s: %s", type(error).__name__, error)
+    detail = "The task queue is not available at the moment; try again later."
+    return JSONResponse({"detail": detail}, 503, headers=RETRY_AFTER)
+
+
+async def _internal_error(_: Request, __: Exception) -> JSONResponse:
+    # The server logs the exception itself. This handler stands outside of the request id's middleware.
+    request_id = correlation_id.get() or "-"
+    detail = f"Internal error; the logs say more about request {request_id}."
+    return JSONResponse({"detail": detail}, 500, headers={"X-Request-ID": request_id})

@@ -1,0 +1,78 @@
+"""Bodies of requests and answers."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class EnqueueRequest(BaseModel):
+    """What a client sends to have a task run."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"data": {"key": "value"}}})
+
+    data: dict[str, JsonValue] = Field(description="Passed to the task as it is; at most 64 levels deep.")
+
+
+class EnqueueResponse(BaseModel):
+    """The task is in its queue."""
+
+    task_id: str
+    status: Literal["pending"] = "pending"
+    message: str = "Task enqueued successfully"
+
+
+class TaskStatus(BaseModel):
+    """What is known about a task."""
+
+    task_id: str
+    status: str = Field(description="PENDING, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE or REVOKED.")
+    result: Any = Field(description="What the task returned, once it has succeeded.")
+    error: str | None = Field(description="One line about the failure, or about why the task is retried.")
+    meta: Any = Field(description="Progress (current, total, status) while the status is PROGRESS.")
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    status: Literal["healthy"] = "healthy"
+
+
+class Readiness(BaseModel):
+    """The process can take work."""
+
+    status: Literal["ready"] = "ready"
+
+
+class WorkersHealth(BaseModel):
+    """The workers that answer."""
+
+    status: Literal["healthy", "unhealthy"]
+    workers: list[str]
+    active_tasks: int
+
+
+class WorkerMetrics(BaseModel):
+    """Workers that answer."""
+
+    count: int
+    names: list[str]
+
+
+class TaskMetrics(BaseModel):
+    """Tasks in the hands of workers: running, and waiting for their time (retries)."""
+
+    active: int
+    scheduled: int
+
+
+class CeleryMetrics(BaseModel):
+    """Counts over all workers that answer."""
+
+    workers: WorkerMetrics
+    tasks: TaskMetrics
+
+
+class ErrorBody(BaseModel):
+    """Every error has this shape."""
+
+    detail: str = Field(description="One sentence.")

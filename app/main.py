@@ -1,0 +1,64 @@
+"""The FastAPI application; ``uvicorn app.main:app`` starts here."""
+
+import logging.config
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from pydantic import SecretStr
+from redis.asyncio import BlockingConnectionPool, Redis
+
+from app.agents.inspector import Inspector
+from app.agents.publisher import Publisher
+from app.api import health, metrics, tasks
+from app.api.errors import add_error_handlers
+from app.logs import log_config
+from app.settings import get_settings
+
+# Seconds; together with the wait for a free connection below the one second in which a client gets its answer.
+REDIS_CONNECT_TIMEOUT = 0.3
+REDIS_SOCKET_TIMEOUT = 0.5
+REDIS_POOL_TIMEOUT = 0.3
+REDIS_MAX_CONNECTIONS = 16
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def _redis(url: SecretStr) -> Redis:
+    """Return a client that fails fast and never repeats a command: a repeated push would run a task twice."""
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        url.get_secret_value(),
+        max_connections=REDIS_MAX_CONNECTIONS,
+        timeout=REDIS_POOL_TIMEOUT,
+        socket_connect_timeout=REDIS_CONNECT_TIMEOUT,
+        socket_timeout=REDIS_SOCKET_TIMEOUT,
+    )
+    return Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings = get_settings()
+    async with _redis(settings.celery_broker_url) as broker, _redis(settings.celery_result_backend) as results:
+        app.state.broker, app.state.results = broker, results
+        app.state.publisher, app.state.inspector = Publisher(broker), Inspector(broker)
+        app.state.draining = False
+        yield
+        app.state.draining = True
+
+
+def create_app() -> FastAPI:
+    """Build the application and take over the logging of the server that runs it."""
+    logging.config.dictConfig(log_config("api", get_settings().log_level))
+    app = FastAPI(title="TypeSafe agent API", lifespan=_lifespan)
+    app.add_middleware(
+        CorrelationIdMiddleware, validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None
+    )
+    add_error_handlers(app)
+    for module in (tasks, health, metrics):
+        app.include_router(module.router)
+    return app
+
+
+app = create_app()

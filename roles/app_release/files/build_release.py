@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Pack a release on the controller: the application, its locked requirements and their wheels.
+
+The archive's name is a digest of everything that goes into it, so the same input is never built twice and a host
+can tell a new release from the one it has. Wheels are fetched for the host's Python, not for the controller's.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+# Debian 12 has glibc 2.36. Wheels are tagged with the oldest glibc they run on; 2.17 is manylinux2014's.
+GLIBC_MINOR_VERSIONS = range(17, 37)
+
+
+def release_files(source: Path, package: str) -> list[Path]:
+    """Return the application's files below ``source / package``, sorted, without compiled leftovers."""
+    return sorted(
+        path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    )
+
+
+def digest(source: Path, files: list[Path], requirements: str, *further: str) -> str:
+    """Return the release's identity: twelve hexadecimal digits over names and contents."""
+    checksum = hashlib.sha256()
+    for path in files:
+        checksum.update(f"{path.relative_to(source)}\0".encode())
+        checksum.update(hashlib.sha256(path.read_bytes()).digest())
+    for text in (requirements, *further):
+        checksum.update(hashlib.sha256(text.encode()).digest())
+    return checksum.hexdigest()[:12]
+
+
+def download_wheels(requirements: str, python: str, machine: str, directory: Path) -> None:
+    """Fetch every wheel that ``requirements`` locks, checked against its hashes, into ``directory``.
+
+    pip judges environment markers by the controller's Python; they are cut off, so that the host, which judges them
+    again when it installs, finds whatever it needs.
+
+    Raises:
+        SystemExit: with pip's last line when a wheel cannot be had.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as unconditional:
+        unconditional.write(re.sub(r" ; [^\\\n]*", "", requirements))
+        unconditional.flush()
+        abi = "cp" + python.replace(".", "")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--only-binary=:all:", "--requirement", unconditional.name]
+        command += ["--dest", str(directory), "--python-version", python, "--implementation", "cp"]
+        command += ["--abi", abi, "--abi", "abi3", "--abi", "none", "--platform", f"linux_{machine}"]
+        for minor in reversed(GLIBC_MINOR_VERSIONS):
+            command += ["--platform", f"manylinux_2_{minor}_{machine}"]
+        command += ["--platform", f"manylinux2014_{machine}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
+
+
+def build(source: Path, package: str, requirements_file: Path, python: str, machine: str, output: Path) -> dict[str, object]:
+    """Build the release archive when it does not exist yet.
+
+    Returns:
+        ``id`` and ``archive`` of the release, and whether it was ``built`` now.
+    """
+    requirements = requirements_file.read_text()
+    files = release_files(source, package)
+    if not files:
+        sys.exit(f"there is no application in {source / package}: set app_release_source to the folder that holds it")
+    identity = digest(source, files, requirements, python, machine)
+    archive = output / f"{identity}.tar"
+    if archive.exists():
+        return {"id": identity, "archive": str(archive), "built": False}
+
+    output.mkdir(parents=True, exist_ok=True)
+    wheels_digest = hashlib.sha256(f"{requirements}{python}{machine}".encode()).hexdigest()[:12]
+    wheels = output / f"wheels-{wheels_digest}"
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        if not wheels.exists():
+            fresh = Path(scratch, "wheels")
+            download_wheels(requirements, python, machine, fresh)
+            fresh.rename(wheels)
+        unfinished = Path(scratch, "release.tar")
+        with tarfile.open(unfinished, "w") as tar:
+            for path in files:
+                tar.add(path, arcname=str(path.relative_to(source)), filter=owned_by_root)
+            tar.add(requirements_file, arcname="requirements.txt", filter=owned_by_root)
+            tar.add(wheels, arcname="wheels", filter=owned_by_root)
+        unfinished.rename(archive)
+    return {"id": identity, "archive": str(archive), "built": True}
+
+
+def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Make an archive member belong to root and be readable by all: a release holds no secrets."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member
+
+
+def main() -> None:
+    """Build the release that the command line describes and print its description as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="folder that holds the package")
+    parser.add_argument("--package", required=True, help="name of the package's folder")
+    parser.add_argument("--requirements", type=Path, required=True, help="locked requirements with hashes")
+    parser.add_argument("--python", required=True, help="the host's Python, like 3.11")
+    parser.add_argument("--machine", required=True, help="the host's architecture, like x86_64")
+    parser.add_argument("--output", type=Path, required=True, help="folder for archives and wheels")
+    arguments = parser.parse_args()
+    release = build(
+        arguments.source,
+        arguments.package,
+        arguments.requirements,
+        arguments.python,
+        arguments.machine,
+        arguments.output,
+    )
+    print(json.dumps(release))
+
+
+if __name__ == "__main__":
+    main()

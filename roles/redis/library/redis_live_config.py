@@ -1,0 +1,233 @@
+#!/usr/bin/python
+"""Ansible module: bring a running Redis to what its configuration file says, without a restart where possible."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import socket
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: redis_live_config
+short_description: Apply a Redis configuration file to the running server
+description:
+  - Compares the file with the running server over the Unix socket that the file names, and applies what differs with
+    C(CONFIG SET) and C(ACL SETUSER). Says whether a restart is needed for the rest.
+  - Password and addresses come from the file, so that no secret is a parameter.
+options:
+  config_file:
+    description: Path of the configuration file. Only plain directives, one per line.
+    type: path
+    required: true
+  timeout:
+    description: Seconds to wait for each answer, and for the server to finish loading.
+    type: int
+    default: 60
+"""
+
+RETURN = r"""
+applied:
+  description: Names of the options that were changed on the running server (in check mode, would be).
+  type: list
+  returned: always
+restart_required:
+  description: Whether only a restart makes the server run with this file.
+  type: bool
+  returned: always
+reasons:
+  description: Why a restart is required, one sentence each.
+  type: list
+  returned: always
+"""
+
+MEMORY_UNITS = {"b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+
+
+class RedisError(Exception):
+    """An error reply."""
+
+
+class Redis:
+    """A connection over a Unix socket, speaking RESP2."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout)
+        self._socket.connect(path)
+        self._replies = self._socket.makefile("rb")
+
+    def call(self, *words: str) -> Any:
+        parts = [word.encode() for word in words]
+        request = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+        self._socket.sendall(request)
+        return self._reply()
+
+    def _reply(self) -> Any:
+        line = self._replies.readline()
+        if not line.endswith(b"\r\n"):
+            raise ConnectionError("the server closed the connection")
+        kind, rest = line[:1], line[1:-2].decode()
+        if kind == b"-":
+            raise RedisError(rest)
+        if kind == b"+":
+            return rest
+        if kind == b":":
+            return int(rest)
+        length = int(rest)
+        if length < 0:
+            return None
+        if kind == b"*":
+            return [self._reply() for _ in range(length)]
+        return self._replies.read(length + 2)[:-2].decode(errors="replace")
+
+
+def parse(text: str) -> dict[str, str]:
+    """The directives of a configuration file. A directive that may be repeated (save) is joined as CONFIG GET shows it."""
+    options: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, rest = line.strip().partition(" ")
+        # Redis knows quotes around a value, but no comment at the end of a line.
+        value = " ".join(shlex.split(rest)) if rest.strip()[:1] in ("'", '"') else " ".join(rest.split())
+        name = name.lower()
+        options[name] = f"{options[name]} {value}" if name in options else value
+    return options
+
+
+def same(wanted: str, current: str) -> bool:
+    """CONFIG GET shows a memory size in bytes, whatever unit the file uses."""
+    number = wanted.lower().rstrip("bkmg")
+    unit = wanted.lower()[len(number) :]
+    in_bytes = str(int(number) * MEMORY_UNITS[unit]) if number.isdigit() and unit in MEMORY_UNITS else wanted
+    return current in (wanted, in_bytes)
+
+
+def get(redis: Redis, name: str) -> str | None:
+    reply = redis.call("CONFIG", "GET", name)
+    return dict(zip(reply[::2], reply[1::2], strict=True)).get(name)
+
+
+def default_user_rules(redis: Redis) -> set[str]:
+    """The rules in force for the default user, written as in the file. Redis does not keep the order of commands."""
+    reply = redis.call("ACL", "GETUSER", "default")
+    user = dict(zip(reply[::2], reply[1::2], strict=True))
+    rules = {"on" if "on" in user["flags"] else "off"}
+    rules |= {f"#{password}" for password in user["passwords"]}
+    rules |= {"nopass"} & set(user["flags"])
+    for part in ("commands", "keys", "channels"):
+        rules |= set(user[part].split())
+    return rules
+
+
+def wait_for_append_only_file(redis: Redis, deadline: float) -> None:
+    """Until the first rewrite is on the disk, a restart would find no append-only file, and so no data."""
+    while True:
+        lines = redis.call("INFO", "persistence").splitlines()
+        info = dict(line.split(":", 1) for line in lines if ":" in line)
+        if info["aof_rewrite_in_progress"] == "0" and info["aof_rewrite_scheduled"] == "0":
+            if info["aof_last_bgrewrite_status"] != "ok":
+                raise RedisError("the append-only file could not be written")
+            return
+        if time.monotonic() > deadline:
+            raise RedisError("the append-only file is still being written")
+        time.sleep(0.1)
+
+
+def apply(redis: Redis, options: dict[str, str], timeout: float, check_mode: bool) -> tuple[list[str], list[str]]:
+    """Returns the names of the changed options, and the reasons for a restart."""
+    applied, reasons = [], []
+    for name, wanted in options.items():
+        if name == "user":
+            rules = wanted.split()
+            if default_user_rules(redis) != set(rules[1:]):
+                if not check_mode:
+                    redis.call("ACL", "SETUSER", "default", "reset", *rules[1:])
+                applied.append("user default")
+            continue
+        before = get(redis, name)
+        if before is None:
+            reasons.append(f"The running server does not know the option {name}.")
+            continue
+        if same(wanted, before):
+            continue
+        if check_mode:
+            applied.append(name)
+            continue
+        try:
+            redis.call("CONFIG", "SET", name, wanted)
+        except RedisError as error:
+            if "immutable" not in str(error) and "protected" not in str(error):
+                raise
+            reasons.append(f"The option {name} can only be set at the start.")
+            continue
+        if name == "appendonly" and wanted == "yes":
+            wait_for_append_only_file(redis, time.monotonic() + timeout)
+        # Redis may spell a value differently from the file: it is a change only if something changed.
+        if get(redis, name) != before:
+            applied.append(name)
+    return applied, reasons
+
+
+def log_in(options: dict[str, str], timeout: float) -> Redis:
+    """A connection that is logged in and past the loading of the data."""
+    redis = Redis(options["unixsocket"], timeout)
+    if "requirepass" in options:
+        redis.call("AUTH", options["requirepass"])
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            redis.call("PING")
+            return redis
+        except RedisError as error:
+            if not str(error).startswith("LOADING") or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "config_file": {"type": "path", "required": True},
+            "timeout": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    path, timeout = module.params["config_file"], module.params["timeout"]
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = parse(file.read())
+    except FileNotFoundError:
+        if module.check_mode:
+            module.exit_json(changed=False, applied=[], restart_required=True, reasons=[f"{path} is not written yet."])
+        module.fail_json(msg=f"{path} does not exist.")
+    if "unixsocket" not in options:
+        module.fail_json(msg=f"{path} names no unixsocket, over which the server could be asked.")
+
+    # Whatever this module prints, these are masked.
+    module.no_log_values.update(options[name] for name in ("requirepass", "masterauth") if options.get(name))
+
+    applied: list[str] = []
+    reasons: list[str] = []
+    try:
+        redis = log_in(options, timeout)
+    except OSError as error:
+        reasons = [f"No server answers at {options['unixsocket']}: {error.strerror or error}."]
+    except RedisError as error:
+        reasons = [f"The running server does not let the file's password in: {error}"]
+    else:
+        try:
+            applied, reasons = apply(redis, options, timeout, module.check_mode)
+        except (RedisError, OSError) as error:
+            module.fail_json(msg=f"The running server refused a change from {path}: {error}")
+        with contextlib.suppress(OSError):
+            redis.call("QUIT")
+    module.exit_json(changed=bool(applied), applied=applied, restart_required=bool(reasons), reasons=reasons)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+# Sourced by the scripts beside it: named steps with times, and errors of one sentence.
+# shellcheck shell=bash
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+log_directory="$root/.cache/logs"
+mkdir -p "$log_directory"
+
+die() {
+  printf '\nerror: %s\n' "$*" >&2
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo --non-interactive "$@"; fi
+}
+
+# step NAME HINT COMMAND...: runs the command with its output in a log file; HINT ends the error when it fails.
+step() {
+  local name=$1 hint=$2 log started
+  shift 2
+  log="$log_directory/$(tr -cs 'A-Za-z0-9' '-' <<<"$name").log"
+  started=$SECONDS
+  printf '  %-58s' "$name"
+  if "$@" >"$log" 2>&1; then
+    printf '%4d s\n' $((SECONDS - started))
+  else
+    printf 'failed\n\n' >&2
+    tail -n 15 "$log" >&2
+    die "\"$name\" failed: $hint The whole output is in ${log#"$root"/}."
+  fi
+}

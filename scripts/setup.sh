@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Prepares this machine as the controller: system packages, and the virtual environment .venv from hashed requirements.
+#
+#   setup.sh controller   what ansible-playbook and the test hosts need
+#   setup.sh dev          that, and what the linters and tests need
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/common.sh"
+
+kind=${1:-controller}
+# containers: podman with its network, DNS and runtime; images: mmdebstrap
+packages="ca-certificates openssh-client python3-venv podman netavark aardvark-dns uidmap iptables nftables runc catatonit mmdebstrap"
+requirements=controller
+if [ "$kind" = dev ]; then
+  packages="$packages redis-server"
+  requirements=dev
+fi
+
+check_system() {
+  # shellcheck source=/dev/null
+  . /etc/os-release
+  case "${ID:-}-${VERSION_ID:-}" in
+  debian-12 | debian-13) ;;
+  *) die "this machine runs ${PRETTY_NAME:-an unknown system}, but the controller is tested on Debian 12 and 13: use one of these." ;;
+  esac
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "you are not root and sudo is not installed: run this as root, or install sudo."
+    sudo --non-interactive true 2>/dev/null || sudo true ||
+      die "you are not root and sudo refuses you: run this as root, or as a user with sudo."
+  fi
+  local free
+  free=$(df --output=avail -k "$root" | tail -1)
+  [ "$free" -ge 4000000 ] ||
+    die "only $((free / 1024)) MiB are free where this repository lies, but 4 GiB are needed: make room and run this again."
+}
+
+install_packages() {
+  as_root apt-get update --quiet=2
+  # shellcheck disable=SC2086  # a list of words
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $packages
+}
+
+packages_are_installed() {
+  # shellcheck disable=SC2086  # a list of words
+  [ "$(dpkg-query --show --showformat '${db:Status-Status}\n' $packages 2>/dev/null | grep -c '^installed$')" -eq "$(wc -w <<<"$packages")" ]
+}
+
+make_environment() {
+  # Debian's own Python, so that the environment does not depend on what else is first in PATH.
+  [ -x "$root/.venv/bin/python" ] || /usr/bin/python3 -m venv "$root/.venv"
+  "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes \
+    --requirement "$root/requirements/$requirements.txt"
+  sha256sum "$root/requirements/$requirements.txt" >"$root/.venv/$requirements.installed"
+}
+
+check_system
+packages_are_installed || step "Install system packages" "check the network and that no other apt runs." install_packages
+sha256sum --check --status "$root/.venv/$requirements.installed" 2>/dev/null ||
+  step "Install Python packages ($requirements)" "check the network." make_environment

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Test hosts: systemd containers that Ansible reaches over SSH like any other Debian host.
+#
+#   testhost.sh image  debian12|debian13             build the image when it is missing or its definition changed
+#   testhost.sh start  NAME debian12|debian13 [ARGS] start a host (ARGS go to podman run); prints its SSH port
+#   testhost.sh reboot NAME                          shut the host down in order and start it again
+#   testhost.sh stop   NAME                          remove the host; no error when there is none
+#
+# A host is reached as ops@127.0.0.1 with the key .secrets/testhost/id_ed25519; ops has sudo without a password.
+# Hosts find one another by name on the Podman network "testhosts".
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+podman="$root/scripts/podman.sh"
+key_directory="$root/.secrets/testhost"
+network=testhosts
+
+# What a plain Debian server has, as far as the roles count on it.
+base_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,iproute2,procps,ca-certificates
+# Packages that the roles install: downloaded once here, so that no test host has to fetch them again.
+cached_packages="redis-server supervisor logrotate python3-venv curl"
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+suite_of() {
+  case "$1" in
+  debian12) echo bookworm ;;
+  debian13) echo trixie ;;
+  *)
+    echo "testhost.sh: unknown system '$1': use debian12 or debian13" >&2
+    exit 2
+    ;;
+  esac
+}
+
+image_of() {
+  # The tag carries a digest of this file, so that a change of the definition builds a new image.
+  echo "localhost/testhost:$1-$(sha256sum "$root/scripts/testhost.sh" | cut -c1-12)"
+}
+
+build_image() {
+  local system=$1 suite image directory
+  suite=$(suite_of "$system")
+  image=$(image_of "$system")
+  if "$podman" image exists "$image"; then return; fi
+  directory=$(mktemp -d)
+  # shellcheck disable=SC2064  # the directory is known now
+  trap "as_root rm -rf '$directory'" EXIT
+  # shellcheck disable=SC2016  # "$1" is for the shell that mmdebstrap starts
+  as_root mmdebstrap --quiet --variant=minbase --include="$base_packages" \
+    --skip=cleanup/apt/lists,cleanup/apt/cache \
+    --customize-hook="chroot \"\$1\" apt-get install --quiet=2 --yes --download-only $cached_packages" \
+    --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash ops' \
+    --customize-hook='echo "ops ALL=(ALL) NOPASSWD: ALL" >"$1/etc/sudoers.d/ops"' \
+    --customize-hook='chroot "$1" systemctl mask --quiet systemd-firstboot.service' \
+    "$suite" "$directory/root.tar"
+  "$podman" import --quiet --change 'CMD ["/sbin/init"]' "$directory/root.tar" "$image" >/dev/null
+}
+
+wait_until_running() {
+  # "degraded" is a booted system too: one unit of the base system failed, which tests will tell if it matters.
+  local answer
+  for _ in $(seq 240); do
+    answer=$("$podman" exec "$1" systemctl is-system-running 2>/dev/null || true)
+    case "$answer" in running | degraded) return ;; esac
+    sleep 0.25
+  done
+  echo "testhost.sh: $1 did not finish booting within 60 s; see: scripts/podman.sh exec $1 systemctl --failed" >&2
+  exit 1
+}
+
+start_host() {
+  local name=$1 system=$2
+  shift 2
+  build_image "$system"
+  "$podman" network exists "$network" || "$podman" network create "$network" >/dev/null
+  if [ ! -f "$key_directory/id_ed25519" ]; then
+    mkdir -p "$key_directory"
+    ssh-keygen -q -t ed25519 -N '' -C testhost -f "$key_directory/id_ed25519"
+  fi
+  if [ "$("$podman" container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" != true ]; then
+    stop_host "$name"
+    # SYS_ADMIN and SYS_PTRACE let systemd set up its sandboxes, which the tests look at; nothing more is given.
+    "$podman" run --detach --name "$name" --hostname "$name" --systemd=always --network "$network" \
+      --cap-add SYS_ADMIN,SYS_PTRACE --publish 127.0.0.1::22 "$@" "$(image_of "$system")" >/dev/null
+  fi
+  wait_until_running "$name"
+  "$podman" exec --interactive "$name" \
+    sh -c 'install -d -o ops -m 700 ~ops/.ssh && install -o ops -m 600 /dev/stdin ~ops/.ssh/authorized_keys' \
+    <"$key_directory/id_ed25519.pub"
+  "$podman" port "$name" 22/tcp | head -1 | cut -d: -f2
+}
+
+stop_host() {
+  "$podman" rm --force --ignore --time 1 "$1" >/dev/null
+}
+
+reboot_host() {
+  # The longest ordered stop is a worker that finishes a task: hard limit, both stop phases, margin.
+  "$podman" restart --time 150 "$1" >/dev/null
+  wait_until_running "$1"
+}
+
+command=${1:-}
+shift || true
+case "$command" in
+image) build_image "$@" ;;
+start) start_host "$@" ;;
+reboot) reboot_host "$@" ;;
+stop) stop_host "$@" ;;
+*)
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+  ;;
+esac

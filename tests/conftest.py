@@ -1,0 +1,61 @@
+"""Real servers for the tests of the app.
+
+The guide wants Redis and a worker to run before the integration tests. Here the tests start their own, on free ports
+with a random password, so that they need no preparation and touch nothing else. Nothing starts until a test asks.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import Api, Program, RedisServer, start_worker
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Redis, shared by all tests; each group of tests uses databases of its own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def lonely_api(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API without workers: what it enqueues stays in database 0, results are read from database 1."""
+    api = Api(tmp_path_factory.mktemp("api") / "api.log", redis_server.environment(0, 1))
+    yield api
+    api.stop()
+
+
+@pytest.fixture(scope="session")
+def stack_env(redis_server: RedisServer) -> dict[str, str]:
+    """Environment of the stack: broker in database 2, results in database 3."""
+    return redis_server.environment(2, 3)
+
+
+@pytest.fixture(scope="session")
+def worker(stack_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A worker of the stack, with two children."""
+    program = start_worker(tmp_path_factory.mktemp("worker") / "worker.log", stack_env)
+    yield program
+    program.stop()
+
+
+@pytest.fixture(scope="session")
+def api(stack_env: dict[str, str], worker: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """The stack's API, its worker ready."""
+    server = Api(tmp_path_factory.mktemp("api") / "api.log", stack_env)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """No variable of ours set, no ``.env`` file, no secrets directory."""
+    from app.settings import Settings  # noqa: PLC0415 - other test folders run without the app's packages
+
+    for name in (*Settings.model_fields, "secrets_directory", "credentials_directory"):
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch

@@ -1,0 +1,164 @@
+"""What the tests share: real servers that start on free ports, and waiting for conditions instead of sleeping."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import redis
+
+REPOSITORY = Path(__file__).parent.parent
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float = 0.05) -> T:
+    """Return the first true value of ``condition``; fail after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(interval)
+    raise AssertionError(f"{condition.__qualname__} did not come true within {timeout} s")
+
+
+class Program:
+    """A child process whose output goes to a file."""
+
+    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+        """Start it in the repository with ``env`` on top of the environment."""
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=output, stderr=subprocess.DEVNULL
+            )
+
+    def output(self) -> str:
+        """Return what it has written to stdout so far."""
+        return self.log.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Return its log; fails when a line is not a JSON object."""
+        lines = [json.loads(line) for line in self.output().splitlines()]
+        assert all(isinstance(line, dict) for line in lines)
+        return lines
+
+    def wait_for_output(self, text: str) -> None:
+        """Wait until it has written ``text``."""
+
+        def written_or_ended() -> bool:
+            return text in self.output() or self.process.poll() is not None
+
+        wait_until(written_or_ended, timeout=20)
+        assert text in self.output(), self.output()
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send a signal, wait for the end and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(timeout)
+
+
+class RedisServer:
+    """A private Redis with a password of its own and no persistence."""
+
+    def __init__(self, directory: Path) -> None:
+        """Choose port and password and start it."""
+        self.directory = directory
+        self.port = free_port()
+        self.password = secrets.token_hex(16)
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        config = self.directory / "redis.conf"
+        config.write_text(
+            f'port {self.port}\nbind 127.0.0.1\nrequirepass {self.password}\nsave ""\ndir {self.directory}\n'
+        )
+        self.program = Program(["redis-server", str(config)], self.directory / "redis.log")
+        self.program.wait_for_output("Ready to accept connections")
+
+    def stop(self) -> None:
+        """Kill it, hanging or not."""
+        self.program.stop(signal.SIGKILL)
+
+    def hang(self) -> None:
+        """Keep its connections open but answer no more."""
+        self.program.process.send_signal(signal.SIGSTOP)
+
+    def url(self, database: int) -> str:
+        """Return the URL of a database, with the password."""
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def client(self, database: int) -> "redis.Redis[str]":
+        """Return a client that decodes answers."""
+        return redis.Redis.from_url(self.url(database), decode_responses=True)
+
+    def environment(self, broker: int, results: int) -> dict[str, str]:
+        """Return the variables that make our programs use these databases."""
+        return {"CELERY_BROKER_URL": self.url(broker), "CELERY_RESULT_BACKEND": self.url(results)}
+
+
+def start_worker(log: Path, env: dict[str, str], app: str = "app.agents.worker", name: str = "test") -> Program:
+    """Start a worker with two children and wait until it is ready."""
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel=info", "-c", "2", "-n", f"{name}@%h"]
+    worker = Program(command, log, env)
+    worker.wait_for_output("ready.")
+    return worker
+
+
+class Api:
+    """An API server and a client for it."""
+
+    def __init__(self, log: Path, env: dict[str, str]) -> None:
+        """Start it on a free port, all of its log lines in JSON, and wait until it answers."""
+        self.url = f"http://127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", self.url.rpartition(":")[2]]
+        self.program = Program([*command, "--log-config", "app/log_config.json"], log, env)
+        self.program.wait_for_output("Uvicorn running")
+        self.client = httpx.Client(base_url=self.url, timeout=10)
+
+    def stop(self) -> None:
+        """Stop client and server."""
+        self.client.close()
+        self.program.stop()
+
+    def enqueue(self, data: dict[str, Any], **headers: str) -> str:
+        """Enqueue a task and return its id."""
+        response = self.client.post("/tasks/enqueue", json={"data": data}, headers=headers)
+        assert response.status_code == 202, response.text
+        task_id: str = response.json()["task_id"]
+        return task_id
+
+    def status(self, task_id: str) -> dict[str, Any]:
+        """Return what the API knows about a task."""
+        response = self.client.get(f"/tasks/status/{task_id}")
+        assert response.status_code == 200, response.text
+        status: dict[str, Any] = response.json()
+        return status
+
+    def wait_for(self, task_id: str, state: str, timeout: float = 15) -> dict[str, Any]:
+        """Wait until a task is in ``state`` and return its status."""
+
+        def reached() -> dict[str, Any] | None:
+            status = self.status(task_id)
+            return status if status["status"] == state else None
+
+        found = wait_until(reached, timeout)
+        assert found is not None
+        return found

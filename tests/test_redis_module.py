@@ -1,0 +1,246 @@
+"""The redis role's own Python: the module redis_live_config against a real server, and the filter redis_bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROLE = Path(__file__).parent.parent / "roles" / "redis"
+PASSWORD = "Test-only-" + "pass-0123456789"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+live = load(ROLE / "library" / "redis_live_config.py")
+memory = load(ROLE / "filter_plugins" / "redis_bytes.py")
+
+
+@dataclass
+class Server:
+    directory: Path
+    password: str = PASSWORD
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "redis.conf"
+
+    def configure(self, **changes: str) -> None:
+        """Write redis.conf with the test's options on top of the common ones."""
+        digest = hashlib.sha256(self.password.encode()).hexdigest()
+        options = {
+            "port": "0",
+            "unixsocket": str(self.directory / "s"),
+            "dir": str(self.directory),
+            "requirepass": self.password,
+            "user": f"default on #{digest} ~* &* +@all -flushall -debug",
+            "save": '""',
+            "maxmemory": "64mb",
+            "maxmemory-policy": "allkeys-lru",
+            "databases": "16",
+            "appendonly": "no",
+        }
+        options |= {name.replace("_", "-"): value for name, value in changes.items()}
+        self.config_file.write_text("# a comment\n\n" + "".join(f"{name} {value}\n" for name, value in options.items()))
+
+    def start(self) -> None:
+        log = (self.directory / "log").open("wb")
+        self.process = subprocess.Popen(
+            ["redis-server", str(self.config_file)], stdout=log, stderr=log, cwd=self.directory
+        )
+        log.close()
+        deadline = time.monotonic() + 10
+        while b"eady to accept connections" not in (self.directory / "log").read_bytes():
+            assert self.process.poll() is None, (self.directory / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=10)
+            self.process = None
+
+    def call(self, *words: str) -> Any:
+        redis = live.Redis(str(self.directory / "s"), 5)
+        redis.call("AUTH", self.password)
+        return redis.call(*words)
+
+    def setting(self, name: str) -> str:
+        value: str = self.call("CONFIG", "GET", name)[1]
+        return value
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # A Unix socket's path may have 107 characters at most: keep the directory's name short.
+    server = Server(tmp_path_factory.mktemp("r"))
+    server.configure()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def run(server: Server) -> Callable[..., dict[str, Any]]:
+    def run(check_mode: bool = False) -> dict[str, Any]:
+        """The module as Ansible runs it: a process of its own, with the arguments on standard input."""
+        arguments = {"config_file": str(server.config_file), "timeout": 10, "_ansible_check_mode": check_mode}
+        result = subprocess.run(
+            [sys.executable, str(ROLE / "library" / "redis_live_config.py")],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert PASSWORD not in result.stdout + result.stderr
+        assert result.stdout, result.stderr
+        answer: dict[str, Any] = json.loads(result.stdout)
+        answer.pop("invocation", None)
+        return answer
+
+    return run
+
+
+Run = Callable[..., dict[str, Any]]
+UNCHANGED = {"changed": False, "applied": [], "restart_required": False, "reasons": []}
+
+
+def test_a_server_that_runs_its_file_is_left_alone(run: Run) -> None:
+    assert run() == UNCHANGED
+
+
+def test_what_can_be_set_live_is_set_live(server: Server, run: Run) -> None:
+    run_id = server.call("INFO", "server")
+    server.configure(maxmemory="32mb", maxmemory_policy="noeviction", save="900 1\nsave 300 10")
+    result = run()
+    assert result["applied"] == ["save", "maxmemory", "maxmemory-policy"]
+    assert not result["restart_required"]
+    assert server.setting("maxmemory") == str(32 * 1024 * 1024)
+    assert server.setting("maxmemory-policy") == "noeviction"
+    assert server.setting("save") == "900 1 300 10"
+    assert server.call("INFO", "server").split("run_id:")[1][:40] == run_id.split("run_id:")[1][:40]
+    assert run() == UNCHANGED
+
+
+def test_check_mode_only_tells(server: Server, run: Run) -> None:
+    server.configure(maxmemory="32mb")
+    assert run(check_mode=True)["applied"] == ["maxmemory"]
+    assert server.setting("maxmemory") == str(64 * 1024 * 1024)
+
+
+def test_a_change_by_hand_is_put_back(server: Server, run: Run) -> None:
+    server.call("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
+    server.call("ACL", "SETUSER", "default", "+flushall")
+    assert run()["applied"] == ["user default", "maxmemory-policy"]
+    assert server.setting("maxmemory-policy") == "allkeys-lru"
+    with pytest.raises(live.RedisError, match="no permissions"):
+        server.call("FLUSHALL")
+
+
+def test_an_option_for_the_start_asks_for_a_restart(server: Server, run: Run) -> None:
+    server.configure(databases="32", maxmemory="32mb")
+    result = run()
+    assert result["restart_required"]
+    assert result["reasons"] == ["The option databases can only be set at the start."]
+    assert result["applied"] == ["maxmemory"]
+    server.stop()
+    server.start()
+    assert run() == UNCHANGED
+
+
+def test_a_new_password_asks_for_a_restart(server: Server, run: Run) -> None:
+    server.password = PASSWORD[::-1]
+    server.configure()
+    result = run()
+    assert result["restart_required"]
+    assert not result["changed"]
+    assert "password" in result["reasons"][0]
+
+
+def test_a_server_without_a_password_asks_for_a_restart(server: Server, run: Run) -> None:
+    server.stop()
+    secured = server.config_file.read_text()
+    server.config_file.write_text(
+        "".join(f"{line}\n" for line in secured.splitlines() if PASSWORD not in line and "user" not in line)
+    )
+    server.start()
+    server.config_file.write_text(secured)
+    assert run()["restart_required"]
+
+
+def test_no_server_asks_for_a_restart(server: Server, run: Run) -> None:
+    server.stop()
+    result = run()
+    assert result["restart_required"]
+    assert not result["changed"]
+
+
+def test_appendonly_switched_on_live_keeps_the_data_over_a_kill(server: Server, run: Run) -> None:
+    for number in range(1000):
+        server.call("SET", f"key:{number}", "value")
+    server.configure(appendonly="yes")
+    assert run()["applied"] == ["appendonly"]
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
+    (server.directory / "s").unlink()
+    server.start()
+    assert server.call("DBSIZE") == 1000
+    assert run() == UNCHANGED
+
+
+def test_a_value_that_redis_refuses_fails_and_names_the_option(server: Server, run: Run) -> None:
+    server.configure(maxmemory_policy="allkeys-newest")
+    result = run()
+    assert result["failed"]
+    assert "maxmemory-policy" in result["msg"]
+    assert server.setting("maxmemory-policy") == "allkeys-lru"
+
+
+def test_an_unknown_option_is_not_passed_over(server: Server, run: Run) -> None:
+    server.configure(no_such_option="1")
+    assert run()["reasons"] == ["The running server does not know the option no-such-option."]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, 0),
+        ("1048576", 1048576),
+        ("1k", 1000),
+        ("1KB", 1024),
+        ("512mb", 512 * 1024**2),
+        ("2gb", 2 * 1024**3),
+        ("25%", 1000),
+    ],
+)
+def test_memory_sizes(value: object, expected: int) -> None:
+    assert memory.redis_bytes(value, 4000) == expected
+
+
+@pytest.mark.parametrize("value", ["", "lots", "-1", "1.5gb", "2tb", "gb", "%"])
+def test_no_memory_sizes(value: str) -> None:
+    with pytest.raises(Exception, match="not a memory size"):
+        memory.redis_bytes(value, 4000)
