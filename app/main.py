@@ -33,6 +33,7 @@ def _redis(url: SecretStr) -> Redis:
         timeout=REDIS_POOL_TIMEOUT,
         socket_connect_timeout=REDIS_CONNECT_TIMEOUT,
         socket_timeout=REDIS_SOCKET_TIMEOUT,
+        protocol=2,  # under 3 redis-py 8 does not look whether a pooled connection was closed meanwhile
     )
     return Redis.from_pool(pool)
 

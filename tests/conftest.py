@@ -44,7 +44,8 @@ def worker(stack_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def api(stack_env: dict[str, str], worker: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """The stack's API, its worker ready."""
+    """The stack's API; its worker is ready."""
+    assert worker.process.poll() is None
     server = Api(tmp_path_factory.mktemp("api") / "api.log", stack_env)
     yield server
     server.stop()

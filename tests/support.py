@@ -43,7 +43,7 @@ class Program:
     def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
         """Start it in the repository with ``env`` on top of the environment."""
         self.log = log
-        with log.open("ab") as output:
+        with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=output, stderr=subprocess.DEVNULL
             )
@@ -105,7 +105,7 @@ class RedisServer:
         """Return the URL of a database, with the password."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/{database}"
 
-    def client(self, database: int) -> "redis.Redis[str]":
+    def client(self, database: int) -> redis.Redis:
         """Return a client that decodes answers."""
         return redis.Redis.from_url(self.url(database), decode_responses=True)
 

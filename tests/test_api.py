@@ -165,7 +165,7 @@ class TestAccepted:
             b'{"data": {"a": ' + b"[" * 63 + b"]" * 63 + b"}}",
             b'{"data": {"a": [9223372036854775807, -9223372036854775808, 1e308, "\\u0000", "\\ud83d\\ude00"]}}',
             b'{"data": {"__type__": 1}}',
-            b'{"data": {"a": "' + b"x" * (256 * 1024 - 18) + b'"}}',
+            b'{"data": {"a": "' + b"x" * (256 * 1024 - 19) + b'"}}',
         ],
     )
     def test_body(self, lonely_api: Api, body: bytes) -> None:
@@ -270,7 +270,9 @@ class TestSurface:
         assert lonely_api.client.get("/docs").status_code == 200
         paths = lonely_api.client.get("/openapi.json").json()["paths"]
         enqueue = paths["/tasks/enqueue"]["post"]
-        assert "data" in enqueue["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        schema = enqueue["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["properties"]["data"]["type"] == "object"
+        assert "$ref" not in json.dumps(schema)  # it is not among the document's components
         assert set(enqueue["responses"]) == {"202", "413", "415", "422", "503"}
         assert set(paths["/tasks/status/{task_id}"]["get"]["responses"]) == {"200", "410", "422", "503"}
 
@@ -280,6 +282,7 @@ class TestSurface:
         response = lonely_api.client.get(f"/tasks/status/{task_id}", headers={"X-Request-ID": "find-me"})
         assert_refused(response, 500, "find-me")
         assert response.headers["X-Request-ID"] == "find-me"
+        lonely_api.program.wait_for_output("exception")  # logged after the answer
         [line] = [line for line in lonely_api.program.log_lines() if "exception" in line]
         assert line["request_id"] == "find-me"
 
@@ -288,14 +291,16 @@ class TestRedisGone:
     """Every answer comes within a second, is honest, and the service comes back with Redis."""
 
     @pytest.fixture(scope="class")
-    def own_redis(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    @staticmethod
+    def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         """Start a Redis to be mistreated."""
         server = RedisServer(tmp_path_factory.mktemp("own-redis"))
         yield server
         server.stop()
 
     @pytest.fixture(scope="class")
-    def own_api(self, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    @staticmethod
+    def own_api(own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         """Start an API that uses it."""
         api = Api(tmp_path_factory.mktemp("own-api") / "api.log", own_redis.environment(0, 1))
         yield api
@@ -319,6 +324,12 @@ class TestRedisGone:
         own_redis.start()
         own_api.enqueue({})
         assert own_redis.client(0).llen(DEFAULT_QUEUE) == 1
+
+    def test_restart_that_nobody_noticed(self, own_api: Api, own_redis: RedisServer) -> None:
+        own_api.enqueue({})
+        own_redis.stop()
+        own_redis.start()
+        own_api.enqueue({})
 
     def test_hanging(self, own_api: Api, own_redis: RedisServer) -> None:
         own_api.enqueue({})

@@ -1,4 +1,4 @@
-"""The redis role's own Python: the module redis_live_config against a real server, and the filter redis_bytes."""
+"""The redis role's own Python: the module redis_live_config against a real server, and the filters for preflight."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 ROLE = Path(__file__).parent.parent / "roles" / "redis"
 PASSWORD = "Test-only-" + "pass-0123456789"
@@ -31,11 +32,13 @@ def load(path: Path) -> ModuleType:
 
 
 live = load(ROLE / "library" / "redis_live_config.py")
-memory = load(ROLE / "filter_plugins" / "redis_bytes.py")
+values = load(ROLE / "filter_plugins" / "redis_values.py")
 
 
 @dataclass
 class Server:
+    """A redis-server that the test runs."""
+
     directory: Path
     password: str = PASSWORD
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -237,10 +240,106 @@ def test_an_unknown_option_is_not_passed_over(server: Server, run: Run) -> None:
     ],
 )
 def test_memory_sizes(value: object, expected: int) -> None:
-    assert memory.redis_bytes(value, 4000) == expected
+    assert values.redis_bytes(value, 4000) == expected
 
 
-@pytest.mark.parametrize("value", ["", "lots", "-1", "1.5gb", "2tb", "gb", "%"])
-def test_no_memory_sizes(value: str) -> None:
-    with pytest.raises(Exception, match="not a memory size"):
-        memory.redis_bytes(value, 4000)
+# Preflight: what a role's defaults and a good password make, and what is wrong with it after one change.
+
+HOST_MEMORY = 4096 * 1024**2
+DEFAULTS = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+DEFAULTS = {name.removeprefix("redis_"): value for name, value in DEFAULTS.items()} | {"password": PASSWORD}
+
+
+def refusals(instances: list[dict[str, Any]], **changes: object) -> list[str]:
+    found: list[str] = values.redis_refusals(instances, DEFAULTS | changes, HOST_MEMORY)
+    return found
+
+
+def test_defaults_are_accepted() -> None:
+    assert refusals(DEFAULTS["instances"]) == []
+
+
+def test_two_instances_are_accepted() -> None:
+    broker = {"name": "broker", "port": 6380, "maxmemory_policy": "noeviction", "save": [], "bind": ["*"]}
+    assert refusals([{"name": "main"}, broker]) == []
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "short-Pass1",
+        "abcabcabcabcabcabcabc",
+        "your_strong_password_here",
+        "has space in it 1234",
+        "has'quote0123456789",
+        'has"quote0123456789',
+        "has\\backslash0123456",
+        "not-ascii-\u00fc-0123456789",
+        "newline-0123456789ab\n",
+    ],
+)
+def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
+    found = refusals([{"name": "main"}], password=password)
+    assert len(found) == 1
+    assert found[0].startswith("redis_password of instance main is too weak")
+    assert not password or password not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"port": 0}, "redis_port of instance main is 0, and it must be from 1 to 65535."),
+        ({"port": 65536}, "redis_port of instance main is 65536,"),
+        ({"maxclients": 65001}, "redis_maxclients of instance main is 65001, and it must be from 1 to 65000."),
+        ({"databases": 0}, "redis_databases of instance main is 0,"),
+        ({"bind": []}, "redis_bind of instance main is [], and it must be a list of at least one address."),
+        ({"bind": ["127.0.0.1 ::1"]}, "redis_bind of instance main is"),
+        ({"maxmemory": "lots"}, 'redis_maxmemory of instance main is "lots", and it must be bytes'),
+        ({"maxmemory": "1.5gb"}, 'redis_maxmemory of instance main is "1.5gb", and it must be bytes'),
+        ({"maxmemory": "2tb"}, 'redis_maxmemory of instance main is "2tb", and it must be bytes'),
+        ({"maxmemory": "-1"}, 'redis_maxmemory of instance main is "-1", and it must be bytes'),
+        (
+            {"maxmemory": 0},
+            "redis_maxmemory of instance main is 0, and it must be from 1mb to the host's memory, 4096mb",
+        ),
+        ({"maxmemory": "500kb"}, 'redis_maxmemory of instance main is "500kb", and it must be from 1mb'),
+        ({"maxmemory": "5gb"}, 'redis_maxmemory of instance main is "5gb", and it must be from 1mb'),
+        ({"maxmemory": "101%"}, 'redis_maxmemory of instance main is "101%", and it must be from 1mb'),
+        ({"save": ["900"]}, 'redis_save of instance main is ["900"], and it must be a list of "SECONDS CHANGES"'),
+        ({"save": ["0 1"]}, 'redis_save of instance main is ["0 1"],'),
+        ({"disabled_commands": ["FLUSHALL"]}, 'redis_disabled_commands of instance main is ["FLUSHALL"],'),
+        (
+            {"disabled_commands": ["config"]},
+            'redis_disabled_commands of instance main is ["config"], and it must be without',
+        ),
+        ({"extra_settings": {"port": 1}}, 'redis_extra_settings of instance main is ["port"], and it must be without'),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+    for found in (refusals([{"name": "main"}], **change), refusals([{"name": "main"} | change])):
+        assert len(found) == 1
+        assert found[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("instances", "sentence"),
+    [
+        ([], "redis_instances is empty,"),
+        ([{"name": "main"}, {"name": "main", "port": 1}], "redis_instances has the names main, main,"),
+        ([{"name": "Main"}], "redis_instances has the names Main,"),
+        ([{"name": "a/b"}], "redis_instances has the names a/b,"),
+        (
+            [{"name": "main"}, {"name": "broker"}],
+            "redis_instances has main on 6379, broker on 6379 (port, else redis_port),",
+        ),
+        (
+            [{"name": "main", "maxmemory": "3gb"}, {"name": "broker", "port": 6380, "maxmemory": "2gb"}],
+            "redis_instances may use 5120mb together",
+        ),
+    ],
+)
+def test_instances_that_do_not_fit_together_are_refused(instances: list[dict[str, Any]], sentence: str) -> None:
+    found = refusals(instances)
+    assert len(found) == 1
+    assert found[0].startswith(sentence)

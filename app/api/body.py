@@ -1,9 +1,10 @@
 """Reading and checking the body of an enqueue request before anything is made of it."""
 
 import math
+from typing import Any
 
 from fastapi import HTTPException, Request
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from app.api.models import EnqueueRequest
 
@@ -49,9 +50,9 @@ async def _read(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _find_problem(data: dict[str, JsonValue]) -> str | None:
+def _find_problem(data: dict[str, Any]) -> str | None:
     """Return what the queue cannot carry and where it is; without recursion, ``data`` may be deep."""
-    waiting: list[tuple[str, int, JsonValue]] = [("data", 1, data)]
+    waiting: list[tuple[str, int, Any]] = [("data", 1, data)]
     while waiting:
         path, depth, value = waiting.pop()
         problem = _problem_of(value, depth)
@@ -64,7 +65,7 @@ def _find_problem(data: dict[str, JsonValue]) -> str | None:
     return None
 
 
-def _problem_of(value: JsonValue, depth: int) -> str | None:
+def _problem_of(value: Any, depth: int) -> str | None:
     if isinstance(value, dict | list) and depth > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH} levels"
     if isinstance(value, dict) and value.keys() == RESERVED_KEYS:

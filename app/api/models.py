@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class EnqueueRequest(BaseModel):
@@ -10,7 +10,7 @@ class EnqueueRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"data": {"key": "value"}}})
 
-    data: dict[str, JsonValue] = Field(description="Passed to the task as it is; at most 64 levels deep.")
+    data: dict[str, Any] = Field(description="Passed to the task as it is; at most 64 levels deep.")
 
 
 class EnqueueResponse(BaseModel):

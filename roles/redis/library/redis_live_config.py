@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -55,12 +56,14 @@ class Redis:
     """A connection over a Unix socket, speaking RESP2."""
 
     def __init__(self, path: str, timeout: float) -> None:
+        """Connect to the socket at this path."""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
         self._socket.connect(path)
         self._replies = self._socket.makefile("rb")
 
     def call(self, *words: str) -> Any:
+        """Send one command and return its reply; an error reply is raised."""
         parts = [word.encode() for word in words]
         request = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(request)
@@ -86,7 +89,7 @@ class Redis:
 
 
 def parse(text: str) -> dict[str, str]:
-    """The directives of a configuration file. A directive that may be repeated (save) is joined as CONFIG GET shows it."""
+    """Read the directives of a configuration file. A repeated one (save) is joined as CONFIG GET shows it."""
     options: dict[str, str] = {}
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -108,6 +111,7 @@ def same(wanted: str, current: str) -> bool:
 
 
 def get(redis: Redis, name: str) -> str | None:
+    """Return an option of the running server, None when it has no such option."""
     reply = redis.call("CONFIG", "GET", name)
     return dict(zip(reply[::2], reply[1::2], strict=True)).get(name)
 
@@ -190,6 +194,7 @@ def log_in(options: dict[str, str], timeout: float) -> Redis:
 
 
 def main() -> None:
+    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "config_file": {"type": "path", "required": True},
@@ -199,8 +204,7 @@ def main() -> None:
     )
     path, timeout = module.params["config_file"], module.params["timeout"]
     try:
-        with open(path, encoding="utf-8") as file:
-            options = parse(file.read())
+        options = parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         if module.check_mode:
             module.exit_json(changed=False, applied=[], restart_required=True, reasons=[f"{path} is not written yet."])

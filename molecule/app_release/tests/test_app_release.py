@@ -1,0 +1,85 @@
+"""What the app_release role promises: an atomic, checked release; settings and secrets that only the services read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+from testinfra.host import Host
+
+BACKEND = "/opt/typesafe/backend"
+
+
+def live_release(host: Host) -> str:
+    return str(host.check_output(f"readlink {BACKEND}"))
+
+
+def test_the_live_release_is_a_link_to_a_directory_of_its_own(host: Host) -> None:
+    assert live_release(host).startswith("/opt/typesafe/releases/")
+
+
+def test_the_release_has_all_that_it_was_locked_with(host: Host) -> None:
+    assert host.run(f"{BACKEND}/venv/bin/pip check").succeeded
+    celery = host.check_output(f"{BACKEND}/venv/bin/pip show celery")
+    locked = (PROJECT / "requirements/app.txt").read_text()
+    version = next(line for line in celery.splitlines() if line.startswith("Version:")).split()[1]
+    assert f"celery=={version} " in locked
+
+
+def test_an_operator_can_use_the_guides_check_on_the_host(host: Host) -> None:
+    command = "venv/bin/python -c \"from app.agents.worker import celery_app; print('OK')\""
+    assert host.check_output(f"cd {BACKEND} && sudo -u typesafe {command}") == "OK"
+
+
+def test_the_services_cannot_change_their_own_code(host: Host) -> None:
+    assert host.check_output(f"find {BACKEND}/ -user typesafe -o -perm /o+w ! -type l | head") == ""
+
+
+@pytest.mark.parametrize("path", ["backend.env", "secrets/CELERY_BROKER_URL"])
+def test_settings_and_secrets_are_for_the_services_alone(host: Host, path: str) -> None:
+    file = host.file(f"/etc/typesafe/{path}")
+    assert (file.user, file.group, file.mode) == ("root", "typesafe", 0o640)
+    assert host.run(f"sudo -u nobody cat /etc/typesafe/{path}").failed
+    assert host.run(f"sudo -u typesafe cat /etc/typesafe/{path}").succeeded
+
+
+def test_no_file_that_all_can_read_holds_the_password(host: Host, secret: Callable[[str], str]) -> None:
+    find = "find /etc /opt /var/log /usr/lib/systemd -type f -perm -o+r -print0"
+    assert host.run(f"{find} | xargs -0 grep -lF {secret('redis_password')}").stdout == ""
+
+
+@pytest.fixture
+def changed_source(tmp_path: Path) -> Path:
+    """A copy of the application that differs from the deployed one."""
+    shutil.copytree(PROJECT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT / "requirements", tmp_path / "requirements")
+    (tmp_path / "app" / "CHANGE").write_text("a new release\n")
+    return tmp_path
+
+
+def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
+    host: Host, converge: Callable[..., subprocess.CompletedProcess[str]], changed_source: Path
+) -> None:
+    before = live_release(host)
+    new = {"app_release_source": str(changed_source), "app_release_cache": str(PROJECT / ".cache/releases")}
+
+    refused = converge(**new, app_release_check="raise SystemExit('this release is broken')")
+    assert refused.returncode != 0
+    assert "this release is broken" in refused.stdout
+    assert live_release(host) == before
+
+    # Leftovers of the past: more than are to be kept, and a secret that nobody wants any more.
+    host.run("mkdir -p /opt/typesafe/releases/old{1,2,3}; touch -d 2020-01-01 /opt/typesafe/releases/old*")
+    host.run("touch /etc/typesafe/secrets/GROQ_API_KEY")
+    accepted = converge(**new, app_release_keep=2)
+    assert accepted.returncode == 0, accepted.stdout
+    assert live_release(host) != before
+    assert host.file(f"{BACKEND}/app/CHANGE").exists
+    releases = host.check_output("ls -d /opt/typesafe/releases/*").split()
+    assert sorted(releases) == sorted([before, live_release(host)])
+    assert not host.file("/etc/typesafe/secrets/GROQ_API_KEY").exists
+

@@ -1,0 +1,165 @@
+"""What the celery_worker role promises, the same under systemd and under supervisor."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from conftest import Api, Process, security_exposure, wait_for
+from testinfra.host import Host
+
+Converge = Callable[..., subprocess.CompletedProcess[str]]
+LOG_FILE = "/var/log/typesafe/celery-worker.log"
+
+
+class Supervision:
+    """Start, stop and look at the default pool's worker with the means of its supervision."""
+
+    def __init__(self, host: Host, supervised: bool) -> None:
+        self.host = host
+        self.supervised = supervised
+        self.command = "supervisorctl" if supervised else "systemctl"
+        self.unit = "typesafe-celery-worker" if supervised else "typesafe-celery"
+
+    def do(self, verb: str) -> None:
+        result = self.host.run(f"{self.command} {verb} {self.unit}")
+        assert result.succeeded, result.stdout + result.stderr
+
+    def pid(self) -> int:
+        """Return the main process, 0 when none runs."""
+        if self.supervised:
+            return int(self.host.run(f"supervisorctl pid {self.unit}").stdout.strip() or 0)
+        return int(self.host.check_output(f"systemctl show --value --property MainPID {self.unit}"))
+
+    def log(self) -> str:
+        command = f"cat {LOG_FILE}" if self.supervised else f"journalctl --no-pager --unit {self.unit}"
+        return str(self.host.check_output(command))
+
+
+@pytest.fixture
+def supervised(name: str) -> bool:
+    return "supervisor" in name
+
+
+@pytest.fixture
+def worker(host: Host, supervised: bool) -> Supervision:
+    return Supervision(host, supervised)
+
+
+def test_the_worker_is_not_root_and_has_the_concurrency_of_the_inventory(host: Host, worker: Supervision) -> None:
+    assert host.check_output(f"stat -c %U /proc/{worker.pid()}") == "typesafe"
+    assert len(host.check_output(f"pgrep --parent {worker.pid()}").split()) == 2
+
+
+def test_a_task_runs_and_the_log_tells_its_id(api: Api, worker: Supervision) -> None:
+    task = api.enqueue()
+    api.wait(task)
+    wait_for(lambda: task in worker.log(), "the task's id in the log")
+
+
+def test_a_worker_that_is_stopped_during_a_task_finishes_it(api: Api, worker: Supervision) -> None:
+    running = api.enqueue()
+    api.wait(running, "PROGRESS", "STARTED")
+    worker.do("stop")
+    try:
+        assert worker.pid() == 0
+        assert api.state(running) == "SUCCESS"
+        assert api.call("GET", "/health/celery")[0] == 503
+        waiting = api.enqueue()
+        assert api.state(waiting) == "PENDING"
+    finally:
+        worker.do("start")
+    api.wait(waiting)
+
+
+def test_a_killed_worker_comes_back(host: Host, api: Api, worker: Supervision) -> None:
+    before = worker.pid()
+    host.run(f"kill -9 {before}")
+    wait_for(lambda: worker.pid() not in (0, before), "a new worker")
+    api.wait(api.enqueue())
+
+
+def test_neither_command_line_nor_environment_shows_the_password(
+    host: Host, worker: Supervision, secret: Callable[[str], str]
+) -> None:
+    password = secret("redis_password")
+    assert password not in host.check_output(f"tr '\\0' ' ' </proc/{worker.pid()}/environ")
+    assert password not in host.check_output("ps -eo args")
+    assert password not in worker.log()
+
+
+def test_the_sandbox_is_in_force(
+    host: Host, supervised: bool, worker: Supervision, process: Callable[[str], Process]
+) -> None:
+    if supervised:
+        # Supervisor has no sandbox; what it can give is a user of its own and a closed umask.
+        assert "Umask:\t0077" in host.check_output(f"cat /proc/{worker.pid()}/status")
+    else:
+        process(worker.unit).assert_sandboxed("typesafe")
+        assert security_exposure(host, worker.unit) <= 2.0
+
+
+def test_the_logs_are_bounded_and_the_worker_logs_on_after_a_rotation(
+    host: Host, api: Api, supervised: bool, worker: Supervision
+) -> None:
+    if not supervised:
+        assert "SystemMaxUse=1G" in host.check_output("systemd-analyze cat-config systemd/journald.conf")
+        assert host.file("/var/log/journal").is_directory
+        return
+    before = worker.pid()
+    host.run_expect([0], "logrotate --force /etc/logrotate.d/typesafe-celery")
+    assert host.file(f"{LOG_FILE}.1").size > 0
+    task = api.enqueue()
+    api.wait(task)
+    wait_for(lambda: task in worker.log(), "the task's id in the new log file")
+    assert worker.pid() == before
+    assert host.run(f"sudo -u nobody cat {LOG_FILE}").failed
+
+
+def test_pools_are_data(host: Host, converge: Converge, supervised: bool, worker: Supervision) -> None:
+    before = worker.pid()
+    pools = [{"name": "default"}, {"name": "slow", "queues": ["slow", "slower"], "concurrency": 1}]
+    added = converge(celery_worker_pools=pools)
+    assert added.returncode == 0, added.stdout
+    slow = host.check_output("pgrep --full --oldest -- --hostname=slow@")
+    assert "--queues=slow,slower" in host.check_output(f"tr '\\0' ' ' </proc/{slow}/cmdline")
+    assert worker.pid() == before, "the other pool was restarted"
+
+    removed = converge()
+    assert removed.returncode == 0, removed.stdout
+    assert host.run("pgrep --full -- --hostname=slow@").stdout == ""
+    assert worker.pid() == before
+
+
+def test_a_changed_setting_restarts_the_worker_once(converge: Converge, worker: Supervision) -> None:
+    before = worker.pid()
+    changed = converge(celery_worker_log_level="debug")
+    assert changed.returncode == 0, changed.stdout
+    assert worker.pid() not in (0, before)
+    assert converge().returncode == 0
+
+
+def test_a_task_that_waits_while_the_host_reboots_runs_after_it(
+    api: Api, worker: Supervision, reboot: Callable[[], None]
+) -> None:
+    worker.do("stop")
+    waiting = [api.enqueue(number=number) for number in range(3)]
+    reboot()
+    for task in waiting:
+        api.wait(task, seconds=60)
+
+
+def test_the_supervision_can_be_changed(
+    host: Host, api: Api, converge: Converge, supervised: bool, worker: Supervision
+) -> None:
+    """Last in this file: it leaves the hosts as it found them, but the way back is part of the test."""
+    other = Supervision(host, not supervised)
+    there = converge(celery_worker_supervision="systemd" if supervised else "supervisor")
+    assert there.returncode == 0, there.stdout
+    assert other.pid() > 0
+    assert api.call("GET", "/health/celery")[1]["workers"] == [f"default@{host.check_output('hostname')}"]
+    back = converge()
+    assert back.returncode == 0, back.stdout
+    assert worker.pid() > 0
+    wait_for(lambda: len(api.call("GET", "/health/celery")[1]["workers"]) == 1, "one worker alone")

@@ -1,0 +1,131 @@
+"""What the tests of all scenarios share: they run on the controller and look at the hosts over SSH, as root."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
+EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """Return the first true value of ``condition``, asked four times a second; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.25)
+    pytest.fail(f"{what}: not within {seconds} s")
+
+
+class Api:
+    """The API of one host, spoken to from that host."""
+
+    def __init__(self, host: Host, port: int = 8000) -> None:
+        self.host = host
+        self.url = f"http://127.0.0.1:{port}"
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Return status and decoded JSON of one request; status 0 when nobody answers."""
+        command = f"curl -sS --max-time 10 -w '\\n%{{http_code}}' -X {method} {self.url}{path}"
+        if body is not None:
+            command += f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        answer, _, status = self.host.run(command).stdout.rpartition("\n")
+        return int(status or 0), json.loads(answer) if answer.strip() else None
+
+    def enqueue(self, **data: object) -> str:
+        """Hand in one task and return its id."""
+        status, answer = self.call("POST", "/tasks/enqueue", {"data": data})
+        assert status == 202, answer
+        return str(answer["task_id"])
+
+    def state(self, task_id: str) -> str:
+        """Return the task's state."""
+        return str(self.call("GET", f"/tasks/status/{task_id}")[1]["status"])
+
+    def wait(self, task_id: str, *states: str, seconds: float = 30) -> None:
+        """Wait until the task is in one of ``states`` (SUCCESS unless said otherwise)."""
+        wanted = states or ("SUCCESS",)
+        wait_for(lambda: self.state(task_id) in wanted, f"task {task_id} in {wanted}", seconds)
+
+
+@pytest.fixture
+def api(host: Host) -> Api:
+    """The API of the host under test."""
+    return Api(host)
+
+
+@pytest.fixture(scope="session")
+def secret() -> Callable[[str], str]:
+    """Read a secret that this scenario's run has made."""
+    return lambda name: (EPHEMERAL / "secrets" / name).read_text().split()[0]
+
+
+@pytest.fixture
+def name(host: Host) -> str:
+    """The host's name in the inventory, which is its container's name too."""
+    return str(host.backend.hostname)
+
+
+@pytest.fixture
+def reboot(name: str) -> Callable[[], None]:
+    """Shut the host down in order and boot it again."""
+    return lambda: subprocess.run([PROJECT / "scripts/testhost.sh", "reboot", name], check=True, timeout=240) and None
+
+
+@pytest.fixture
+def converge(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the scenario's converge.yml again on the host under test, with other values."""
+
+    def run(**variables: object) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
+        command += [f"--extra-vars={json.dumps(variables)}", str(SCENARIO / "converge.yml")]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
+
+    return run
+
+
+class Process:
+    """The main process of a systemd unit, as /proc tells it."""
+
+    def __init__(self, host: Host, unit: str) -> None:
+        self.host = host
+        self.pid = int(host.check_output(f"systemctl show --value --property MainPID {unit}"))
+        assert self.pid > 0, f"{unit} does not run"
+        lines = host.check_output(f"cat /proc/{self.pid}/status").splitlines()
+        self.status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+    def assert_sandboxed(self, user: str) -> None:
+        """Check that the unit's sandbox is in force, not only written down."""
+        mounts = self.host.check_output(f"cat /proc/{self.pid}/mountinfo").splitlines()
+        options = {line.split()[4]: line.split()[5].split(",") for line in mounts}
+        assert self.host.check_output(f"stat -c %U /proc/{self.pid}") == user
+        assert self.status["NoNewPrivs"] == "1"
+        assert self.status["Seccomp"] == "2"
+        assert int(self.status["CapEff"], 16) == 0
+        assert int(self.status["CapBnd"], 16) == 0
+        assert "ro" in options["/"]
+        assert "ro" in options["/proc/sys"]
+        assert "/tmp" in options, "no private /tmp"
+
+
+@pytest.fixture
+def process(host: Host) -> Callable[[str], Process]:
+    """Look at the main process of a unit."""
+    return lambda unit: Process(host, unit)
+
+
+def security_exposure(host: Host, unit: str) -> float:
+    """Return the exposure that systemd-analyze computes: 0 is closed, 10 is wide open."""
+    report = host.check_output(f"systemd-analyze security --no-pager {unit}")
+    return float(report.splitlines()[-1].split(":")[1].split()[0])

@@ -1,0 +1,74 @@
+"""The whole platform on one host, installed by site.yml: what only shows when all parts are there."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from conftest import Api, security_exposure, wait_for
+from testinfra.host import Host
+
+Converge = Callable[..., subprocess.CompletedProcess[str]]
+# Everything that may listen, by port: SSH is the test host's own.
+PORTS = {22: "0.0.0.0", 6379: "127.0.0.1", 6380: "127.0.0.1", 8000: "127.0.0.1", 5555: "127.0.0.1"}
+
+
+def test_only_what_is_declared_listens_and_only_on_the_loopback_address(host: Host) -> None:
+    lines = host.check_output("ss --no-header --listening --tcp --numeric").splitlines()
+    listeners = {line.split()[3] for line in lines}
+    assert {f"{address}:{port}" for port, address in PORTS.items()} <= listeners
+    assert listeners <= {f"{address}:{port}" for port, address in PORTS.items()} | {"[::]:22", "[::1]:6379", "[::1]:6380"}
+
+
+@pytest.mark.parametrize("unit", ["redis-server", "redis-server@broker", "typesafe-celery", "typesafe-api", "typesafe-flower"])
+def test_every_unit_is_up_at_boot_and_tightly_sandboxed(host: Host, unit: str) -> None:
+    service = host.service(unit)
+    assert service.is_running
+    assert service.is_enabled
+    assert security_exposure(host, f"{unit}.service") <= 2.0
+
+
+def test_nothing_in_the_journal_tells_a_secret(host: Host, secret: Callable[[str], str]) -> None:
+    journal = host.check_output("journalctl --no-pager")
+    assert secret("redis_password") not in journal
+    assert secret("flower_password") not in journal
+
+
+def test_the_guides_commands_work_on_the_host(host: Host) -> None:
+    assert host.run("systemctl status typesafe-celery").succeeded
+    assert "ready." in host.check_output("journalctl --no-pager -u typesafe-celery")
+    assert "/opt/typesafe/backend/venv/bin/celery" in host.check_output("ps aux")
+    inspect = "cd /opt/typesafe/backend && sudo -u typesafe venv/bin/celery -A app.agents.worker inspect ping"
+    assert "pong" in host.check_output(inspect)
+
+
+def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Api, reboot: Callable[[], None]) -> None:
+    host.run_expect([0], "systemctl stop typesafe-celery")
+    waiting = [api.enqueue(number=number) for number in range(5)]
+    reboot()
+    wait_for(lambda: api.call("GET", "/health/celery")[0] == 200, "a worker after the reboot", 60)
+    for task in waiting:
+        api.wait(task, seconds=60)
+
+
+def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(
+    host: Host, converge: Converge
+) -> None:
+    before = host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env")
+    refused = converge(task_soft_time_limit=60)
+    assert refused.returncode != 0
+    assert "task_soft_time_limit is 60" in refused.stdout
+    assert "changed=0" in refused.stdout
+    assert host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env") == before
+
+
+def test_a_new_redis_password_reaches_everything(
+    host: Host, api: Api, converge: Converge, secret: Callable[[str], str]
+) -> None:
+    """Last in this file: the hosts have another password afterwards, and the old one opens nothing."""
+    changed = converge(redis_password=secret("redis_password")[::-1])
+    assert changed.returncode == 0, changed.stdout
+    old = host.run(f"REDISCLI_AUTH={secret('redis_password')} redis-cli -p 6380 PING 2>&1").stdout
+    assert "WRONGPASS" in old
+    api.wait(api.enqueue(), seconds=60)

@@ -1,0 +1,64 @@
+"""What the flower role promises: nothing without the password, and a memory that survives a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Process, security_exposure, wait_for
+from testinfra.host import Host
+
+UNIT = "typesafe-flower.service"
+URL = "http://127.0.0.1:5555/flower"
+
+
+def status(host: Host, path: str, login: str = "") -> int:
+    """The HTTP status of one page; the login goes to curl over its standard input."""
+    config = f'user = "{login}"' if login else ""
+    return int(host.check_output(f"echo '{config}' | curl -s -o /dev/null -w '%{{http_code}}' --config - {URL}{path}"))
+
+
+@pytest.fixture
+def login(secret: Callable[[str], str]) -> str:
+    return f"admin:{secret('flower_password')}"
+
+
+@pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/static/css/flower.css"])
+def test_no_page_without_the_password(host: Host, login: str, path: str) -> None:
+    assert status(host, path) == 401
+    assert status(host, path, "admin:wrong") == 401
+    assert status(host, path, login) == 200
+
+
+def test_the_health_check_is_open(host: Host) -> None:
+    assert status(host, "/healthcheck") == 200
+
+
+def test_it_listens_on_the_loopback_address_alone(host: Host) -> None:
+    listeners = host.check_output("ss --no-header --listening --tcp --numeric 'sport = :5555'").splitlines()
+    assert [line.split()[3] for line in listeners] == ["127.0.0.1:5555"]
+
+
+def test_neither_command_line_nor_journal_shows_the_password(host: Host, secret: Callable[[str], str]) -> None:
+    for kept in (secret("flower_password"), secret("redis_password")):
+        assert kept not in host.check_output("ps -eo args")
+        assert kept not in host.check_output(f"journalctl --no-pager --unit {UNIT}")
+
+
+def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) -> None:
+    process(UNIT).assert_sandboxed("typesafe")
+    assert security_exposure(host, UNIT) <= 2.0
+
+
+def test_it_remembers_tasks_over_a_restart(host: Host, login: str) -> None:
+    def page() -> str:
+        return str(host.check_output(f"echo 'user = \"{login}\"' | curl -s --config - {URL}/api/tasks"))
+
+    task = host.check_output(
+        "cd /opt/typesafe/backend && sudo -u typesafe venv/bin/celery -A app.agents.worker call "
+        "app.agents.tasks.example_task.example_agent_task --args='[\"from-the-test\", {}]'"
+    )
+    wait_for(lambda: task in page(), "the task in Flower")
+    host.run_expect([0], f"systemctl restart {UNIT}")
+    wait_for(lambda: status(host, "/healthcheck") == 200, "Flower after its restart")
+    assert task in page()

@@ -1,0 +1,123 @@
+"""Filters of the redis role: what a memory size is in bytes, and what is wrong with an inventory's values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# redis.conf: 1k is 1000 bytes, 1kb is 1024.
+UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+MEGABYTE = 1024**2
+
+# Set by the role's variables or by Debian's unit, or not comparable with a running server.
+RESERVED_SETTINGS = {
+    *(
+        "aclfile",
+        "appendfsync",
+        "appendonly",
+        "bind",
+        "daemonize",
+        "databases",
+        "dir",
+        "include",
+        "loadmodule",
+        "logfile",
+    ),
+    *("maxclients", "maxmemory", "maxmemory-policy", "pidfile", "port", "protected-mode", "rename-command"),
+    *("requirepass", "save", "supervised", "unixsocket", "unixsocketperm", "user"),
+}
+# Without these the role could not apply a change to a running server.
+NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping"}
+
+
+def redis_bytes(value: object, host_memory: int) -> int:
+    """Turn a memory size as Redis writes it, or a share of the host's memory, into bytes."""
+    match = re.fullmatch(r"([0-9]+)(%|[a-z]*)", str(value).lower())
+    if match is None or match[2] not in {"%", *UNITS}:
+        raise ValueError(f"{value!r} is not a memory size")
+    number, unit = int(match[1]), match[2]
+    return host_memory * number // 100 if unit == "%" else number * UNITS[unit]
+
+
+def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator[str]:
+    """Say in one sentence each what is wrong with one instance's settings."""
+
+    def refuse(option: str, rule: str, shown: object = None) -> str:
+        value = json.dumps(instance[option] if shown is None else shown, default=str)
+        return f"redis_{option} of instance {instance['name']} is {value}, and it must be {rule}."
+
+    def malformed(option: str, pattern: str) -> list[object]:
+        return [entry for entry in instance[option] if not re.fullmatch(pattern, str(entry))]
+
+    password = str(instance["password"])
+    if (
+        not re.fullmatch(r"""[!-~]{16,}""", password)
+        or set(password) & set("\"'\\")
+        or len(set(password)) < 8
+        or "your_strong_password" in password.lower()
+    ):
+        yield (
+            f"redis_password of instance {instance['name']} is too weak (its value is not shown), and it must be at "
+            "least 16 printable ASCII characters, 8 of them distinct, without space, quotes and backslash, and not an "
+            "example's."
+        )
+    for option, most in (("port", 65535), ("maxclients", 65000), ("databases", 1024)):
+        if not 1 <= int(instance[option]) <= most:
+            yield refuse(option, f"from 1 to {most}")
+    if not instance["bind"] or malformed("bind", r"\*|-?[0-9A-Za-z:._%-]*[0-9A-Za-z:*]"):
+        yield refuse("bind", "a list of at least one address")
+    try:
+        limit = redis_bytes(instance["maxmemory"], host_memory)
+    except ValueError:
+        yield refuse(
+            "maxmemory", "bytes (2147483648), Redis notation (512mb, 2gb) or a share of the host's memory (25%)"
+        )
+    else:
+        if not MEGABYTE <= limit <= host_memory:
+            yield refuse(
+                "maxmemory", f"from 1mb to the host's memory, {host_memory // MEGABYTE}mb (0 would mean no limit)"
+            )
+    if wrong := malformed("save", r"[1-9][0-9]* [1-9][0-9]*"):
+        yield refuse("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
+    if wrong := malformed("disabled_commands", r"[a-z]+([|][a-z-]+)?"):
+        yield refuse("disabled_commands", "a list of commands in lower case", wrong)
+    if needed := sorted(NEEDED_COMMANDS & set(instance["disabled_commands"])):
+        yield refuse("disabled_commands", "without the commands that the role itself uses", needed)
+    if reserved := sorted(RESERVED_SETTINGS & set(instance["extra_settings"])):
+        yield refuse("extra_settings", "without what the role or Debian's unit sets itself", reserved)
+
+
+def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], host_memory: int) -> list[str]:
+    """Say in one sentence each what is wrong with the values of all instances: variable, value, rule."""
+    if not instances:
+        return ["redis_instances is empty, and it must be a list of at least one instance."]
+    complete = [defaults | instance for instance in instances]
+    names = [str(instance["name"]) for instance in complete]
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) for name in names):
+        return [
+            f'redis_instances has the names {", ".join(names)}, and each must be unique and made of a-z, 0-9 and "-".'
+        ]
+
+    refusals = [sentence for instance in complete for sentence in refusals_of_instance(instance, host_memory)]
+    ports = [int(instance["port"]) for instance in complete]
+    if len(set(ports)) < len(ports):
+        shown = ", ".join(f"{name} on {port}" for name, port in zip(names, ports, strict=True))
+        refusals.append(f"redis_instances has {shown} (port, else redis_port), and each must have a port of its own.")
+    if not refusals:
+        total = sum(redis_bytes(instance["maxmemory"], host_memory) for instance in complete)
+        if total > host_memory:
+            refusals.append(
+                f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory), and it must be "
+                f"at most the host's memory, {host_memory // MEGABYTE}mb."
+            )
+    return refusals
+
+
+class FilterModule:
+    """The filters under their names in templates."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Tell Ansible about them."""
+        return {"redis_bytes": redis_bytes, "redis_refusals": redis_refusals}

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Write docs/variables.md from the roles' argument_specs and defaults: scripts/variables_page.py [--check]."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "variables.md"
+# In the order in which the roles meet a host.
+ROLES = ["stack", "redis", "app_release", "celery_worker", "api", "flower"]
+HEADER = """\
+# Variables
+
+Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`; do not edit.
+A wrong value is refused before anything is changed on any host. Set variables in `inventories/<name>/group_vars/all/`.
+`playbooks/vars/stack.yml` derives the variables that it names from those of `stack`; change these instead.
+"""
+
+
+def text(description: str | list[str]) -> str:
+    """Return a description as one line that a table cell can hold."""
+    lines = description if isinstance(description, list) else [description]
+    return " ".join(lines).replace("|", "\\|")
+
+
+def type_of(option: dict[str, Any]) -> str:
+    """Return an option's type as a reader says it."""
+    if "choices" in option:
+        return " \\| ".join(f"`{choice}`" for choice in option["choices"])
+    kind = str(option.get("type", "str"))
+    return f"{kind} of {option['elements']}" if "elements" in option else kind
+
+
+def default_of(name: str, option: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """Return an option's default: its value, an expression, or that there is none."""
+    if option.get("required"):
+        return "**required**"
+    value = defaults.get(name, option.get("default"))
+    if value is None:
+        return ""
+    shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    return "`" + shown.replace("|", "\\|") + "`"
+
+
+def rows(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one table row per option, those of list entries below their list."""
+    result = []
+    for name, option in options.items():
+        cells = [f"`{prefix}{name}`", type_of(option), default_of(name, option, defaults), text(option["description"])]
+        result.append("| " + " | ".join(cells) + " |")
+        result += rows(option.get("options", {}), {}, f"{prefix}{name}[].")
+    return result
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEADER]
+    for role in ROLES:
+        specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+        entry = specs.get("main") or specs["preflight"]
+        defaults = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text())
+        parts.append(f"\n## {role}\n\n{text(entry['short_description'])}.\n\n{text(entry.get('description', ''))}\n\n")
+        parts.append("| Variable | Type | Default | Meaning |\n| --- | --- | --- | --- |\n")
+        parts.append("\n".join(rows(entry["options"], defaults)) + "\n")
+    return "".join(parts)
+
+
+def main() -> None:
+    """Write the page, or with --check exit with 1 when it is not current."""
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text() != page():
+            sys.exit("docs/variables.md is not current: run scripts/variables_page.py")
+    else:
+        PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()

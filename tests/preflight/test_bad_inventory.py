@@ -1,0 +1,114 @@
+"""Every wrong value is refused before anything is changed, in a sentence that names variable, value and rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@dataclass
+class Case:
+    """One wrong inventory: its variables (None takes one away), its facts, and words that its error must hold."""
+
+    variables: dict[str, Any]
+    words: list[str]
+    facts: dict[str, str] = field(default_factory=dict)
+    secret: str = ""
+
+
+WEAK = "aaaaaaaaaaaaaaaaaaaa"
+CASES = {
+    "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
+    "short-password": Case({"redis_password": "k3P9zQ"}, ["redis_password", "16"], secret="k3P9zQ"),
+    "monotonous-password": Case({"redis_password": WEAK}, ["redis_password", "8"], secret=WEAK),
+    "no-flower-password": Case({"flower_password": None}, ["flower_password"]),
+    "weak-flower-password": Case({"flower_password": "Fl0wer-pw"}, ["flower_password", "16"], secret="Fl0wer-pw"),
+    "unknown-supervision": Case({"celery_worker_supervision": "runit"}, ["celery_worker_supervision", "runit", "supervisor"]),
+    "systemd-where-it-does-not-run": Case(
+        {"celery_worker_supervision": "systemd"}, ["celery_worker_supervision", "sysvinit"], {"service_mgr": "sysvinit"}
+    ),
+    "concurrency-zero": Case({"celery_worker_concurrency": 0}, ["celery_worker_concurrency", "is 0", "at least 1"]),
+    "concurrency-no-number": Case({"celery_worker_concurrency": "many"}, ["celery_worker_concurrency", "many", "int"]),
+    "pool-concurrency-zero": Case(
+        {"celery_worker_pools": [{"name": "slow", "concurrency": 0}]}, ["celery_worker_concurrency", "'slow'", "at least 1"]
+    ),
+    "two-pools-of-one-name": Case({"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]),
+    "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
+    "limits-the-wrong-way-round": Case(
+        {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]
+    ),
+    "limits-equal": Case({"task_time_limit": 55}, ["task_soft_time_limit is 55", "task_time_limit is 55"]),
+    "results-expire-too-early": Case({"result_expires": 30}, ["result_expires is 30", "60"]),
+    "rate-limit": Case({"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]),
+    "log-level": Case({"log_level": "loud"}, ["log_level", "loud", "debug"]),
+    "unknown-topology": Case({"redis_topology": "cluster"}, ["redis_topology", "cluster", "split"]),
+    "unknown-eviction-policy": Case({"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]),
+    "memory-larger-than-the-host": Case({"stack_redis_maxmemory": "8gb"}, ["maxmemory", "8gb", "4096"]),
+    "memory-that-is-no-size": Case({"stack_redis_maxmemory": "lots"}, ["maxmemory", "lots"]),
+    "api-and-flower-on-one-port": Case({"flower_port": 8000}, ["same port", "api_port 8000", "flower_port 8000"]),
+    "api-and-redis-on-one-port": Case({"api_port": 6380}, ["same port", "redis 6380", "api_port 6380"]),
+    "port-that-is-none": Case({"api_port": 70000}, ["api_port is 70000", "65535"]),
+    "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
+    "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
+    "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_release_name", "Type Safe", "lower-case"]),
+    "unsupported-system": Case({}, ["Ubuntu 24.04", "Debian 12 and 13"], {"distribution": "Ubuntu", "distribution_version": "24.04"}),
+    "old-debian": Case({}, ["Debian 11", "12 and 13"], {"distribution_version": "11"}),
+    "old-python": Case({}, ["Python 3.9.2", "3.11"], {"python_version": "3.9.2"}),
+}
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run the preflight over all cases at once; return each host's error, empty where there was none."""
+    hosts = {}
+    for name, case in {**CASES, "good": Case({}, [])}.items():
+        good = {"redis_password": secrets.token_urlsafe(24), "flower_password": secrets.token_urlsafe(24)}
+        variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
+        hosts[name] = {**variables, "facts": case.facts}
+    children = {group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")}
+    inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
+
+    result = subprocess.run(
+        ["ansible-playbook", f"--inventory={inventory}", str(HERE / "preflight.yml")],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert "{" in result.stdout, result.stderr
+    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    messages = dict.fromkeys(hosts, "")
+    for play in report["plays"]:
+        for task in play["tasks"]:
+            for name, outcome in task["hosts"].items():
+                if outcome.get("failed"):
+                    items = [item["msg"] for item in outcome.get("results", []) if item.get("failed")]
+                    messages[name] = " ".join(items or [outcome["msg"]])
+    for name, counts in report["stats"].items():
+        assert counts["changed"] == 0, f"{name}: the preflight changed something"
+    return messages
+
+
+def test_a_good_inventory_is_accepted(errors: dict[str, str]) -> None:
+    assert errors["good"] == ""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
+    case, message = CASES[name], errors[name]
+    for word in case.words:
+        assert word in message, message or "nothing was refused"
+    assert not case.secret or case.secret not in message
