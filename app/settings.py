@@ -137,12 +137,21 @@ class Settings(BaseSettings):
 
 
 def _secrets_directory() -> Path | None:
-    """Return the directory of secret files: SECRETS_DIRECTORY, else systemd's CREDENTIALS_DIRECTORY."""
-    chosen = os.environ.get("SECRETS_DIRECTORY") or dotenv_values(ENV_FILE).get("SECRETS_DIRECTORY")
-    if chosen and not Path(chosen).is_dir():
-        raise SettingsError(f"SECRETS_DIRECTORY={chosen!r} is refused: it must name a directory that exists.")
-    directory = chosen or os.environ.get("CREDENTIALS_DIRECTORY")
-    return Path(directory) if directory else None
+    """Return the directory of secret files, by the same order as all settings: environment before ``.env``.
+
+    A unit's credentials (CREDENTIALS_DIRECTORY, set by systemd) thus win over the directory that ``.env`` names for
+    commands that an operator runs by hand.
+    """
+    for name, chosen in (
+        ("SECRETS_DIRECTORY", os.environ.get("SECRETS_DIRECTORY")),
+        ("CREDENTIALS_DIRECTORY", os.environ.get("CREDENTIALS_DIRECTORY")),
+        ("SECRETS_DIRECTORY", dotenv_values(ENV_FILE).get("SECRETS_DIRECTORY")),
+    ):
+        if chosen and not Path(chosen).is_dir():
+            raise SettingsError(f"{name}={chosen!r} is refused: it must name a directory that exists.")
+        if chosen:
+            return Path(chosen)
+    return None
 
 
 def _is_secret(field: FieldInfo) -> bool:

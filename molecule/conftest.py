@@ -31,9 +31,11 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> An
 class Api:
     """The API of one host, spoken to from that host."""
 
-    def __init__(self, host: Host, port: int = 8000) -> None:
+    url = "http://127.0.0.1:8000"
+
+    def __init__(self, host: Host) -> None:
+        """Speak from ``host``."""
         self.host = host
-        self.url = f"http://127.0.0.1:{port}"
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Return status and decoded JSON of one request; status 0 when nobody answers."""
@@ -90,7 +92,9 @@ def converge(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(**variables: object) -> subprocess.CompletedProcess[str]:
         command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
         command += [f"--extra-vars={json.dumps(variables)}", str(SCENARIO / "converge.yml")]
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
+        )
 
     return run
 
@@ -99,24 +103,30 @@ class Process:
     """The main process of a systemd unit, as /proc tells it."""
 
     def __init__(self, host: Host, unit: str) -> None:
+        """Look up the main process of ``unit``; fail when none runs."""
         self.host = host
         self.pid = int(host.check_output(f"systemctl show --value --property MainPID {unit}"))
         assert self.pid > 0, f"{unit} does not run"
         lines = host.check_output(f"cat /proc/{self.pid}/status").splitlines()
+        self.user = host.check_output(f"stat -c %U /proc/{self.pid}")
         self.status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+    def reads(self, path: str) -> bool:
+        """Tell whether the process's own user can read ``path`` in the process's own view of the file system."""
+        return bool(self.host.run(f"nsenter --target {self.pid} --mount sudo -u {self.user} test -r {path}").succeeded)
 
     def assert_sandboxed(self, user: str) -> None:
         """Check that the unit's sandbox is in force, not only written down."""
         mounts = self.host.check_output(f"cat /proc/{self.pid}/mountinfo").splitlines()
         options = {line.split()[4]: line.split()[5].split(",") for line in mounts}
-        assert self.host.check_output(f"stat -c %U /proc/{self.pid}") == user
+        assert self.user == user
         assert self.status["NoNewPrivs"] == "1"
         assert self.status["Seccomp"] == "2"
         assert int(self.status["CapEff"], 16) == 0
         assert int(self.status["CapBnd"], 16) == 0
         assert "ro" in options["/"]
         assert "ro" in options["/proc/sys"]
-        assert "/tmp" in options, "no private /tmp"
+        assert "/tmp" in options, "no private /tmp"  # noqa: S108 - a mount point, not a file
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ holder_is_alive() {
   flock 9
   if ! holder_is_alive; then
     rm -f "$state/mounted"
+    # shellcheck disable=SC2016  # the inner shell expands it
     # The holder's argument list carries the name by which holder_is_alive knows it.
     setsid unshare --mount --propagation private bash -c \
       'mount -t cgroup2 cgroup2 /sys/fs/cgroup && touch "$1" && exec -a platform-testhosts sleep infinity' \

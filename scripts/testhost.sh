@@ -48,15 +48,18 @@ build_image() {
   directory=$(mktemp -d)
   # shellcheck disable=SC2064  # the directory is known now
   trap "as_root rm -rf '$directory'" EXIT
+  # Mounts are shared, as systemd makes them on a real host: without that LoadCredential= gives units of systemd 257 an
+  # empty directory.
   # shellcheck disable=SC2016  # "$1" is for the shell that mmdebstrap starts
   as_root mmdebstrap --quiet --variant=minbase --include="$base_packages" \
     --skip=cleanup/apt/lists,cleanup/apt/cache \
     --customize-hook="chroot \"\$1\" apt-get install --quiet=2 --yes --download-only $cached_packages" \
     --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash ops' \
     --customize-hook='echo "ops ALL=(ALL) NOPASSWD: ALL" >"$1/etc/sudoers.d/ops"' \
-    --customize-hook='chroot "$1" systemctl mask --quiet systemd-firstboot.service' \
+    --customize-hook='printf "%s\n" "#!/bin/sh" "mount --make-rshared /" "exec /sbin/init" >"$1/sbin/testhost-init"' \
+    --customize-hook='chmod 755 "$1/sbin/testhost-init"' \
     "$suite" "$directory/root.tar"
-  "$podman" import --quiet --change 'CMD ["/sbin/init"]' "$directory/root.tar" "$image" >/dev/null
+  "$podman" import --quiet --change 'CMD ["/sbin/testhost-init"]' "$directory/root.tar" "$image" >/dev/null
 }
 
 wait_until_running() {
@@ -94,7 +97,7 @@ start_host() {
 }
 
 stop_host() {
-  "$podman" rm --force --ignore --time 1 "$1" >/dev/null
+  "$podman" rm --force --ignore --time 0 "$1" >/dev/null
 }
 
 reboot_host() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/variables.md from the roles' argument_specs and defaults: scripts/variables_page.py [--check]."""
+"""Write docs/variables.md: scripts/variables_page.py [--check]."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ ROLES = ["stack", "redis", "app_release", "celery_worker", "api", "flower"]
 HEADER = """\
 # Variables
 
-Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`; do not edit.
+Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`.
 A wrong value is refused before anything is changed on any host. Set variables in `inventories/<name>/group_vars/all/`.
 `playbooks/vars/stack.yml` derives the variables that it names from those of `stack`; change these instead.
 """

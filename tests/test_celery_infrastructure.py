@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery.exceptions import Retry
 from kombu.transport.redis import Channel
+from pydantic import SecretStr
 
 from app.agents.config import celery_config
 from app.agents.tasks import example_task
@@ -111,6 +112,17 @@ class TestSettings:
         settings = Settings()
         assert settings.celery_broker_url.get_secret_value() == "redis://:pw@broker:6380/5"
         assert settings.broker_database == 5
+
+    def test_a_units_credentials_win_over_the_directory_for_operators(
+        self, bare_environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for directory in ("operators", "credentials"):
+            (tmp_path / directory).mkdir()
+            (tmp_path / directory / "GROQ_API_KEY").write_text(directory)
+        (tmp_path / ".env").write_text(f"SECRETS_DIRECTORY={tmp_path / 'operators'}\n")
+        assert Settings().groq_api_key == SecretStr("operators")
+        bare_environment.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+        assert Settings().groq_api_key == SecretStr("credentials")
 
     def test_empty_counts_as_unset(self, bare_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("GROQ_API_KEY=\nWORKER_CONCURRENCY=\n")

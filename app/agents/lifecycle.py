@@ -1,8 +1,8 @@
 """A worker's life: memory shared with its children, systemd notifications, stop in two phases.
 
-TERM finishes what runs (warm). What has not finished SECOND_PHASE_MARGIN after the hard limit is requeued (cold, by
-QUIT to ourselves): the pool does not enforce limits during a warm stop. Done inside the process so that systemd,
-supervisor and containers all stop a worker with one plain TERM.
+TERM finishes what runs (warm). What has not finished SECOND_PHASE_MARGIN after the hard limit, because it has longer
+limits of its own or its process is stuck, is requeued (cold, by QUIT to ourselves). Done inside the process so that
+systemd, supervisor and containers all stop a worker with one plain TERM.
 """
 
 import gc

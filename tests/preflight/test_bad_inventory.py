@@ -23,36 +23,45 @@ class Case:
     variables: dict[str, Any]
     words: list[str]
     facts: dict[str, str] = field(default_factory=dict)
-    secret: str = ""
+    hidden: str = ""
 
 
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
-    "short-password": Case({"redis_password": "k3P9zQ"}, ["redis_password", "16"], secret="k3P9zQ"),
-    "monotonous-password": Case({"redis_password": WEAK}, ["redis_password", "8"], secret=WEAK),
+    "short-password": Case({"redis_password": "k3P9zQ"}, ["redis_password", "16"], hidden="k3P9zQ"),
+    "monotonous-password": Case({"redis_password": WEAK}, ["redis_password", "8"], hidden=WEAK),
     "no-flower-password": Case({"flower_password": None}, ["flower_password"]),
-    "weak-flower-password": Case({"flower_password": "Fl0wer-pw"}, ["flower_password", "16"], secret="Fl0wer-pw"),
-    "unknown-supervision": Case({"celery_worker_supervision": "runit"}, ["celery_worker_supervision", "runit", "supervisor"]),
+    "weak-flower-password": Case({"flower_password": "Fl0wer-pw"}, ["flower_password", "16"], hidden="Fl0wer-pw"),
+    "unknown-supervision": Case(
+        {"celery_worker_supervision": "runit"}, ["celery_worker_supervision", "runit", "supervisor"]
+    ),
     "systemd-where-it-does-not-run": Case(
         {"celery_worker_supervision": "systemd"}, ["celery_worker_supervision", "sysvinit"], {"service_mgr": "sysvinit"}
     ),
     "concurrency-zero": Case({"celery_worker_concurrency": 0}, ["celery_worker_concurrency", "is 0", "at least 1"]),
     "concurrency-no-number": Case({"celery_worker_concurrency": "many"}, ["celery_worker_concurrency", "many", "int"]),
     "pool-concurrency-zero": Case(
-        {"celery_worker_pools": [{"name": "slow", "concurrency": 0}]}, ["celery_worker_concurrency", "'slow'", "at least 1"]
+        {"celery_worker_pools": [{"name": "slow", "concurrency": 0}]},
+        ["celery_worker_concurrency", "'slow'", "at least 1"],
     ),
-    "two-pools-of-one-name": Case({"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]),
+    "two-pools-of-one-name": Case(
+        {"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]
+    ),
     "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
     "limits-the-wrong-way-round": Case(
         {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]
     ),
     "limits-equal": Case({"task_time_limit": 55}, ["task_soft_time_limit is 55", "task_time_limit is 55"]),
     "results-expire-too-early": Case({"result_expires": 30}, ["result_expires is 30", "60"]),
-    "rate-limit": Case({"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]),
+    "rate-limit": Case(
+        {"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]
+    ),
     "log-level": Case({"log_level": "loud"}, ["log_level", "loud", "debug"]),
     "unknown-topology": Case({"redis_topology": "cluster"}, ["redis_topology", "cluster", "split"]),
-    "unknown-eviction-policy": Case({"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]),
+    "unknown-eviction-policy": Case(
+        {"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]
+    ),
     "memory-larger-than-the-host": Case({"stack_redis_maxmemory": "8gb"}, ["maxmemory", "8gb", "4096"]),
     "memory-that-is-no-size": Case({"stack_redis_maxmemory": "lots"}, ["maxmemory", "lots"]),
     "api-and-flower-on-one-port": Case({"flower_port": 8000}, ["same port", "api_port 8000", "flower_port 8000"]),
@@ -61,7 +70,9 @@ CASES = {
     "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
     "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
     "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_release_name", "Type Safe", "lower-case"]),
-    "unsupported-system": Case({}, ["Ubuntu 24.04", "Debian 12 and 13"], {"distribution": "Ubuntu", "distribution_version": "24.04"}),
+    "unsupported-system": Case(
+        {}, ["Ubuntu 24.04", "Debian 12 and 13"], {"distribution": "Ubuntu", "distribution_version": "24.04"}
+    ),
     "old-debian": Case({}, ["Debian 11", "12 and 13"], {"distribution_version": "11"}),
     "old-python": Case({}, ["Python 3.9.2", "3.11"], {"python_version": "3.9.2"}),
 }
@@ -111,4 +122,4 @@ def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], 
     case, message = CASES[name], errors[name]
     for word in case.words:
         assert word in message, message or "nothing was refused"
-    assert not case.secret or case.secret not in message
+    assert not case.hidden or case.hidden not in message

@@ -59,7 +59,8 @@ def test_without_its_broker_it_says_so_within_a_second(host: Host, api: Api) -> 
 
 def test_a_restart_refuses_nobody(host: Host) -> None:
     # Exit status 7 is curl's "connection refused". The loop runs over two restarts.
-    loop = "for i in $(seq 300); do curl -s -o /dev/null --max-time 10 http://127.0.0.1:8000/health; echo $?; sleep 0.02; done"
+    request = "curl -s -o /dev/null --max-time 10 http://127.0.0.1:8000/health; echo $?"
+    loop = f"for i in $(seq 300); do {request}; sleep 0.02; done"
     restarts = f"(sleep 1; systemctl restart {UNIT}; sleep 2; systemctl restart {UNIT}) >/dev/null 2>&1 &"
     statuses = host.check_output(f"bash -c '{restarts} {loop}'").split()
     assert len(statuses) == 300

@@ -82,4 +82,3 @@ def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
     releases = host.check_output("ls -d /opt/typesafe/releases/*").split()
     assert sorted(releases) == sorted([before, live_release(host)])
     assert not host.file("/etc/typesafe/secrets/GROQ_API_KEY").exists
-

@@ -17,6 +17,7 @@ class Supervision:
     """Start, stop and look at the default pool's worker with the means of its supervision."""
 
     def __init__(self, host: Host, supervised: bool) -> None:
+        """Use systemctl or supervisorctl of ``host``."""
         self.host = host
         self.supervised = supervised
         self.command = "supervisorctl" if supervised else "systemctl"
@@ -117,7 +118,7 @@ def test_the_logs_are_bounded_and_the_worker_logs_on_after_a_rotation(
     assert host.run(f"sudo -u nobody cat {LOG_FILE}").failed
 
 
-def test_pools_are_data(host: Host, converge: Converge, supervised: bool, worker: Supervision) -> None:
+def test_pools_are_data(host: Host, converge: Converge, worker: Supervision) -> None:
     before = worker.pid()
     pools = [{"name": "default"}, {"name": "slow", "queues": ["slow", "slower"], "concurrency": 1}]
     added = converge(celery_worker_pools=pools)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +31,8 @@ def redis(host: Host) -> Callable[[int, str], str]:
 def celery_settings(host: Host) -> dict[str, Any]:
     """The settings that the deployed worker runs with."""
     names = ["task_soft_time_limit", "task_time_limit", "result_expires", "worker_max_tasks_per_child"]
-    code = f"import json; from app.agents.worker import celery_app; print(json.dumps([celery_app.conf[n] for n in {names}]))"
+    code = "import json; from app.agents.worker import celery_app as celery; "
+    code += f"print(json.dumps([celery.conf[name] for name in {names}]))"
     run = f"cd /opt/typesafe/backend && sudo -u typesafe venv/bin/python -c {shlex.quote(code)}"
     return dict(zip(names, json.loads(host.check_output(run)), strict=True))
 
@@ -91,11 +91,11 @@ def test_automatic_worker_restart_after_n_tasks_1000_default(celery_settings: di
     assert celery_settings["worker_max_tasks_per_child"] == 1000
 
 
-def test_monitoring_and_alerting_configured(host: Host, api: Api, secret: Callable[[str], str]) -> None:
+def test_monitoring_and_alerting_configured(host: Host, api: Api) -> None:
     assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
     assert api.call("GET", "/health/celery")[1]["status"] == "healthy"
-    login = f"user = \"admin:{secret('flower_password')}\""
-    workers = host.check_output(f"echo '{login}' | curl -s --config - http://127.0.0.1:5555/flower/api/workers")
+    login = "$(cat /etc/typesafe-flower/FLOWER_BASIC_AUTH)"
+    workers = host.check_output(f'curl -s -u "{login}" http://127.0.0.1:5555/flower/api/workers')
     assert list(json.loads(workers)) == [f"default@{host.check_output('hostname')}"]
 
 
@@ -116,5 +116,5 @@ def test_environment_variables_secured(
             assert secret("redis_password") not in content
             assert secret("flower_password") not in content
     # The secrets reach the service as credentials, which only it can read.
-    mounts = host.check_output(f"cat /proc/{pid}/mountinfo")
-    assert re.search(rf"/run/credentials/{re.escape(unit)} ro", mounts)
+    assert process(unit).reads(f"/run/credentials/{unit}/CELERY_BROKER_URL")
+    assert host.run(f"sudo -u nobody ls /run/credentials/{unit}").failed

@@ -21,9 +21,7 @@ GLIBC_MINOR_VERSIONS = range(17, 37)
 
 def release_files(source: Path, package: str) -> list[Path]:
     """Return the application's files below ``source / package``, sorted, without compiled leftovers."""
-    return sorted(
-        path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    )
+    return sorted(path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def digest(source: Path, files: list[Path], requirements: str, *further: str) -> str:
@@ -62,7 +60,9 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
         sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
 
-def build(source: Path, package: str, requirements_file: Path, python: str, machine: str, output: Path) -> dict[str, object]:
+def build(
+    source: Path, package: str, requirements_file: Path, *, python: str, machine: str, output: Path
+) -> dict[str, object]:
     """Build the release archive when it does not exist yet.
 
     Returns:
@@ -117,9 +117,9 @@ def main() -> None:
         arguments.source,
         arguments.package,
         arguments.requirements,
-        arguments.python,
-        arguments.machine,
-        arguments.output,
+        python=arguments.python,
+        machine=arguments.machine,
+        output=arguments.output,
     )
     print(json.dumps(release))
 

@@ -109,8 +109,8 @@ def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], ho
         total = sum(redis_bytes(instance["maxmemory"], host_memory) for instance in complete)
         if total > host_memory:
             refusals.append(
-                f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory), and it must be "
-                f"at most the host's memory, {host_memory // MEGABYTE}mb."
+                f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory), and it "
+                f"must be at most the host's memory, {host_memory // MEGABYTE}mb."
             )
     return refusals
 
