@@ -1,0 +1,111 @@
+"""What the rendered units say, and that systemd and supervisor are told the same."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+Rendered = Callable[..., Path]
+# Each set of variables is rendered once, so tests share this one.
+CHANGED = {
+    "celery_worker_concurrency": 7,
+    "log_level": "warning",
+    "task_time_limit": 300,
+    "task_soft_time_limit": 280,
+    "task_default_rate_limit": "100/m",
+    "groq_api_key": "a-key-made-up-for-this-test",
+}
+
+
+@pytest.fixture(scope="module")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Render all templates with some variables changed; each set of variables once."""
+    known: dict[str, Path] = {}
+
+    def run(**variables: object) -> Path:
+        key = json.dumps(variables, sort_keys=True)
+        if key not in known:
+            destination = tmp_path_factory.mktemp("rendered")
+            extra = json.dumps({**variables, "destination": str(destination)})
+            command = ["ansible-playbook", "-i", "localhost,", f"--extra-vars={extra}", str(HERE / "render.yml")]
+            result = subprocess.run(command, cwd=HERE.parent.parent, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stdout
+            known[key] = destination
+        return known[key]
+
+    return run
+
+
+def service(directory: Path, unit: str) -> dict[str, list[str]]:
+    """Return the [Service] section of a unit: each key with all its values."""
+    values: dict[str, list[str]] = {}
+    text = (directory / unit).read_text().replace("\\\n", " ")
+    for line in text.split("[Service]")[1].split("\n[")[0].splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            values.setdefault(key, []).append(" ".join(value.split()))
+    return values
+
+
+def program(directory: Path) -> dict[str, str]:
+    """Return supervisor's section of the default pool."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(directory / "supervisor.conf")
+    return dict(parser["program:typesafe-celery-worker"])
+
+
+def test_a_stop_waits_for_the_hard_limit_and_what_follows_under_both_supervisions(render: Rendered) -> None:
+    for limit, directory in ((60, render()), (300, render(**CHANGED))):
+        # Phase one ends 5 s after the hard limit, phase two takes up to 10 s (app/agents/lifecycle.py, config.py).
+        needed = limit + 5 + 10
+        unit = service(directory, "worker.service")
+        assert int(unit["TimeoutStopSec"][0]) > needed
+        assert int(program(directory)["stopwaitsecs"]) > needed
+        assert int(service(directory, "supervisor.service.conf")["TimeoutStopSec"][0]) > int(unit["TimeoutStopSec"][0])
+
+
+def test_a_stop_reaches_the_main_process_alone(render: Rendered) -> None:
+    directory = render()
+    assert service(directory, "worker.service")["KillMode"] == ["mixed"]
+    assert (program(directory)["stopsignal"], program(directory)["stopasgroup"]) == ("TERM", "false")
+    assert program(directory)["killasgroup"] == "true"
+
+
+def test_both_supervisions_start_the_same_worker(render: Rendered) -> None:
+    directory = render(**CHANGED)
+    under_systemd = service(directory, "worker.service")["ExecStart"][0].replace("@%H", "@HOST")
+    under_supervisor = " ".join(program(directory)["command"].split()).replace("@%(host_node_name)s", "@HOST")
+    assert under_systemd == under_supervisor
+    assert "--concurrency=7" in under_systemd
+    assert "--loglevel=warning" in under_systemd
+
+
+def test_the_settings_reach_worker_and_api_alike(render: Rendered) -> None:
+    directory = render(**CHANGED)
+    settings = (directory / "backend.env").read_text()
+    for line in ("TASK_TIME_LIMIT='300'", "TASK_SOFT_TIME_LIMIT='280'", "TASK_DEFAULT_RATE_LIMIT='100/m'"):
+        assert line in settings
+    for unit in ("worker.service", "api.service", "flower.service"):
+        assert service(directory, unit)["WorkingDirectory"] == ["/opt/typesafe/backend"]
+
+
+def test_secrets_reach_the_units_as_credentials_alone(render: Rendered) -> None:
+    directory = render(**CHANGED)
+    for unit in ("worker.service", "api.service"):
+        assert "GROQ_API_KEY:/etc/typesafe/secrets/GROQ_API_KEY" in service(directory, unit)["LoadCredential"]
+    for file in directory.iterdir():
+        assert "a-key-made-up" not in file.read_text()
+        assert "redis://" not in file.read_text()
+
+
+def test_another_application_needs_another_inventory_only(render: Rendered) -> None:
+    directory = render(app_name="other")
+    for file in directory.iterdir():
+        assert "typesafe" not in file.read_text()
+    assert service(directory, "worker.service")["User"] == ["other"]
