@@ -36,8 +36,10 @@ suite_of() {
 }
 
 image_of() {
-  # The tag carries a digest of this file, so that a change of the definition builds a new image.
-  echo "localhost/testhost:$1-$(sha256sum "$root/scripts/testhost.sh" | cut -c1-12)"
+  # The tag carries a digest of the definition, so that a change of it builds a new image.
+  local definition
+  definition=$(declare -f build_image)$base_packages$cached_packages
+  echo "localhost/testhost:$1-$(sha256sum <<<"$definition" | cut -c1-12)"
 }
 
 build_image() {

@@ -30,7 +30,7 @@ def defaults(bare_environment: pytest.MonkeyPatch) -> dict[str, Any]:  # noqa: A
 
 
 class TestCeleryConfiguration:
-    """The guide's numbers and what DESIGN D4 adds."""
+    """The guide's numbers and what task safety adds."""
 
     def test_name(self) -> None:
         assert celery_app.main == "typesafe_agent"

@@ -1,4 +1,8 @@
-"""Celery's configuration, the same for worker, API, Flower and every command (DESIGN D2)."""
+"""Celery's configuration, the same for worker, API, Flower and every command.
+
+A client that waits for replies also returns unacknowledged messages, after its own visibility timeout: one that was
+configured differently would hand out running tasks again.
+"""
 
 from typing import Any
 
