@@ -82,7 +82,11 @@ def name(host: Host) -> str:
 @pytest.fixture
 def reboot(name: str) -> Callable[[], None]:
     """Shut the host down in order and boot it again."""
-    return lambda: subprocess.run([PROJECT / "scripts/testhost.sh", "reboot", name], check=True, timeout=240) and None
+
+    def run() -> None:
+        subprocess.run([PROJECT / "scripts/testhost.sh", "reboot", name], check=True, timeout=240)
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The API's way into the queue: Celery's own message, pushed through one asyncio Redis connection.
 
-``apply_async`` blocks the event loop, subscribes to each result and retries for 19 s while Redis is down; figures are in
-docs/decisions/0004-enqueue-path.md.
+``apply_async`` blocks the event loop, subscribes to each result and retries for 19 s while Redis is down
+(docs/decisions/0004-enqueue-path.md).
 """
 
 import asyncio

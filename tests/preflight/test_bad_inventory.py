@@ -86,7 +86,9 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         good = {"redis_password": secrets.token_urlsafe(24), "flower_password": secrets.token_urlsafe(24)}
         variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
         hosts[name] = {**variables, "facts": case.facts}
-    children = {group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")}
+    children: dict[str, Any] = {
+        group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
+    }
     inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
 
