@@ -91,10 +91,10 @@ def reboot(name: str) -> Callable[[], None]:
 
 @pytest.fixture
 def converge(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the scenario's converge.yml again on the host under test, with other values."""
+    """Run the scenario's converge.yml again on the host under test, with other options and values."""
 
-    def run(**variables: object) -> subprocess.CompletedProcess[str]:
-        command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
+    def run(*options: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}", *options]
         command += [f"--extra-vars={json.dumps(variables)}", str(SCENARIO / "converge.yml")]
         return subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300

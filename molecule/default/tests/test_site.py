@@ -62,12 +62,15 @@ def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Ho
     assert host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env") == before
 
 
-def test_a_new_redis_password_reaches_everything(
+def test_a_new_password_and_the_guides_topology_reach_everything_and_no_output_shows_a_secret(
     host: Host, api: Api, converge: Converge, secret: Callable[[str], str]
 ) -> None:
-    """Last in this file: the hosts have another password afterwards, and the old one opens nothing."""
-    changed = converge(redis_password=secret("redis_password")[::-1])
+    """Last in this file: the hosts have another password and topology afterwards."""
+    old, new = secret("redis_password"), secret("redis_password")[::-1]
+    changed = converge("-vvv", "--diff", redis_password=new, redis_topology="shared")
     assert changed.returncode == 0, changed.stdout
-    old = host.run(f"REDISCLI_AUTH={secret('redis_password')} redis-cli -p 6380 PING 2>&1").stdout
-    assert "WRONGPASS" in old
+    for password in (old, new, secret("flower_password")):
+        assert password not in changed.stdout
+    assert "WRONGPASS" in host.run(f"REDISCLI_AUTH={old} redis-cli -p 6379 PING 2>&1").stdout
+    host.run_expect([0], "systemctl stop redis-server@broker")
     api.wait(api.enqueue(), seconds=60)
