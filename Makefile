@@ -34,7 +34,7 @@ deploy: ## Install or update everything in INVENTORY
 
 .PHONY: check
 check: setup lint ## Linters and quick tests
-	pytest -q -m "not integration"
+	pytest -q -n auto --dist loadfile -m "not integration"
 
 .PHONY: lint
 lint: ## Linters alone

@@ -199,7 +199,11 @@ class TestStatus:
         assert lonely_api.status(uuid7(age=3500))["status"] == "PENDING"
         assert_refused(lonely_api.client.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
 
-    @pytest.mark.parametrize("task_id", ["abc", str(uuid.uuid4()), "0" * 36, f"{{{uuid7(0)}}}", "%00", "x" * 5000])
+    @pytest.mark.parametrize(
+        "task_id",
+        ["abc", str(uuid.uuid4()), "0" * 36, f"{{{uuid7(0)}}}", "%00", "x" * 5000],
+        ids=["word", "version-4", "zeros", "braces", "nul", "long"],
+    )
     def test_malformed(self, lonely_api: Api, task_id: str) -> None:
         assert_refused(lonely_api.client.get(f"/tasks/status/{task_id}"), 422, "must be a UUID of version 7")
 
