@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, Redis
 
@@ -52,7 +53,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def create_app() -> FastAPI:
     """Build the application and take over the logging of the server that runs it."""
     logging.config.dictConfig(log_config("api", get_settings().log_level))
-    app = FastAPI(title="TypeSafe agent API", lifespan=_lifespan)
+    # Its /docs brings its own scripts: the page works where the browser reaches this host alone.
+    app = FastAPIOffline(title="TypeSafe agent API", redoc_url=None, lifespan=_lifespan)
     app.add_middleware(
         CorrelationIdMiddleware, validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None
     )

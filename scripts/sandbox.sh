@@ -49,6 +49,10 @@ up() {
   step "Install the platform (ansible-playbook site.yml)" "mend what the failed task names and run make sandbox again." deploy
   step "Send a task through the API and wait for SUCCESS" "see docs/runbooks or journalctl on the host." \
     ansible-playbook --inventory inventories/sandbox playbooks/smoke.yml
+  local task
+  task=$(curl --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \
+    --header 'Content-Type: application/json' --data '{"data": {"key": "value"}}' | grep -oP '"task_id":"\K[^"]+') ||
+    die "the API does not answer on 127.0.0.1:8000, although it does inside the host: see scripts/podman.sh port $name."
   cat <<TEXT
 
 Ready after $((SECONDS - started)) s.
@@ -60,7 +64,7 @@ Ready after $((SECONDS - started)) s.
 Try next:
 
   curl -X POST http://127.0.0.1:8000/tasks/enqueue -H 'Content-Type: application/json' -d '{"data": {"key": "value"}}'
-  curl http://127.0.0.1:8000/tasks/status/TASK_ID        # the task_id that the line above answered
+  curl http://127.0.0.1:8000/tasks/status/$task
   curl http://127.0.0.1:8000/health/celery
   curl http://127.0.0.1:8000/metrics/celery
   curl -u admin:\$(cat ${secrets#"$root"/}/flower_password) http://127.0.0.1:5555/flower/api/workers

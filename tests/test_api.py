@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import subprocess
 import sys
 import time
@@ -271,7 +272,12 @@ class TestSurface:
         assert_refused(lonely_api.client.get("/tasks/enqueue"), 405, "Method Not Allowed")
 
     def test_documentation(self, lonely_api: Api) -> None:
-        assert lonely_api.client.get("/docs").status_code == 200
+        page = lonely_api.client.get("/docs")
+        assert page.status_code == 200
+        # The browser may reach this host alone.
+        assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(assets) >= 3
+        assert [lonely_api.client.get(asset).status_code for asset in assets] == [200] * len(assets)
         paths = lonely_api.client.get("/openapi.json").json()["paths"]
         enqueue = paths["/tasks/enqueue"]["post"]
         schema = enqueue["requestBody"]["content"]["application/json"]["schema"]
