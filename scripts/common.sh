@@ -19,7 +19,7 @@ as_root() {
 step() {
   local name=$1 hint=$2 log started
   shift 2
-  log="$log_directory/$(tr -cs 'A-Za-z0-9' '-' <<<"$name").log"
+  log="$log_directory/${name//[^A-Za-z0-9]/-}.log"
   started=$SECONDS
   printf '  %-58s' "$name"
   if "$@" >"$log" 2>&1; then
