@@ -1,7 +1,12 @@
 """A worker application with tasks that misbehave: ``celery -A tests.faulty_worker worker``."""
 
+import os
 import random
+import signal
 import time
+from typing import Any
+
+from celery import Task
 
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
@@ -12,6 +17,21 @@ def endless() -> None:
     """Run past every limit that the settings know."""
     while True:
         time.sleep(0.1)
+
+
+@celery_app.task(bind=True, default_retry_delay=1)
+def dying(self: Task[Any, Any], deaths: int) -> str:
+    """Kill the process that runs it, as the kernel does when memory is short, in each of the first runs."""
+    if self.request.retries < deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+@celery_app.task
+def sleeping(seconds: float) -> str:
+    """Work for a while without looking at anything."""
+    time.sleep(seconds)
+    return "done"
 
 
 def _fail_first_attempt() -> float:

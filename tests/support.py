@@ -75,11 +75,12 @@ class Program:
 
 
 class RedisServer:
-    """A private Redis with a password of its own and no persistence."""
+    """A private Redis with a password of its own; what it holds survives a restart if it is ``durable``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, durable: bool = False) -> None:
         """Choose port and password and start it."""
         self.directory = directory
+        self.durable = durable
         self.port = free_port()
         self.password = secrets.token_hex(16)
         self.start()
@@ -89,6 +90,7 @@ class RedisServer:
         config = self.directory / "redis.conf"
         config.write_text(
             f'port {self.port}\nbind 127.0.0.1\nrequirepass {self.password}\nsave ""\ndir {self.directory}\n'
+            f"appendonly {'yes' if self.durable else 'no'}\n"
         )
         self.program = Program(["redis-server", str(config)], self.directory / "redis.log")
         self.program.wait_for_output("Ready to accept connections")

@@ -38,6 +38,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_soft_time_limit": settings.task_soft_time_limit,
         "task_time_limit": settings.task_time_limit,
         "task_acks_late": True,
+        # A task whose process was killed is retried like any other; rejecting it instead would repeat it for ever.
+        "task_retry_on_worker_lost": True,
         "task_default_rate_limit": settings.task_default_rate_limit,
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
         # Worker
