@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from celery import Task
+from celery.worker.control import control_command
 
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
@@ -32,6 +33,13 @@ def sleeping(seconds: float) -> str:
     """Work for a while without looking at anything."""
     time.sleep(seconds)
     return "done"
+
+
+@control_command()
+def freeze(_state: Any, seconds: float = 60) -> str:
+    """Hold the worker's main loop, as a dead lock in it would."""
+    time.sleep(seconds)
+    return "thawed"
 
 
 def _fail_first_attempt() -> float:

@@ -1,4 +1,4 @@
-"""A worker's life: memory shared with its children, systemd notifications, stop in two phases.
+"""A worker's life: memory shared with its children, stop in two phases.
 
 TERM finishes what runs (warm). What has not finished SECOND_PHASE_MARGIN after the hard limit, because it has longer
 limits of its own or its process is stuck, is requeued (cold, by QUIT to ourselves). Done inside the process so that
@@ -12,8 +12,9 @@ import threading
 from typing import Any
 
 from celery import signals
-from cysystemd.daemon import Notification, notify
+from cysystemd.daemon import Notification
 
+from app.agents import systemd
 from app.settings import get_settings
 
 # Seconds between the moment the last task must have ended and QUIT.
@@ -25,7 +26,6 @@ _stopping = threading.Event()
 def connect() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
     signals.worker_init.connect(_share_memory)
-    signals.worker_ready.connect(_ready)
     signals.worker_shutting_down.connect(_shutting_down)
 
 
@@ -35,21 +35,12 @@ def _share_memory(**_: Any) -> None:
     gc.freeze()
 
 
-def _ready(**_: Any) -> None:
-    _tell_systemd(Notification.READY)
-
-
 def _shutting_down(how: str, **_: Any) -> None:
     if how != "Warm" or _stopping.is_set():
         return
     _stopping.set()
-    _tell_systemd(Notification.STOPPING)
+    systemd.tell(Notification.STOPPING)
     delay = get_settings().task_time_limit + SECOND_PHASE_MARGIN
     second_phase = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGQUIT))
     second_phase.daemon = True
     second_phase.start()
-
-
-def _tell_systemd(notification: Notification) -> None:
-    if "NOTIFY_SOCKET" in os.environ:
-        notify(notification)

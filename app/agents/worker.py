@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from app.agents import command_line, kombu_workaround, lifecycle, task_logs
+from app.agents import command_line, kombu_workaround, lifecycle, systemd, task_logs
 from app.agents.config import DEFAULT_MAX_RETRIES, celery_config
 from app.settings import get_settings
 
@@ -13,4 +13,5 @@ celery_app.Task.max_retries = DEFAULT_MAX_RETRIES
 kombu_workaround.apply()
 task_logs.connect()
 lifecycle.connect()
+systemd.install(celery_app)
 command_line.prepare()

@@ -49,6 +49,7 @@ CASES = {
         {"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]
     ),
     "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
+    "watchdog-too-short": Case({"celery_worker_watchdog_seconds": 1}, ["celery_worker_watchdog_seconds is 1", "10"]),
     "limits-the-wrong-way-round": Case(
         {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]
     ),

@@ -81,6 +81,17 @@ def test_a_killed_worker_comes_back(host: Host, api: Api, worker: Supervision) -
     api.wait(api.enqueue())
 
 
+def test_a_worker_that_hangs_is_restarted(host: Host, api: Api, supervised: bool, worker: Supervision) -> None:
+    if supervised:
+        return  # supervisor looks only whether the process exists
+    status = host.check_output("systemctl show --value --property StatusText typesafe-celery")
+    assert status.startswith("Consuming; 0 of 2 processes busy")
+    before = worker.pid()
+    host.run(f"kill -STOP {before}")
+    wait_for(lambda: worker.pid() not in (0, before), "a new worker", 30)
+    api.wait(api.enqueue())
+
+
 def test_neither_command_line_nor_environment_shows_the_password(
     host: Host, worker: Supervision, secret: Callable[[str], str]
 ) -> None:
