@@ -48,4 +48,4 @@ lint: ## Linters alone
 .PHONY: test
 test: check ## Everything that must pass: check, integration tests, all Molecule scenarios
 	pytest -q -m integration
-	@for scenario in $(SCENARIOS); do molecule test --scenario-name $$scenario || exit 1; done
+	@for scenario in $(SCENARIOS); do molecule test --no-command-borders --scenario-name $$scenario || exit 1; done
