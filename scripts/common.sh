@@ -17,12 +17,20 @@ as_root() {
 
 # step NAME HINT COMMAND...: runs the command with its output in a log file; HINT ends the error when it fails.
 step() {
-  local name=$1 hint=$2 log started
+  local name=$1 hint=$2 log started status
   shift 2
   log="$log_directory/${name//[^A-Za-z0-9]/-}.log"
   started=$SECONDS
   printf '  %-58s' "$name"
-  if "$@" >"$log" 2>&1; then
+  # Not as the condition of an if: there, bash would ignore that a command in the middle of a function fails.
+  set +e
+  (
+    set -e
+    "$@"
+  ) >"$log" 2>&1
+  status=$?
+  set -e
+  if [ "$status" -eq 0 ]; then
     printf '%4d s\n' $((SECONDS - started))
   else
     printf 'failed\n\n' >&2

@@ -53,6 +53,9 @@ make_environment() {
 }
 
 check_system
-packages_are_installed || step "Install system packages" "check the network and that no other apt runs." install_packages
-sha256sum --check --status "$root/.venv/$requirements.installed" 2>/dev/null ||
+if ! packages_are_installed; then
+  step "Install system packages" "check the network and that no other apt runs." install_packages
+fi
+if ! sha256sum --check --status "$root/.venv/$requirements.installed" 2>/dev/null; then
   step "Install Python packages ($requirements)" "check the network." make_environment
+fi
