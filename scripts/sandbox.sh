@@ -47,7 +47,7 @@ up() {
   step "Start the host" "see scripts/podman.sh logs $name." scripts/testhost.sh start "$name" debian13 \
     --publish 127.0.0.1:2222:22 --publish 127.0.0.1:8000:8000 --publish 127.0.0.1:5555:5555
   step "Install the platform (ansible-playbook site.yml)" "mend what the failed task names and run make sandbox again." deploy
-  step "Send a task through the API and wait for SUCCESS" "see docs/runbooks or journalctl on the host." \
+  step "Send a task through the API and wait for SUCCESS" "see scripts/podman.sh exec $name journalctl -u typesafe-celery -u typesafe-api -n 50." \
     ansible-playbook --inventory inventories/sandbox playbooks/smoke.yml
   local task
   task=$(curl --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \
