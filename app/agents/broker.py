@@ -1,0 +1,67 @@
+"""What lies in the broker, and the scripts that change several of its keys at once.
+
+========================  ======  ===========================================================================
+``<queue>``               list    messages that wait; pushed on the left, taken from the right
+``unacked:<node>:<queue>`` list   messages that a worker holds: taken from ``<queue>`` in one step, never in
+                                  its memory alone
+``unacked_leases``        zset    the lists above, by the time of their worker's last sign of life
+``accepted``              hash    task id -> number of its messages in the broker; the answer to "is it still
+                                  on its way?"
+``dead_letters``          list    messages that no worker will run, each with the reason
+``idempotency:<digest>``  string  the task that a client's Idempotency-Key has made
+========================  ======  ===========================================================================
+
+A script runs as a whole or not at all, and its writes reach the append-only file together.
+"""
+
+ACCEPTED = "accepted"
+DEAD_LETTERS = "dead_letters"
+LEASES = "unacked_leases"
+UNACKED = "unacked:"
+IDEMPOTENCY = "idempotency:"
+
+# KEYS queue, accepted[, idempotency key]; ARGV message, task id[, value, seconds to keep].
+# Returns the idempotency key's earlier value, or nothing when the message was pushed.
+ENQUEUE = """
+if KEYS[3] then
+  local earlier = redis.call('SET', KEYS[3], ARGV[3], 'NX', 'GET', 'EX', ARGV[4])
+  if earlier then return earlier end
+end
+redis.call('HINCRBY', KEYS[2], ARGV[2], 1)
+redis.call('LPUSH', KEYS[1], ARGV[1])
+return false
+"""
+
+# KEYS unacked list, accepted; ARGV message, task id. Nothing happens when the message is not there any more.
+ACKNOWLEDGE = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 and redis.call('HINCRBY', KEYS[2], ARGV[2], -1) <= 0 then
+  redis.call('HDEL', KEYS[2], ARGV[2])
+end
+"""
+
+# KEYS unacked list, queue; ARGV message, the message with what changed of it. It will be the next to be taken.
+REQUEUE = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+  redis.call('RPUSH', KEYS[2], ARGV[2])
+  return 1
+end
+return 0
+"""
+
+# KEYS unacked list, dead letters, accepted; ARGV message, dead letter, task id.
+BURY = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+  redis.call('LPUSH', KEYS[2], ARGV[2])
+  if redis.call('HINCRBY', KEYS[3], ARGV[3], -1) <= 0 then redis.call('HDEL', KEYS[3], ARGV[3]) end
+end
+"""
+
+
+def unacked_list(node: str, queue: str) -> str:
+    """Return the name of the list of messages that ``node`` has taken from ``queue``."""
+    return f"{UNACKED}{node}:{queue}"
+
+
+def queue_of(unacked: str) -> str:
+    """Return the queue that the messages of an unacked list came from."""
+    return unacked.removeprefix(UNACKED).partition(":")[2]
