@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Task
@@ -26,6 +27,35 @@ def dying(self: Task[Any, Any], deaths: int) -> str:
     if self.request.retries < deaths:
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
+
+
+@celery_app.task(default_retry_delay=0)
+def dying_until(mended: str) -> str:
+    """Kill the process that runs it until the file ``mended`` exists."""
+    if not Path(mended).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+@celery_app.task
+def fatal() -> None:
+    """Kill the whole worker, if it runs tasks in threads."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@celery_app.task
+def greedy() -> None:
+    """Ask for more memory than there is."""
+    raise MemoryError
+
+
+@celery_app.task
+def recorded(name: object, ledger: str, seconds: float) -> None:
+    """Write down start and end in a file, outside of Redis."""
+    with Path(ledger).open("a") as file:
+        print("start", name, file=file, flush=True)
+        time.sleep(seconds)
+        print("end", name, file=file, flush=True)
 
 
 @celery_app.task

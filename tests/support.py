@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import httpx
 import redis
 
+from app.agents.broker import LEASES, UNACKED
+
 REPOSITORY = Path(__file__).parent.parent
 T = TypeVar("T")
 
@@ -116,10 +118,17 @@ class RedisServer:
         return {"CELERY_BROKER_URL": self.url(broker), "CELERY_RESULT_BACKEND": self.url(results)}
 
 
-def start_worker(log: Path, env: dict[str, str], app: str = "app.agents.worker", name: str = "test") -> Program:
-    """Start a worker with two children and wait until it is ready."""
+def nothing_is_held(broker: redis.Redis) -> bool:
+    """Tell whether no worker, alive or dead, has a message in its hands."""
+    return [key for key in broker.scan_iter(f"{UNACKED}*") if key != LEASES] == []
+
+
+def start_worker(
+    log: Path, env: dict[str, str], *options: str, app: str = "app.agents.worker", name: str = "test"
+) -> Program:
+    """Start a worker with two children, unless ``options`` say otherwise, and wait until it takes tasks."""
     command = [sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel=info", "-c", "2", "-n", f"{name}@%h"]
-    worker = Program(command, log, env)
+    worker = Program([*command, *options], log, env)
     worker.wait_for_output("ready.")
     return worker
 

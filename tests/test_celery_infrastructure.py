@@ -70,9 +70,6 @@ class TestCeleryConfiguration:
     def test_retries_apply_to_tasks_without_their_own(self) -> None:
         assert celery_app.Task.max_retries == 3
 
-    def test_message_counts_as_lost_after_limit_countdown_and_margin(self, defaults: dict[str, Any]) -> None:
-        assert defaults["broker_transport_options"]["visibility_timeout"] == 90
-
     def test_task_killed_with_its_child_is_not_redelivered_for_ever(self) -> None:
         assert not celery_app.conf.task_reject_on_worker_lost
 
@@ -84,7 +81,6 @@ class TestCeleryConfiguration:
         bare_environment.setenv("TASK_ROUTES", '{"a.b": "slow"}')
         config = celery_config(Settings())
         assert config["task_time_limit"] == 100
-        assert config["broker_transport_options"]["visibility_timeout"] == 130
         assert config["task_routes"] == {"a.b": {"queue": "slow"}}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.agents.config import DEFAULT_QUEUE, SOFT_SHUTDOWN_TIMEOUT
 from app.agents.lifecycle import SECOND_PHASE_MARGIN
-from tests.support import Api, Program, RedisServer, start_worker, wait_until
+from tests.support import Api, Program, RedisServer, nothing_is_held, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -140,7 +140,7 @@ class TestStop:
                 states = [api.status(other)["status"] for other in waiting]
                 assert set(states) == {"SUCCESS", "PENDING"}
                 assert redis_server.client(6).llen(DEFAULT_QUEUE) == states.count("PENDING")
-                assert redis_server.client(6).hlen("unacked") == 0
+                assert nothing_is_held(redis_server.client(6))
                 assert worker.log_lines()[-1]["service"] == "celery_worker"
             finally:
                 worker.stop()
@@ -156,7 +156,7 @@ class TestStop:
         assert worker.stop(signal.SIGTERM) == 0
         assert time.monotonic() - started < 2 + SECOND_PHASE_MARGIN + SOFT_SHUTDOWN_TIMEOUT + 5
         assert redis_server.client(8).llen(DEFAULT_QUEUE) == 1
-        assert redis_server.client(8).hlen("unacked") == 0
+        assert nothing_is_held(redis_server.client(8))
 
 
 def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path: Path) -> None:

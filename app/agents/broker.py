@@ -32,6 +32,15 @@ redis.call('LPUSH', KEYS[1], ARGV[1])
 return false
 """
 
+# KEYS and ARGV as for ENQUEUE, for a message that Redis may have forgotten. Nothing happens when it is there.
+ENQUEUE_AGAIN = """
+if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
+if KEYS[3] then redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[4]) end
+redis.call('HINCRBY', KEYS[2], ARGV[2], 1)
+redis.call('LPUSH', KEYS[1], ARGV[1])
+return 1
+"""
+
 # KEYS unacked list, accepted; ARGV message, task id. Nothing happens when the message is not there any more.
 ACKNOWLEDGE = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 and redis.call('HINCRBY', KEYS[2], ARGV[2], -1) <= 0 then
@@ -54,6 +63,29 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('LPUSH', KEYS[2], ARGV[2])
   if redis.call('HINCRBY', KEYS[3], ARGV[3], -1) <= 0 then redis.call('HDEL', KEYS[3], ARGV[3]) end
 end
+"""
+
+# KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
+# ARGV number of lists. Redis's own clock counts: hosts may disagree.
+RENEW = """
+local now = tonumber(redis.call('TIME')[1])
+for i = 2, ARGV[1] + 1 do redis.call('ZADD', KEYS[1], now, KEYS[i]) end
+redis.call('TOUCH', unpack(KEYS))
+"""
+
+# KEYS leases. Returns the lists with the seconds since their worker's last sign of life.
+LEASE_AGES = """
+local now = tonumber(redis.call('TIME')[1])
+local ages = {}
+for i, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')) do
+  ages[i] = i % 2 == 1 and entry or now - tonumber(entry)
+end
+return ages
+"""
+
+# KEYS leases, unacked list. The last one out forgets the lease.
+FORGET = """
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('ZREM', KEYS[1], KEYS[2]) end
 """
 
 

@@ -1,8 +1,4 @@
-"""Celery's configuration, the same for worker, API, Flower and every command.
-
-A client that waits for replies also returns unacknowledged messages, after its own visibility timeout: one that was
-configured differently would hand out running tasks again.
-"""
+"""Celery's configuration, the same for worker, API, Flower and every command."""
 
 from typing import Any
 
@@ -12,10 +8,6 @@ TASK_MODULES = ("app.agents.tasks.example_task",)
 DEFAULT_QUEUE = "celery"
 DEFAULT_MAX_RETRIES = 3
 
-# The last back-off of a task with three retries, 2 ** 3 seconds. A task that waits for it is unacknowledged.
-LONGEST_COUNTDOWN = 8
-# Seconds on top of hard limit and countdown before a message counts as lost; 90 in all with the default limits.
-VISIBILITY_MARGIN = 22
 # Seconds that a cold stop (QUIT) lets running tasks finish before it requeues them.
 SOFT_SHUTDOWN_TIMEOUT = 10
 
@@ -42,7 +34,17 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_retry_on_worker_lost": True,
         "task_default_rate_limit": settings.task_default_rate_limit,
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
+        # One that has succeeded does not run again when its message comes a second time.
+        "worker_deduplicate_successful_tasks": True,
+        # A retry is pushed however long Redis is away; the task's hard limit ends the wait.
+        "task_publish_retry_policy": {
+            "max_retries": None,
+            "interval_start": 0.1,
+            "interval_step": 0.2,
+            "interval_max": 1,
+        },
         # Worker
+        "worker_consumer": "app.agents.consumer:Consumer",
         "worker_concurrency": settings.worker_concurrency,
         "worker_prefetch_multiplier": settings.worker_prefetch_multiplier,
         "worker_max_tasks_per_child": settings.worker_max_tasks_per_child,
@@ -53,18 +55,20 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
-            "visibility_timeout": settings.task_time_limit + LONGEST_COUNTDOWN + VISIBILITY_MARGIN,
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
+            # One list for each queue: what a worker takes lies in one place.
+            "priority_steps": [0],
+            # Seconds until a connection that is cut without a word is noticed.
+            "health_check_interval": 5,
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
             "socket_keepalive": True,
         },
-        # Results: stored before the message is acknowledged, so a short outage of Redis is worth waiting out.
+        # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).
         "result_expires": settings.result_expires,
         "result_extended": True,
         "result_backend_always_retry": True,
-        "result_backend_max_retries": 10,
+        "result_backend_max_sleep_between_retries_ms": 1000,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_start": 0}},
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 5,
         "redis_retry_on_timeout": True,

@@ -2,15 +2,18 @@
 
 from celery import Celery
 
-from app.agents import command_line, kombu_workaround, lifecycle, systemd, task_logs
+from app.agents import command_line, deliveries, lifecycle, results, systemd, task_logs, transport
 from app.agents.config import DEFAULT_MAX_RETRIES, celery_config
 from app.settings import get_settings
 
 celery_app = Celery("typesafe_agent")
 celery_app.conf.update(celery_config(get_settings()))
 celery_app.Task.max_retries = DEFAULT_MAX_RETRIES
+celery_app.Task.Request = "app.agents.request:Request"
 
-kombu_workaround.apply()
+transport.install()
+results.install(celery_app)
+deliveries.install(celery_app)
 task_logs.connect()
 lifecycle.connect()
 systemd.install(celery_app)

@@ -1,0 +1,66 @@
+"""The worker's consumer: what it cannot run becomes a dead letter that says why, and it reconnects soon."""
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery.worker import consumer
+from redis.exceptions import RedisError
+
+from app.agents.deliveries import deliveries
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two attempts to connect; Celery's own grow to 30.
+FIRST_RETRY, NEXT_RETRY, LONGEST_RETRY = 0.5, 0.5, 2
+
+
+class Consumer(consumer.Consumer):
+    """Celery's consumer, used through the setting ``worker_consumer``."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Try to connect until it succeeds."""
+        conn.ensure_connection = partial(
+            conn.ensure_connection,
+            interval_start=FIRST_RETRY,
+            interval_step=NEXT_RETRY,
+            interval_max=LONGEST_RETRY,
+        )
+        return super().ensure_connected(conn)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a handler that no message can crash."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_or_bury(message: Any) -> None:
+            try:
+                handle(message)
+            except (RedisError, OSError):
+                raise
+            except Exception as error:
+                logger.exception("A message cannot be handled")
+                deliveries.bury(message.delivery_tag, f"It cannot be handled: {type(error).__name__}: {error}")
+                if not message.acknowledged:
+                    message.reject()  # or it would count against the prefetch limit for ever
+
+        return handle_or_bury
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """It names no task."""
+        deliveries.bury(message.delivery_tag, "It names no task.")
+        super().on_unknown_message(body, message)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """No task of that name is known here."""
+        deliveries.bury(message.delivery_tag, f"The worker knows no task named {exc}.")
+        super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """The message has not the form of a task."""
+        deliveries.bury(message.delivery_tag, f"It is no valid task: {exc}")
+        super().on_invalid_task(body, message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """The body cannot be decoded, or is of a type that is not accepted."""
+        deliveries.bury(message.delivery_tag, f"It cannot be decoded: {exc}")
+        super().on_decode_error(message, exc)

@@ -1,0 +1,109 @@
+"""The dead letters, for an operator: ``python -m app.agents.dead_letters list|requeue|drop``."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import redis
+from kombu.utils.json import dumps, loads
+
+from app.agents import broker
+from app.agents.worker import celery_app
+from app.settings import get_settings
+
+# KEYS dead letters, queue, accepted; ARGV dead letter, message, task id.
+REQUEUE = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+  redis.call('LPUSH', KEYS[2], ARGV[2])
+  if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[3], ARGV[3], 1) end
+  return 1
+end
+return 0
+"""
+
+every = click.option("--all", "every", is_flag=True, help="All dead letters.")
+ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+
+
+@click.group()
+def main() -> None:
+    """Look after messages that no worker will run."""
+
+
+@main.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with the whole message.")
+def list_letters(as_json: bool) -> None:
+    """Show id, time, queue, task and reason of each; the newest first."""
+    count = 0
+    for _, letter in _letters(_connect()):
+        count += 1
+        if as_json:
+            click.echo(json.dumps(letter))
+        else:
+            click.echo(
+                "  ".join([letter["id"], letter["time"], letter["queue"], letter["task"] or "-", letter["reason"]])
+            )
+    if not as_json:
+        click.echo(f"{count} dead letters.")
+
+
+@main.command()
+@ids
+@every
+def requeue(ids: tuple[str, ...], every: bool) -> None:
+    """Put dead letters back into their queues, as if they had never run."""
+    client = _connect()
+    for raw, letter in _chosen(client, ids, every):
+        message, task_id = _as_new(base64.b64decode(letter["message"]))
+        if task_id:
+            celery_app.backend.forget(task_id)  # the failure that is stored of it
+        keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
+        if client.eval(REQUEUE, len(keys), *keys, raw, message, task_id):
+            click.echo(f"{letter['id']} is in the queue {letter['queue']} again.")
+
+
+@main.command()
+@ids
+@every
+def drop(ids: tuple[str, ...], every: bool) -> None:
+    """Delete dead letters for good."""
+    client = _connect()
+    for raw, letter in _chosen(client, ids, every):
+        if client.lrem(broker.DEAD_LETTERS, 1, raw.decode()):
+            click.echo(f"{letter['id']} is deleted.")
+
+
+def _connect() -> redis.Redis:
+    return redis.Redis.from_url(get_settings().celery_broker_url.get_secret_value())
+
+
+def _letters(client: redis.Redis) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    entries: list[bytes] = client.lrange(broker.DEAD_LETTERS, 0, -1)  # type: ignore[assignment]
+    for raw in entries:
+        yield raw, json.loads(raw)
+
+
+def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tuple[bytes, dict[str, Any]]]:
+    if bool(ids) == every:
+        raise click.UsageError("Name the ids that `list` shows, or give --all.")
+    letters = list(_letters(client))
+    unknown = set(ids) - {letter["id"] for _, letter in letters}
+    if unknown:
+        raise click.UsageError(f"There is no dead letter with the id {', '.join(sorted(unknown))}; see `list`.")
+    return [(raw, letter) for raw, letter in letters if every or letter["id"] in ids]
+
+
+def _as_new(raw: bytes) -> tuple[bytes | str, str]:
+    """Return the message without its history, and its task's id; one that is no message stays as it is."""
+    try:
+        message = loads(raw.decode())
+        message["headers"].update(retries=0, redeliveries=0)
+        return dumps(message), str(message["headers"].get("id") or "")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return raw, ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The messages that this worker holds, and the way back for those of a worker that died.
+
+A message lies in its worker's unacked list from the moment it leaves the queue until its result is stored. Each worker
+renews the lease of its lists every second. When it comes back after its death, it requeues what its lists hold; when it
+does not, any other worker does, once no process of the dead one can run any more.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery, bootsteps, signals, states
+from celery.exceptions import WorkerLostError
+from celery.worker import state as worker_state
+from kombu.utils.json import dumps, loads
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from app.agents import broker
+from app.agents.redis_connection import Connection
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two signs of life, and between two looks for workers that gave none.
+RENEW_INTERVAL = 1.0
+SWEEP_INTERVAL = 5.0
+# Seconds on top of a task's hard limit before another worker takes it from a worker that is silent: its clock may have
+# started a little later than the last sign of life, and killing takes time. With SWEEP_INTERVAL below 30 in all.
+LEASE_MARGIN = 15
+# A message that was in the hands of that many workers when they died is what kills them.
+MAX_REDELIVERIES = 10
+# Seconds until an unanswered command counts as failed; the main loop waits that long.
+REDIS_TIMEOUT = 2
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message in this worker's hands."""
+
+    unacked: str
+    raw: bytes
+    task_id: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What Redis is to be told of a delivery."""
+
+    tag: str
+    script: str
+    keys: list[str]
+    arguments: list[str | bytes]
+
+
+class Deliveries:
+    """What this worker process has taken and not yet given back; used by its main loop and its pool's threads."""
+
+    _app: Celery
+
+    def __init__(self) -> None:
+        """Hold nothing; what is no worker never does."""
+        self._client: redis.Redis | None = None
+        self._node = ""
+        self._unacked: dict[str, str] = {}  # queue -> our list
+        self._held: dict[str, Delivery] = {}
+        # What Redis could not be told at the time; done as soon as it can.
+        self._postponed: deque[Notice] = deque()
+        self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
+
+    def serve(self, app: Celery, node: str) -> None:
+        """Become a worker of ``app``, whose name must be its own and stay the same after a restart."""
+        self._app, self._node = app, node
+
+    @property
+    def serving(self) -> bool:
+        """Tell whether this process is a worker."""
+        return bool(self._node)
+
+    def unacked_list(self, queue: str) -> str:
+        """Return the list that a message from ``queue`` must be moved to, and keep its lease from now on."""
+        if queue not in self._unacked:
+            self._unacked[queue] = broker.unacked_list(self._node, queue)
+            self._renew_leases()
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
+                self._keeper.start()
+        return self._unacked[queue]
+
+    def take(self, queue: str, raw: bytes, task_id: str) -> str | None:
+        """Take charge of a message that was moved to our list; return its delivery tag.
+
+        Nothing is returned for one that is in our hands already: Redis has lost the end of its append-only file.
+        """
+        if any(delivery.raw == raw for delivery in self._held.values()):
+            return None
+        tag = str(uuid.uuid4())
+        self._held[tag] = Delivery(self._unacked[queue], raw, task_id)
+        return tag
+
+    def acknowledge(self, tag: str) -> None:
+        """The message is done with."""
+        if delivery := self._held.get(tag):
+            keys = [delivery.unacked, broker.ACCEPTED]
+            self._tell(Notice(tag, broker.ACKNOWLEDGE, keys, [delivery.raw, delivery.task_id]))
+
+    def requeue(self, tag: str) -> None:
+        """Give the message back; it is the next to be taken."""
+        if delivery := self._held.get(tag):
+            keys = [delivery.unacked, broker.queue_of(delivery.unacked)]
+            self._tell(Notice(tag, broker.REQUEUE, keys, [delivery.raw, delivery.raw]))
+
+    def bury(self, tag: str, reason: str) -> None:
+        """Put the message where only an operator takes it from."""
+        if delivery := self._held.get(tag):
+            keys = [delivery.unacked, broker.DEAD_LETTERS, broker.ACCEPTED]
+            self._tell(Notice(tag, broker.BURY, keys, _dead_letter(delivery.unacked, delivery.raw, reason)))
+
+    def reclaim(self) -> None:
+        """Requeue what lies in our lists but is not in our hands: of an earlier life, or of a lost connection.
+
+        To be called only while no message can be on its way to us.
+
+        Raises:
+            redis.exceptions.RedisError: the broker does not answer.
+        """
+        self._flush()
+        held = {delivery.raw for delivery in self._held.values()}
+        for unacked in self._unacked.values():
+            if self._redis.llen(unacked) != sum(delivery.unacked == unacked for delivery in self._held.values()):
+                for raw in self._messages(unacked):
+                    if raw not in held:
+                        self._return(unacked, raw)
+
+    def keep_only_running(self) -> None:
+        """Let go of messages whose tasks have not begun: Celery has dropped them with its connection."""
+        running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
+        postponed = {notice.tag for notice in self._postponed}
+        self._held = {tag: held for tag, held in self._held.items() if tag in running or tag in postponed}
+
+    def give_back(self) -> None:
+        """Requeue everything; nothing of it runs any more."""
+        try:
+            for tag in tuple(self._held):
+                self.requeue(tag)
+            self.reclaim()
+        except RedisError as error:
+            logger.warning("Messages will be requeued when this worker is back: %s", error)
+
+    @property
+    def _redis(self) -> redis.Redis:
+        if self._client is None:
+            self._client = redis.Redis.from_url(
+                self._app.conf.broker_url,
+                connection_class=Connection,
+                socket_timeout=REDIS_TIMEOUT,
+                socket_connect_timeout=REDIS_TIMEOUT,
+                retry=Retry(NoBackoff(), 1),  # the second try goes through a new connection
+            )
+        return self._client
+
+    def _messages(self, unacked: str) -> list[bytes]:
+        messages: list[bytes] = self._redis.lrange(unacked, 0, -1)  # type: ignore[assignment]
+        return messages
+
+    def _tell(self, notice: Notice) -> None:
+        self._postponed.append(notice)
+        try:
+            self._flush()
+        except RedisError as error:
+            logger.warning("Redis will be told later what became of a message: %s", error)
+
+    def _flush(self) -> None:
+        with self._lock:
+            while self._postponed:
+                notice = self._postponed[0]
+                self._redis.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
+                self._postponed.popleft()
+                self._held.pop(notice.tag, None)
+
+    def _keep(self) -> None:
+        swept = 0.0
+        while True:
+            try:
+                self._renew_leases()
+                self._flush()
+                if time.monotonic() - swept > SWEEP_INTERVAL:
+                    swept = time.monotonic()
+                    self._sweep()
+            except RedisError as error:
+                logger.debug("Leases were not renewed: %s", error)
+            except Exception:
+                logger.exception("Leases were not renewed")
+            time.sleep(RENEW_INTERVAL)
+
+    def _renew_leases(self) -> None:
+        lists = list(self._unacked.values())
+        bindings = [f"_kombu.binding.{exchange}" for exchange in (*self._unacked, "celery.pidbox", "celeryev")]
+        keys = [broker.LEASES, *lists, *self._unacked, *bindings, broker.ACCEPTED, broker.DEAD_LETTERS]
+        self._redis.eval(broker.RENEW, len(keys), *keys, len(lists))
+
+    def _sweep(self) -> None:
+        """Requeue the messages of workers that have been silent for longer than their tasks may run."""
+        found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
+        for unacked, age in zip(map(bytes.decode, found[::2]), found[1::2], strict=True):
+            if unacked in self._unacked.values() or age <= LEASE_MARGIN:
+                continue
+            for raw in self._messages(unacked):
+                if age > _time_limit(raw, self._app.conf.task_time_limit) + LEASE_MARGIN:
+                    self._return(unacked, raw)
+            self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+
+    def _return(self, unacked: str, raw: bytes) -> None:
+        """Requeue a message whose worker died, unless it is what kills them."""
+        try:
+            message = loads(raw.decode())
+            deaths = message["headers"]["redeliveries"] = int(message["headers"].get("redeliveries", 0)) + 1
+            # How a task that has succeeded already is recognized (worker_deduplicate_successful_tasks).
+            message["properties"]["delivery_info"]["redelivered"] = True
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self._bury(unacked, raw, "It is not a message of Celery's.")
+            return
+        task_id = str(message["headers"].get("id"))
+        if deaths <= MAX_REDELIVERIES:
+            logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id)
+            self._redis.eval(broker.REQUEUE, 2, unacked, broker.queue_of(unacked), raw, dumps(message))
+            return
+        reason = f"{deaths} workers died while they held it."
+        self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
+        self._bury(unacked, raw, reason)
+
+    def _bury(self, unacked: str, raw: bytes, reason: str) -> None:
+        keys = (unacked, broker.DEAD_LETTERS, broker.ACCEPTED)
+        self._redis.eval(broker.BURY, len(keys), *keys, *_dead_letter(unacked, raw, reason))
+
+
+deliveries = Deliveries()
+
+
+def install(app: Celery) -> None:
+    """Make workers of ``app`` look after their messages."""
+    signals.celeryd_init.connect(_serve)
+    app.steps["consumer"].add(GiveBack)
+
+
+def _serve(sender: str, instance: Any, **_: Any) -> None:
+    deliveries.serve(instance.app, sender)
+
+
+class GiveBack(bootsteps.StartStopStep):
+    """At the end of a worker, requeues what has not run."""
+
+    def shutdown(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Called when the pool is gone already: nothing can run twice."""
+        deliveries.give_back()
+
+
+def _dead_letter(unacked: str, raw: bytes, reason: str) -> list[str | bytes]:
+    """Return the arguments of the script that buries a message."""
+    task_id = _header(raw, "id")
+    letter = {
+        "id": task_id or hashlib.sha256(raw).hexdigest()[:32],
+        "task": _header(raw, "task"),
+        "queue": broker.queue_of(unacked),
+        "reason": reason,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "message": base64.b64encode(raw).decode(),
+    }
+    logger.error("Task %s becomes a dead letter: %s", letter["id"], reason)
+    return [raw, json.dumps(letter), task_id]
+
+
+def _header(raw: bytes, name: str) -> str:
+    """Return a header of a message, or nothing when it has none or is no message."""
+    try:
+        value = loads(raw.decode())["headers"][name]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def _time_limit(raw: bytes, default: int) -> float:
+    """Return the seconds after which the task's process is killed."""
+    try:
+        hard, _soft = loads(raw.decode())["headers"]["timelimit"]
+        return float(hard or default)
+    except (ValueError, TypeError, KeyError):
+        return default

@@ -1,0 +1,65 @@
+"""A task in the worker's hands: its result is stored before its message is done with."""
+
+import logging
+from typing import Any
+
+from celery.exceptions import WorkerLostError
+from celery.worker import request
+
+from app.agents.deliveries import deliveries
+
+logger = logging.getLogger(__name__)
+
+
+class Request(request.Request):
+    """Celery's request, used through ``Task.Request``.
+
+    Celery acknowledges a task whose process died before it stores the failure, and forgets a message when the main
+    process cannot store a result.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take over a message; the arguments are the base class's."""
+        super().__init__(*args, **kwargs)
+        self._storing = False
+        self._acknowledge_later = False
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, but not before the result is stored."""
+        if self._storing:
+            self._acknowledge_later = True
+        else:
+            super().acknowledge()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """The task failed, or its process died."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
+        if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
+            retried = isinstance(error, WorkerLostError) and self._context.retries < (self.task.max_retries or 0)
+            if isinstance(error, WorkerLostError) and not retried:
+                tag = self.message.delivery_tag
+                deliveries.bury(tag, f"Its process died in each of {self._context.retries + 1} runs: {error}")
+            self.acknowledge()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit is over."""
+        if self._stored(super().on_timeout, soft, timeout):
+            self.acknowledge()
+
+    def _stored(self, store: Any, *args: Any) -> bool:
+        """Run a handler of Celery's and tell whether it wanted the message acknowledged."""
+        self._storing, self._acknowledge_later = True, False
+        try:
+            store(*args)
+        except MemoryError:
+            # Celery raises it anew in the main process; the task's own process has stored the failure.
+            logger.warning("Task %s ran out of memory", self.id)
+            self._acknowledge_later = True
+        except Exception:
+            logger.exception("The end of task %s cannot be stored; it will run again", self.id)
+            self._storing = False
+            self.reject(requeue=True)
+            return False
+        finally:
+            self._storing = False
+        return self._acknowledge_later

@@ -1,0 +1,175 @@
+"""Kombu's Redis transport with an atomic delivery.
+
+Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
+it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
+one command moves a message from its queue to the worker's own list, where app/agents/deliveries.py looks after it
+(docs/decisions/0009-atomic-delivery.md).
+"""
+
+import time
+from typing import Any
+
+from kombu import transport as kombu_transport
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps, loads
+
+from app.agents import broker
+from app.agents.deliveries import deliveries
+from app.agents.redis_connection import Connection, SslConnection
+
+# Seconds that a worker of several queues waits for the first of them before it looks into all again.
+LOOK_INTERVAL = 0.2
+# Seconds between two looks for messages that got lost between Redis and this worker.
+RECLAIM_INTERVAL = 5.0
+
+# KEYS a queue and our list, in pairs. Returns the first message that there is and the number of its pair.
+TAKE = """
+for i = 1, #KEYS, 2 do
+  local message = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'RIGHT', 'LEFT')
+  if message then return {(i - 1) / 2, message} end
+end
+return false
+"""
+
+
+def install() -> None:
+    """Make every ``redis://`` broker URL of this process use this transport."""
+    for scheme in ("redis", "rediss"):
+        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+
+
+class QoS(kombu_redis.QoS):
+    """Counts what is in our hands for the prefetch limit; everything else is told to ``deliveries``."""
+
+    restore_at_shutdown = False
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """The message lies in our list already."""
+        super(kombu_redis.QoS, self).append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Works for tasks that began on an earlier connection, too."""
+        deliveries.acknowledge(delivery_tag)
+        self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put the message back, or among the dead letters."""
+        if requeue:
+            deliveries.requeue(delivery_tag)
+        else:
+            deliveries.bury(delivery_tag, "A worker refused it; its log says why.")
+        self._quick_ack(delivery_tag)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """No message comes back because of its age alone."""
+
+
+class Channel(kombu_redis.Channel):
+    """Takes messages by moving them, and counts accepted tasks when it publishes."""
+
+    QoS = QoS
+    connection_class = Connection
+    connection_class_ssl = SslConnection
+    # Batches would bypass _put.
+    supports_batch_publish = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Connect; the arguments are the base class's."""
+        super().__init__(*args, **kwargs)
+        self._taken_from: list[str] = []
+        self._command = ""  # BLMOVE or EVAL, while it waits for its answer
+        self._looked_in_vain = False
+        self._acknowledged_queues: set[str] = set()
+        self._reclaimed: dict[str, float] = {}  # list -> time
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Remember which queues want acknowledgements: answers to questions do not, tasks do."""
+        if deliveries.serving and not no_ack:
+            self._acknowledged_queues.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _takes(self) -> bool:
+        # A worker asks its questions before it consumes tasks: a channel never does both at once.
+        return not self._acknowledged_queues.isdisjoint(self.active_queues)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self._takes():
+            self._command = ""
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        lists = [deliveries.unacked_list(queue) for queue in queues]
+        self._reclaim(lists)
+        if len(queues) > 1 and not self._looked_in_vain:
+            pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
+            command: list[Any] = ["EVAL", TAKE, len(pairs), *pairs]
+        else:
+            patience = timeout or self.brpop_timeout if len(queues) == 1 else LOOK_INTERVAL
+            command = ["BLMOVE", queues[0], lists[0], "RIGHT", "LEFT", patience]
+        self._taken_from, self._command = list(queues), command[0]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self.client.connection.send_command(*command)
+
+    def _reclaim(self, lists: list[str]) -> None:
+        # Nothing is on its way to us: no command is under way on this connection, and earlier ones are closed.
+        now = time.monotonic()
+        if not self._reclaimed:
+            deliveries.keep_only_running()
+        if any(now - self._reclaimed.get(unacked, -RECLAIM_INTERVAL) >= RECLAIM_INTERVAL for unacked in lists):
+            deliveries.reclaim()
+            self._reclaimed = dict.fromkeys(lists, now)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if not self._command:
+            return bool(super()._brpop_read(**options))
+        try:
+            reply = self.client.parse_response(self.client.connection, self._command, **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self._looked_in_vain = self._command == "EVAL" and not reply
+        # What comes while we close stays in our list and is given back with it.
+        if not reply or self._closing:
+            raise kombu_redis.Empty
+        number, raw = (0, reply) if self._command == "BLMOVE" else reply
+        queue = self._taken_from[number]
+        self._queue_cycle.rotate(queue)
+        self._deliver(queue, raw)
+        return True
+
+    def _deliver(self, queue: str, raw: bytes) -> None:
+        try:
+            payload = loads(raw.decode())
+            task_id = payload["headers"].get("id")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            payload, task_id = None, None
+        tag = deliveries.take(queue, raw, task_id if isinstance(task_id, str) else "")
+        if tag is None:
+            return
+        try:
+            payload["properties"]["delivery_tag"] = tag
+            self.Message(payload, channel=self)
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
+            deliveries.bury(tag, "It is not a message of Celery's.")
+            return
+        self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        task_id = message["headers"].get("id") if "task" in message["headers"] else None
+        if task_id is None:
+            super()._put(queue, message, **kwargs)
+            return
+        with self.conn_or_acquire() as client:
+            client.eval(broker.ENQUEUE, 2, queue, broker.ACCEPTED, dumps(message), task_id)
+
+
+class Transport(kombu_redis.Transport):
+    """The transport that ``install`` puts in the place of kombu's."""
+
+    Channel = Channel
