@@ -114,3 +114,20 @@ def test_beats_stop_when_the_main_loop_hangs(
     systemd.beats(LIMIT / 2 + 1.5)
     assert systemd.beats(LIMIT) == 0
     assert watched.process.poll() is None
+
+
+@pytest.mark.parametrize("fault", ["stopped process", "standing loop"])
+def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tmp_path: Path, fault: str) -> None:
+    env = {**redis.environment(0, 1), "WORKER_WATCHDOG_SECONDS": str(LIMIT)}
+    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker")
+    try:
+        run(f"sleeping.delay({LIMIT + 2}).get()", redis, tmp_path / "send.log")
+        assert worker.process.poll() is None, "a busy worker was killed"
+        if fault == "stopped process":
+            worker.process.send_signal(signal.SIGSTOP)
+        else:
+            run("celery_app.control.broadcast('freeze')", redis, tmp_path / "freeze.log")
+        assert worker.process.wait(2 * LIMIT + 2) == -signal.SIGKILL
+        assert "No sign of life" in worker.log_lines()[-1]["message"]
+    finally:
+        worker.stop(signal.SIGKILL)

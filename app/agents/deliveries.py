@@ -74,6 +74,7 @@ class Deliveries:
         self._held: dict[str, Delivery] = {}
         # What Redis could not be told at the time; done as soon as it can.
         self._postponed: deque[Notice] = deque()
+        self._outage = False
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
 
@@ -164,7 +165,8 @@ class Deliveries:
                 connection_class=Connection,
                 socket_timeout=REDIS_TIMEOUT,
                 socket_connect_timeout=REDIS_TIMEOUT,
-                retry=Retry(NoBackoff(), 1),  # the second try goes through a new connection
+                # The second try goes through a new connection.
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
         return self._client
 
@@ -174,9 +176,12 @@ class Deliveries:
 
     def _tell(self, notice: Notice) -> None:
         self._postponed.append(notice)
+        if self._outage:
+            return  # the main loop shall not wait for each message anew; the keeper tries every second
         try:
             self._flush()
         except RedisError as error:
+            self._outage = True
             logger.warning("Redis will be told later what became of a message: %s", error)
 
     def _flush(self) -> None:
@@ -186,6 +191,7 @@ class Deliveries:
                 self._redis.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
                 self._postponed.popleft()
                 self._held.pop(notice.tag, None)
+            self._outage = False
 
     def _keep(self) -> None:
         swept = 0.0

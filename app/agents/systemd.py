@@ -1,17 +1,24 @@
 """What systemd is told of a worker: readiness, a status line, and beats that stop when the worker hangs.
 
+Where something else supervises it, a small process of its own listens in systemd's place (app/agents/watchdog.py).
+
 A thread beats, so that a worker which drains or waits for its broker, where the main loop stands still, is not killed.
 While it consumes, the thread beats only as long as the main loop turns. A stopped process does not beat at all.
 """
 
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import Celery, bootsteps, signals
 from celery.worker import state as worker_state
 from cysystemd.daemon import Notification, notify
+
+from app.settings import get_settings
 
 # Seconds between two signs of life of the main loop.
 LOOP_INTERVAL = 1.0
@@ -25,7 +32,21 @@ def tell(notification: Notification, value: str = "") -> None:
 
 def install(app: Celery) -> None:
     """Make workers of ``app`` report to systemd."""
+    signals.worker_init.connect(_watch_without_systemd)
     app.steps["consumer"].add(ReportToSystemd)
+
+
+def _watch_without_systemd(**_: Any) -> None:
+    limit = get_settings().worker_watchdog_seconds
+    if limit is None or "NOTIFY_SOCKET" in os.environ:
+        return
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind("")  # the kernel chooses an abstract name, a zero byte first; systemd writes it as @
+    os.environ["NOTIFY_SOCKET"] = "@" + listener.getsockname()[1:].decode()
+    os.environ["WATCHDOG_USEC"] = str(limit * 1_000_000)
+    command = [sys.executable, "-m", "app.agents.watchdog", str(os.getpid()), str(limit)]
+    subprocess.Popen(command, stdin=listener.fileno())
+    listener.close()
 
 
 class ReportToSystemd(bootsteps.StartStopStep):
