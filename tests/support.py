@@ -79,10 +79,10 @@ class Program:
 class RedisServer:
     """A private Redis with a password of its own; what it holds survives a restart if it is ``durable``."""
 
-    def __init__(self, directory: Path, durable: bool = False) -> None:
-        """Choose port and password and start it."""
+    def __init__(self, directory: Path, durable: bool = False, **settings: str) -> None:
+        """Choose port and password and start it; ``settings`` are redis.conf's, with _ for -."""
         self.directory = directory
-        self.durable = durable
+        self.settings = {"appendonly": "yes" if durable else "no", **settings}
         self.port = free_port()
         self.password = secrets.token_hex(16)
         self.start()
@@ -92,7 +92,7 @@ class RedisServer:
         config = self.directory / "redis.conf"
         config.write_text(
             f'port {self.port}\nbind 127.0.0.1\nrequirepass {self.password}\nsave ""\ndir {self.directory}\n'
-            f"appendonly {'yes' if self.durable else 'no'}\n"
+            + "".join(f"{name.replace('_', '-')} {value}\n" for name, value in self.settings.items())
         )
         self.program = Program(["redis-server", str(config)], self.directory / "redis.log")
         self.program.wait_for_output("Ready to accept connections")

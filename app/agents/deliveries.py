@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import redis
@@ -38,8 +39,10 @@ SWEEP_INTERVAL = 5.0
 LEASE_MARGIN = 15
 # A message that was in the hands of that many workers when they died is what kills them.
 MAX_REDELIVERIES = 10
-# Seconds until an unanswered command counts as failed; the main loop waits that long.
+# Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
 REDIS_TIMEOUT = 2
+# Messages whose end Redis is told in one round trip.
+FLUSH_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,11 @@ class Deliveries:
         self._node = ""
         self._unacked: dict[str, str] = {}  # queue -> our list
         self._held: dict[str, Delivery] = {}
-        # What Redis could not be told at the time; done as soon as it can.
-        self._postponed: deque[Notice] = deque()
-        self._outage = False
-        self._lock = threading.Lock()
+        # What Redis is still to be told. The keeper does it, many at once: the main loop waits for no answer, and a
+        # Redis that is away is told when it is back. A task whose worker dies before that has its result already.
+        self._notices: deque[Notice] = deque()
+        self._flushing = threading.Lock()
+        self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
 
     def serve(self, app: Celery, node: str) -> None:
@@ -91,10 +95,10 @@ class Deliveries:
         """Return the list that a message from ``queue`` must be moved to, and keep its lease from now on."""
         if queue not in self._unacked:
             self._unacked[queue] = broker.unacked_list(self._node, queue)
-            self._renew_leases()
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
                 self._keeper.start()
+            self._renew_leases()
         return self._unacked[queue]
 
     def take(self, queue: str, raw: bytes, task_id: str) -> str | None:
@@ -102,7 +106,7 @@ class Deliveries:
 
         Nothing is returned for one that is in our hands already: Redis has lost the end of its append-only file.
         """
-        if any(delivery.raw == raw for delivery in self._held.values()):
+        if any(delivery.raw == raw for delivery in tuple(self._held.values())):
             return None
         tag = str(uuid.uuid4())
         self._held[tag] = Delivery(self._unacked[queue], raw, task_id)
@@ -135,9 +139,9 @@ class Deliveries:
             redis.exceptions.RedisError: the broker does not answer.
         """
         self._flush()
-        held = {delivery.raw for delivery in self._held.values()}
+        held = {delivery.raw: delivery.unacked for delivery in tuple(self._held.values())}
         for unacked in self._unacked.values():
-            if self._redis.llen(unacked) != sum(delivery.unacked == unacked for delivery in self._held.values()):
+            if self._redis.llen(unacked) != list(held.values()).count(unacked):
                 for raw in self._messages(unacked):
                     if raw not in held:
                         self._return(unacked, raw)
@@ -145,8 +149,9 @@ class Deliveries:
     def keep_only_running(self) -> None:
         """Let go of messages whose tasks have not begun: Celery has dropped them with its connection."""
         running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
-        postponed = {notice.tag for notice in self._postponed}
-        self._held = {tag: held for tag, held in self._held.items() if tag in running or tag in postponed}
+        with self._flushing:
+            ended = {notice.tag for notice in tuple(self._notices)}
+            self._held = {tag: held for tag, held in self._held.items() if tag in running or tag in ended}
 
     def give_back(self) -> None:
         """Requeue everything; nothing of it runs any more."""
@@ -175,38 +180,40 @@ class Deliveries:
         return messages
 
     def _tell(self, notice: Notice) -> None:
-        self._postponed.append(notice)
-        if self._outage:
-            return  # the main loop shall not wait for each message anew; the keeper tries every second
-        try:
-            self._flush()
-        except RedisError as error:
-            self._outage = True
-            logger.warning("Redis will be told later what became of a message: %s", error)
+        self._notices.append(notice)
+        self._wake.set()
 
     def _flush(self) -> None:
-        with self._lock:
-            while self._postponed:
-                notice = self._postponed[0]
-                self._redis.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
-                self._postponed.popleft()
-                self._held.pop(notice.tag, None)
-            self._outage = False
+        with self._flushing:
+            while notices := list(islice(self._notices, FLUSH_AT_ONCE)):
+                # Told twice is told once: the scripts do nothing for a message that is not there any more.
+                pipeline = self._redis.pipeline(transaction=False)
+                for notice in notices:
+                    pipeline.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
+                pipeline.execute()
+                for notice in notices:
+                    self._notices.popleft()
+                    self._held.pop(notice.tag, None)
 
     def _keep(self) -> None:
-        swept = 0.0
+        renewed = swept = 0.0
         while True:
+            self._wake.wait(RENEW_INTERVAL)
+            self._wake.clear()
             try:
-                self._renew_leases()
                 self._flush()
+                if time.monotonic() - renewed > RENEW_INTERVAL:
+                    self._renew_leases()
+                    renewed = time.monotonic()
                 if time.monotonic() - swept > SWEEP_INTERVAL:
                     swept = time.monotonic()
                     self._sweep()
             except RedisError as error:
-                logger.debug("Leases were not renewed: %s", error)
+                logger.warning("Redis will be told later what became of %d messages: %s", len(self._notices), error)
+                time.sleep(RENEW_INTERVAL)
             except Exception:
-                logger.exception("Leases were not renewed")
-            time.sleep(RENEW_INTERVAL)
+                logger.exception("Looking after messages failed; it is tried again")
+                time.sleep(RENEW_INTERVAL)
 
     def _renew_leases(self) -> None:
         lists = list(self._unacked.values())
@@ -218,7 +225,7 @@ class Deliveries:
         """Requeue the messages of workers that have been silent for longer than their tasks may run."""
         found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
         for unacked, age in zip(map(bytes.decode, found[::2]), found[1::2], strict=True):
-            if unacked in self._unacked.values() or age <= LEASE_MARGIN:
+            if unacked in tuple(self._unacked.values()) or age <= LEASE_MARGIN:
                 continue
             for raw in self._messages(unacked):
                 if age > _time_limit(raw, self._app.conf.task_time_limit) + LEASE_MARGIN:

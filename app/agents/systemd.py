@@ -45,7 +45,7 @@ def _watch_without_systemd(**_: Any) -> None:
     os.environ["NOTIFY_SOCKET"] = "@" + listener.getsockname()[1:].decode()
     os.environ["WATCHDOG_USEC"] = str(limit * 1_000_000)
     command = [sys.executable, "-m", "app.agents.watchdog", str(os.getpid()), str(limit)]
-    subprocess.Popen(command, stdin=listener.fileno())
+    subprocess.Popen(command, stdin=listener.fileno())  # noqa: S603 - a command of our own
     listener.close()
 
 

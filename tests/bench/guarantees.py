@@ -1,0 +1,123 @@
+"""What each guarantee costs: ``python -m tests.bench.guarantees [--rounds N]``.
+
+Tasks that do nothing, taken by one worker with two processes from a queue that is full beforehand. Every variant runs
+once in each round; the table shows medians, and the ratio to the guide's configuration of the same round, because the
+speed of a shared machine changes from minute to minute.
+"""
+
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from tests.support import Program, RedisServer, wait_until
+
+TASKS = 6000
+# Shares of the queue between which the clock runs: neither start-up nor the last few tasks count.
+FROM, TO = 0.85, 0.15
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One configuration under test."""
+
+    name: str
+    app: str = "tests.bench.our_worker"
+    without: str = ""
+    split: bool = True  # a Redis of its own for the queue
+    fsync: str = "everysec"
+
+
+VARIANTS = (
+    Variant("the guide's configuration", app="tests.bench.guide_worker", split=False),
+    Variant("ours, with kombu's delivery and no ledger", without="delivery"),
+    Variant("+ atomic delivery", without="ledger"),
+    Variant("+ ledger of accepted tasks"),
+    Variant("+ each write on the disk before the answer", fsync="always"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one variant."""
+
+    tasks_per_second: float
+    commands_per_task: float
+
+
+def _calls(servers: list[redis.Redis]) -> int:
+    """Count the commands that were executed, those inside scripts and transactions included."""
+    return sum(
+        int(numbers["calls"])
+        for server in servers
+        for name, numbers in server.info("commandstats").items()
+        if name not in {"cmdstat_info", "cmdstat_llen"}  # our own questions
+    )
+
+
+def measure(variant: Variant, directory: Path) -> Measured:
+    """Run one variant from empty servers to an empty queue."""
+    servers = []
+    for name in ("broker", "results") if variant.split else ("shared",):
+        (directory / name).mkdir()
+        fsync = variant.fsync if name == "broker" else "everysec"
+        servers.append(RedisServer(directory / name, durable=True, appendfsync=fsync))
+    env = {
+        "CELERY_BROKER_URL": servers[0].url(0),
+        "CELERY_RESULT_BACKEND": servers[-1].url(1),
+        "BENCH_WITHOUT": variant.without,
+    }
+    code = f"from {variant.app} import tiny\nfor number in range({TASKS}): tiny.delay(number)"
+    fill = Program([sys.executable, "-c", code], directory / "fill.log", env)
+    if fill.process.wait(300) != 0:
+        raise RuntimeError(fill.output())
+    command = ["celery", "-A", variant.app, "worker", "--loglevel=warning", "-c", "2"]
+    worker = Program([sys.executable, "-m", *command], directory / "worker.log", env)
+    broker, clients = servers[0].client(0), [server.client(0) for server in servers]
+    try:
+        wait_until(lambda: broker.llen("celery") <= FROM * TASKS, timeout=120, interval=0.01)
+        left, calls, began = broker.llen("celery"), _calls(clients), time.monotonic()
+        wait_until(lambda: broker.llen("celery") <= TO * TASKS, timeout=300, interval=0.01)
+        done = left - broker.llen("celery")
+        seconds, calls = time.monotonic() - began, _calls(clients) - calls
+    finally:
+        worker.stop(signal.SIGKILL)
+        for server in servers:
+            server.stop()
+    return Measured(done / seconds, calls / done)
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="How often each variant runs.")
+def main(rounds: int) -> None:
+    """Measure and print the table."""
+    runs: dict[Variant, list[Measured]] = {variant: [] for variant in VARIANTS}
+    for _ in range(rounds):
+        for variant in VARIANTS:
+            with tempfile.TemporaryDirectory(prefix="bench") as directory:
+                runs[variant].append(measure(variant, Path(directory)))
+    table = Table("variant", "tasks/s", "of the guide's", "Redis commands/task")
+    for variant, measured in runs.items():
+        ratios = [
+            ours.tasks_per_second / guide.tasks_per_second
+            for ours, guide in zip(measured, runs[VARIANTS[0]], strict=True)
+        ]
+        table.add_row(
+            variant.name,
+            f"{statistics.median(run.tasks_per_second for run in measured):.0f}",
+            f"{statistics.median(ratios):.0%}",
+            f"{statistics.median(run.commands_per_task for run in measured):.1f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The same tiny task in our application, with single guarantees taken away: ``BENCH_WITHOUT=ledger,delivery``."""
+
+import os
+
+from kombu.transport import TRANSPORT_ALIASES
+
+from app.agents import broker
+from app.agents.worker import celery_app
+
+without = os.environ.get("BENCH_WITHOUT", "").split(",")
+if "delivery" in without:
+    TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"
+if "ledger" in without:
+    broker.ACKNOWLEDGE = "redis.call('LREM', KEYS[1], 1, ARGV[1])"
+    broker.ENQUEUE = "redis.call('LPUSH', KEYS[1], ARGV[1])"
+
+
+@celery_app.task(name="tiny")
+def tiny(number: int) -> int:
+    """Do nothing, so that only the price of the queue is measured."""
+    return number
