@@ -3,7 +3,7 @@
 Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
 it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
 one command moves a message from its queue to the worker's own list, where app/agents/deliveries.py looks after it
-(docs/decisions/0009-atomic-delivery.md).
+(docs/decisions/0010-atomic-delivery.md).
 """
 
 import time

@@ -50,7 +50,7 @@ def worker(host: Host, supervised: bool) -> Supervision:
 
 def test_the_worker_is_not_root_and_has_the_concurrency_of_the_inventory(host: Host, worker: Supervision) -> None:
     assert host.check_output(f"stat -c %U /proc/{worker.pid()}") == "typesafe"
-    assert len(host.check_output(f"pgrep --parent {worker.pid()}").split()) == 2
+    assert len(host.check_output(f"pgrep --parent {worker.pid()} --full -- --hostname=").split()) == 2
 
 
 def test_a_task_runs_and_the_log_tells_its_id(api: Api, worker: Supervision) -> None:
@@ -82,10 +82,9 @@ def test_a_killed_worker_comes_back(host: Host, api: Api, worker: Supervision) -
 
 
 def test_a_worker_that_hangs_is_restarted(host: Host, api: Api, supervised: bool, worker: Supervision) -> None:
-    if supervised:
-        return  # supervisor looks only whether the process exists
-    status = host.check_output("systemctl show --value --property StatusText typesafe-celery")
-    assert status.startswith("Consuming; 0 of 2 processes busy")
+    if not supervised:
+        status = host.check_output("systemctl show --value --property StatusText typesafe-celery")
+        assert status.startswith("Consuming; 0 of 2 processes busy")
     before = worker.pid()
     host.run(f"kill -STOP {before}")
     wait_for(lambda: worker.pid() not in (0, before), "a new worker", 30)
@@ -138,10 +137,15 @@ def test_pools_are_data_and_a_change_restarts_what_it_concerns(
     host: Host, converge: Converge, worker: Supervision
 ) -> None:
     before = worker.pid()
-    pools = [{"name": "default"}, {"name": "slow", "queues": ["slow", "slower"], "concurrency": 1}]
+    pools: list[dict[str, object]] = [
+        {"name": "default"},
+        {"name": "slow", "queues": ["slow", "slower"], "concurrency": 1, "pool": "threads"},
+    ]
     added = converge(celery_worker_pools=pools)
     assert added.returncode == 0, added.stdout
-    assert "--queues=slow,slower" in host.check_output(f"tr '\\0' ' ' </proc/{slow_pool(host)}/cmdline")
+    command = host.check_output(f"tr '\\0' ' ' </proc/{slow_pool(host)}/cmdline")
+    assert "--queues=slow,slower" in command
+    assert "--pool=threads" in command
     assert worker.pid() == before, "the other pool was restarted"
 
     changed = converge(log_level="debug")

@@ -192,8 +192,11 @@ def test_sandbox_is_no_weaker_than_the_package_made_it(instance: Instance) -> No
     assert security_exposure(instance.host, instance.unit) <= 1.1
 
 
-def test_loading_is_not_cut_short(host: Host, instance: Instance) -> None:
-    assert host.check_output(f"systemctl show --value --property TimeoutStartUSec {instance.unit}") == "infinity"
+def test_loading_is_not_cut_short_and_no_restart_is_the_last(host: Host, instance: Instance) -> None:
+    shown = host.check_output(
+        f"systemctl show --property TimeoutStartUSec,StartLimitIntervalUSec,Restart {instance.unit}"
+    )
+    assert set(shown.splitlines()) == {"TimeoutStartUSec=infinity", "StartLimitIntervalUSec=0", "Restart=always"}
 
 
 def test_files_are_closed_to_others(host: Host, instance: Instance) -> None:
