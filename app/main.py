@@ -1,5 +1,6 @@
 """The FastAPI application; ``uvicorn app.main:app`` starts here."""
 
+import asyncio
 import logging.config
 import re
 from collections.abc import AsyncIterator
@@ -44,10 +45,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
     async with _redis(settings.celery_broker_url) as broker, _redis(settings.celery_result_backend) as results:
         app.state.broker, app.state.results = broker, results
-        app.state.publisher, app.state.inspector = Publisher(broker), Inspector(broker)
+        app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
         app.state.draining = False
+        watch = asyncio.create_task(app.state.publisher.watch())
         yield
         app.state.draining = True
+        watch.cancel()
 
 
 def create_app() -> FastAPI:

@@ -90,9 +90,12 @@ class Settings(BaseSettings):
     worker_prefetch_multiplier: PositiveInt = 1
     worker_max_tasks_per_child: PositiveInt = 1000
     worker_concurrency: PositiveInt | None = None  # unset: Celery takes the number of CPUs
+    worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
 
     log_level: LogLevel = "info"
     max_body_bytes: PositiveInt = 256 * 1024
+    queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more
+    broker_max_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the broker's maxmemory
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.agents.broker import ACCEPTED
 from app.agents.config import DEFAULT_QUEUE
 from tests.support import REPOSITORY, Api, RedisServer, free_port
 
@@ -196,9 +197,18 @@ class TestStatus:
         assert lonely_api.status(task_id) == expected
         assert lonely_api.status(task_id.upper()) == expected
 
+    @pytest.mark.parametrize("age", [0, 3700, -3700])
+    def test_pending_whatever_its_age(self, lonely_api: Api, redis_server: RedisServer, age: float) -> None:
+        task_id = uuid7(age)
+        redis_server.client(0).hset(ACCEPTED, task_id, "1")
+        assert lonely_api.status(task_id)["status"] == "PENDING"
+
     def test_expired(self, lonely_api: Api) -> None:
-        assert lonely_api.status(uuid7(age=3500))["status"] == "PENDING"
         assert_refused(lonely_api.client.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
+
+    @pytest.mark.parametrize("age", [0, 3500, -3700])
+    def test_never_accepted(self, lonely_api: Api, age: float) -> None:
+        assert_refused(lonely_api.client.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
 
     @pytest.mark.parametrize(
         "task_id",
@@ -283,8 +293,12 @@ class TestSurface:
         schema = enqueue["requestBody"]["content"]["application/json"]["schema"]
         assert schema["properties"]["data"]["type"] == "object"
         assert "$ref" not in json.dumps(schema)  # it is not among the document's components
-        assert set(enqueue["responses"]) == {"202", "413", "415", "422", "503"}
-        assert set(paths["/tasks/status/{task_id}"]["get"]["responses"]) == {"200", "410", "422", "503"}
+        assert set(enqueue["responses"]) == {"202", "413", "415", "422", "429", "503"}
+        [key] = [parameter for parameter in enqueue["parameters"] if parameter["in"] == "header"]
+        assert key["name"].lower() == "idempotency-key"
+        assert not key["required"]
+        assert "same task id" in key["description"]
+        assert set(paths["/tasks/status/{task_id}"]["get"]["responses"]) == {"200", "404", "410", "422", "503"}
 
     def test_internal_error_shows_no_trace(self, lonely_api: Api, redis_server: RedisServer) -> None:
         task_id = uuid7(0)

@@ -5,15 +5,27 @@
 """
 
 import asyncio
+import hashlib
+import json
+import logging
+import time
+import uuid
 from typing import Any
 
 from celery import Task
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from uuid_utils import compat
 
+from app.agents.admission import SAMPLE_INTERVAL, Admission
+from app.agents.broker import ENQUEUE, IDEMPOTENCY
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.messages import task_message
+from app.agents.recovery import KEEP_SECONDS, Push, Recovery
 from app.settings import get_settings
+
+logger = logging.getLogger(__name__)
 
 # Seconds until a client is told that the broker is gone; the promise is one second.
 PUBLISH_BUDGET = 0.8
@@ -23,51 +35,141 @@ class BrokerUnavailableError(Exception):
     """The task was not, or not surely, put into its queue."""
 
 
+class KeyReusedError(Exception):
+    """The idempotency key belongs to a task with other data."""
+
+
 class Publisher:
     """Puts tasks into their queues; calls that overlap share one round trip.
 
     Coalescing keeps hundreds of parallel requests on a single connection, and each batch fails or succeeds at once.
     """
 
-    def __init__(self, broker: Redis) -> None:
+    def __init__(self, broker: Redis, results: Redis) -> None:
         """Use ``broker``, whose own socket timeouts must lie below PUBLISH_BUDGET."""
         self._broker = broker
-        self._waiting: list[tuple[str, str, asyncio.Future[None]]] = []
+        self._admission = Admission()
+        self._recovery = Recovery(broker, results)
+        self._waiting: list[tuple[Push, asyncio.Future[bytes | None]]] = []
+        self._sample_is_due = False
         self._writer: asyncio.Task[None] | None = None
 
-    async def publish(self, task: Task[Any, Any], task_id: str, args: tuple[Any, ...], request_id: str | None) -> None:
-        """Return when the task is in its queue.
+    async def publish(
+        self, task: Task[Any, Any], data: dict[str, Any], request_id: str | None, idempotency_key: str | None = None
+    ) -> str:
+        """Return the task's id when it is in its queue, or was put there earlier with the same idempotency key.
 
         Raises:
             BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
+            QueueFullError, BrokerFullError: there is no room for it.
+            KeyReusedError: the idempotency key came with other data before.
         """
         queue = get_settings().task_routes.get(task.name, DEFAULT_QUEUE)
-        pushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((queue, task_message(task, task_id, args, queue, request_id), pushed))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
+        self._admission.check(queue)
+
+        def push(task_id: str, value: str = "") -> Push:
+            message = task_message(task, task_id, (task_id, data), queue, request_id)
+            return Push(queue, task_id, message, (key, value, get_settings().result_expires) if value else None)
+
+        task_id = str(compat.uuid7())
+        if idempotency_key is None:
+            await self._push(push(task_id))
+            return task_id
+
+        key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
+        # A Redis that has just crashed may have forgotten the key, which must not make a second task.
+        value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
+        task_id = _task_of(value, fingerprint)
+        earlier = await self._push(push(task_id, value))
+        if earlier is not None:
+            value = earlier.decode()
+            task_id = _task_of(value, fingerprint)
+            if time.time() - created(task_id) < KEEP_SECONDS:
+                # Whoever pushed it may have seen that fail, and not remember it.
+                self._recovery.remember(push(task_id, value))
+        return task_id
+
+    def remembers(self, task_id: str) -> bool:
+        """Tell whether this process has put a task into its queue a moment ago, whatever Redis knows of it."""
+        return self._recovery.remembers(task_id)
+
+    async def watch(self) -> None:
+        """Keep the figures of admission fresh, and bring back what a restarted Redis has lost; without end."""
+        while True:
+            self._sample_is_due = True
+            self._start_writer()
+            try:
+                await self._recovery.push_again()
+            except (RedisError, OSError) as error:
+                logger.warning("Lost tasks are not restored yet: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(SAMPLE_INTERVAL)
+
+    async def _push(self, push: Push) -> bytes | None:
+        """Return the earlier value of the idempotency key, or nothing when the message was pushed."""
+        self._admission.add(push.queue, push.message)
+        pushed: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((push, pushed))
+        self._start_writer()
         try:
             async with asyncio.timeout(PUBLISH_BUDGET):
-                await pushed
+                return await pushed
         except (RedisError, OSError, TimeoutError) as error:
             raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
 
+    def _start_writer(self) -> None:
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+
     async def _write(self) -> None:
-        while self._waiting:
+        while self._waiting or self._sample_is_due:
             # A client that was already told "unavailable" must not get its task in later.
-            batch = [entry for entry in self._waiting if not entry[2].done()]
+            batch = [entry for entry in self._waiting if not entry[1].done()]
             self._waiting.clear()
+            sampling, self._sample_is_due = self._sample_is_due, False
+            pipeline = self._broker.pipeline(transaction=False)
+            for push, _ in batch:
+                push.run(ENQUEUE, pipeline)
+            if sampling:
+                self._admission.ask(pipeline)
             try:
-                pipeline = self._broker.pipeline(transaction=False)
-                for queue, message, _ in batch:
-                    pipeline.lpush(queue, message)
                 replies = await pipeline.execute(raise_on_error=False)
             except (RedisError, OSError) as error:
+                if isinstance(error, RedisTimeoutError):
+                    # Redis hangs: who came meanwhile need not wait as long once more.
+                    batch += self._waiting
+                    self._waiting.clear()
                 replies = [error] * len(batch)
-            for (_, _, pushed), reply in zip(batch, replies, strict=True):
+            for (push, pushed), reply in zip(batch, replies, strict=False):
+                if reply is None:
+                    self._recovery.remember(push)
                 if pushed.done():
                     continue
                 if isinstance(reply, Exception):
                     pushed.set_exception(reply)
                 else:
-                    pushed.set_result(None)
+                    pushed.set_result(reply)
+            if answers := replies[len(batch) :]:
+                self._learn(answers)
+
+    def _learn(self, answers: list[Any]) -> None:
+        try:
+            self._recovery.saw(self._admission.learn(answers))
+        except RedisError as error:
+            logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
+
+
+def created(task_id: str) -> float:
+    """Return the time in a UUIDv7, in seconds since 1970: its first 48 bits are milliseconds (RFC 9562)."""
+    return (uuid.UUID(task_id).int >> 80) / 1000
+
+
+def _task_of(value: str, fingerprint: str) -> str:
+    """Return the task id in an idempotency key's value; the data must be the same as then."""
+    task_id, _, known = value.partition(" ")
+    if known != fingerprint:
+        raise KeyReusedError("The Idempotency-Key was used with other data before; take a new one for a new task.")
+    return task_id
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from app.agents.publisher import BrokerUnavailableError
+from app.agents.admission import BrokerFullError, QueueFullError
+from app.agents.publisher import BrokerUnavailableError, KeyReusedError
 from app.api.models import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(BrokerUnavailableError, _redis_unavailable)
     app.add_exception_handler(RedisError, _redis_unavailable)
+    app.add_exception_handler(QueueFullError, _queue_full)
+    app.add_exception_handler(BrokerFullError, _broker_full)
+    app.add_exception_handler(KeyReusedError, _key_reused)
     app.add_exception_handler(Exception, _internal_error)
 
 
@@ -47,6 +51,18 @@ async def _redis_unavailable(_: Request, error: Exception) -> JSONResponse:
     logger.warning("Redis is not available: %s: %s", type(error).__name__, error)
     detail = "The task queue is not available at the moment; try again later."
     return JSONResponse({"detail": detail}, 503, headers=RETRY_AFTER)
+
+
+async def _queue_full(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 429, headers=RETRY_AFTER)
+
+
+async def _broker_full(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, headers=RETRY_AFTER)
+
+
+async def _key_reused(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 422)
 
 
 async def _internal_error(_: Request, __: Exception) -> JSONResponse:

@@ -1,20 +1,21 @@
 """Enqueueing a task and asking what became of it."""
 
+import asyncio
 import re
 import time
-import uuid
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Header, HTTPException, Request
 from pydantic import AfterValidator
-from uuid_utils import compat
+from starlette.datastructures import State
 
-from app.agents.publisher import Publisher
+from app.agents.broker import ACCEPTED
+from app.agents.publisher import Publisher, created
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 from app.api.body import read_enqueue_request
-from app.api.errors import documented
+from app.api.errors import documented, unavailable
 from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
 from app.settings import get_settings
 
@@ -22,7 +23,20 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 # Seconds that clocks of different hosts may differ, and a result may be late, before an id counts as expired.
 EXPIRY_ALLOWANCE = 5
+# Seconds for all questions to Redis that a status needs; the promise to clients is one second.
+STATUS_BUDGET = 0.8
+VISIBLE_ASCII = re.compile(r"[!-~]{1,255}")
+IDEMPOTENCY_HELP = (
+    "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
+    "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
+)
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def _visible(key: str | None) -> str | None:
+    if key is not None and not VISIBLE_ASCII.fullmatch(key):
+        raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
+    return key
 
 
 def _canonical(task_id: str) -> str:
@@ -35,7 +49,7 @@ def _canonical(task_id: str) -> str:
 @router.post(
     "/enqueue",
     status_code=202,
-    responses=documented(413, 415, 422, 503),
+    responses=documented(413, 415, 422, 429, 503),
     openapi_extra={
         # The body is read by hand: limited while it streams, parsed once.
         "requestBody": {
@@ -44,34 +58,46 @@ def _canonical(task_id: str) -> str:
         }
     },
 )
-async def enqueue(request: Request) -> EnqueueResponse:
+async def enqueue(
+    request: Request,
+    idempotency_key: Annotated[str | None, AfterValidator(_visible), Header(description=IDEMPOTENCY_HELP)] = None,
+) -> EnqueueResponse:
     """Put a task into the queue; 202 means that it is there."""
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
-    task_id = str(compat.uuid7())
-    await publisher.publish(example_agent_task, task_id, (task_id, body.data), correlation_id.get())
+    task_id = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
     return EnqueueResponse(task_id=task_id)
 
 
-@router.get("/status/{task_id}", responses=documented(410, 422, 503))
+@router.get("/status/{task_id}", responses=documented(404, 410, 422, 503))
 async def status(task_id: Annotated[str, AfterValidator(_canonical)], request: Request) -> TaskStatus:
-    """Tell what is known about a task; 410 when its result must have expired."""
-    stored = await request.app.state.results.get(f"celery-task-meta-{task_id}")
+    """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
+    try:
+        async with asyncio.timeout(STATUS_BUDGET):
+            return await _look_up(task_id, request.app.state)
+    except TimeoutError:
+        raise unavailable("Redis does not answer in time; try again later.") from None
+
+
+async def _look_up(task_id: str, state: State) -> TaskStatus:
+    results, publisher = state.results, state.publisher
+    key = f"celery-task-meta-{task_id}"
+    stored = await results.get(key)
+    if stored is None:
+        if await state.broker.hexists(ACCEPTED, task_id) or publisher.remembers(task_id):
+            return TaskStatus(task_id=task_id, status="PENDING", result=None, error=None, meta=None)
+        # The worker stores the result before it acknowledges: it may have done both between the two questions.
+        stored = await results.get(key)
     if stored is not None:
         return _describe(task_id, celery_app.backend.decode(stored))
     kept = get_settings().result_expires
-    age = time.time() - _created(task_id)
+    age = time.time() - created(task_id)
     if age > kept + EXPIRY_ALLOWANCE:
         detail = (
             f"No result is stored any more: the task was enqueued {age:.0f} s ago and results expire after {kept} s."
         )
         raise HTTPException(410, detail)
-    return TaskStatus(task_id=task_id, status="PENDING", result=None, error=None, meta=None)
-
-
-def _created(task_id: str) -> float:
-    """Return the time in a UUIDv7: its first 48 bits are milliseconds since 1970 (RFC 9562)."""
-    return (uuid.UUID(task_id).int >> 80) / 1000
+    raise HTTPException(404, "No such task: it was never accepted here, or its result was dropped to make room.")
 
 
 def _describe(task_id: str, stored: dict[str, Any]) -> TaskStatus:

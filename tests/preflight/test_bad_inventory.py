@@ -55,6 +55,8 @@ CASES = {
     ),
     "limits-equal": Case({"task_time_limit": 55}, ["task_soft_time_limit is 55", "task_time_limit is 55"]),
     "results-expire-too-early": Case({"result_expires": 30}, ["result_expires is 30", "60"]),
+    "queue-length-zero": Case({"queue_max_length": 0}, ["queue_max_length is 0", "at least 1"]),
+    "memory-share-in-percent": Case({"broker_max_memory_share": 80}, ["broker_max_memory_share is 80", "at most 1"]),
     "rate-limit": Case(
         {"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]
     ),
