@@ -36,13 +36,6 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
         # One that has succeeded does not run again when its message comes a second time.
         "worker_deduplicate_successful_tasks": True,
-        # A retry is pushed however long Redis is away; the task's hard limit ends the wait.
-        "task_publish_retry_policy": {
-            "max_retries": None,
-            "interval_start": 0.1,
-            "interval_step": 0.2,
-            "interval_max": 1,
-        },
         # Worker
         "worker_consumer": "app.agents.consumer:Consumer",
         "worker_concurrency": settings.worker_concurrency,

@@ -25,8 +25,15 @@ _stopping = threading.Event()
 
 def connect() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
+    signals.worker_init.connect(_push_retries_however_long_it_takes)
     signals.worker_init.connect(_share_memory)
     signals.worker_shutting_down.connect(_shutting_down)
+
+
+def _push_retries_however_long_it_takes(sender: Any, **_: Any) -> None:
+    # A task that is to be retried while Redis is away waits for it, up to its hard limit. Other clients give up.
+    policy = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
+    sender.app.conf.task_publish_retry_policy = policy
 
 
 def _share_memory(**_: Any) -> None:
