@@ -82,6 +82,7 @@ class RedisServer:
     def __init__(self, directory: Path, durable: bool = False, **settings: str) -> None:
         """Choose port and password and start it; ``settings`` are redis.conf's, with _ for -."""
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         self.settings = {"appendonly": "yes" if durable else "no", **settings}
         self.port = free_port()
         self.password = secrets.token_hex(16)

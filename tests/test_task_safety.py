@@ -181,6 +181,24 @@ def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:
     assert worker.process.poll() is None
 
 
+def test_a_queue_that_fills_redis_is_worked_off(stack: Stack) -> None:
+    results = RedisServer(stack.directory / "results")
+    try:
+        stack.env["CELERY_RESULT_BACKEND"] = results.url(1)
+        worker = stack.start_worker()
+        stack.send(*[f"recorded.delay({number}, '{stack.ledger}', 1)" for number in range(6)])
+        wait_until(lambda: len(stack.events("start")) == 2)
+        stack.redis.client(0).config_set("maxmemory", 1)
+        wait_until(lambda: len(stack.events("end")) == 6)
+        wait_until(stack.nothing_waits)
+        stack.redis.client(0).config_set("maxmemory", 0)
+        stack.send(f"recorded.delay('later', '{stack.ledger}', 0)")
+        wait_until(lambda: stack.events("end")[-1] == "later")
+        assert worker.process.poll() is None
+    finally:
+        results.stop()
+
+
 def message(headers: dict[str, Any], body: str = "W1tdLCB7fSwge31d", **properties: Any) -> str:
     """Return a queue entry as kombu writes it, with what shall be wrong."""
     return json.dumps(

@@ -11,7 +11,8 @@
 ``idempotency:<digest>``  string  the task that a client's Idempotency-Key has made
 ========================  ======  ===========================================================================
 
-A script runs as a whole or not at all, and its writes reach the append-only file together.
+A script runs as a whole or not at all, and its writes reach the append-only file together. Those of the workers also
+run when Redis has no memory left: without them it could never get any back.
 """
 
 ACCEPTED = "accepted"
@@ -42,14 +43,14 @@ return 1
 """
 
 # KEYS unacked list, accepted; ARGV message, task id. Nothing happens when the message is not there any more.
-ACKNOWLEDGE = """
+ACKNOWLEDGE = """#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 and redis.call('HINCRBY', KEYS[2], ARGV[2], -1) <= 0 then
   redis.call('HDEL', KEYS[2], ARGV[2])
 end
 """
 
 # KEYS unacked list, queue; ARGV message, the message with what changed of it. It will be the next to be taken.
-REQUEUE = """
+REQUEUE = """#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('RPUSH', KEYS[2], ARGV[2])
   return 1
@@ -58,7 +59,7 @@ return 0
 """
 
 # KEYS unacked list, dead letters, accepted; ARGV message, dead letter, task id.
-BURY = """
+BURY = """#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('LPUSH', KEYS[2], ARGV[2])
   if redis.call('HINCRBY', KEYS[3], ARGV[3], -1) <= 0 then redis.call('HDEL', KEYS[3], ARGV[3]) end
@@ -67,7 +68,7 @@ end
 
 # KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
 # ARGV number of lists. Redis's own clock counts: hosts may disagree.
-RENEW = """
+RENEW = """#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])
 for i = 2, ARGV[1] + 1 do redis.call('ZADD', KEYS[1], now, KEYS[i]) end
 redis.call('TOUCH', unpack(KEYS))

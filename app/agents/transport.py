@@ -12,6 +12,7 @@ from typing import Any
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps, loads
+from redis.exceptions import OutOfMemoryError
 
 from app.agents import broker
 from app.agents.deliveries import deliveries
@@ -22,8 +23,11 @@ LOOK_INTERVAL = 0.2
 # Seconds between two looks for messages that got lost between Redis and this worker.
 RECLAIM_INTERVAL = 5.0
 
+# A list that is always empty: waiting for it is waiting without a write.
+NOTHING = "unacked_nothing"
+
 # KEYS a queue and our list, in pairs. Returns the first message that there is and the number of its pair.
-TAKE = """
+TAKE = """#!lua flags=allow-oom
 for i = 1, #KEYS, 2 do
   local message = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'RIGHT', 'LEFT')
   if message then return {(i - 1) / 2, message} end
@@ -77,8 +81,9 @@ class Channel(kombu_redis.Channel):
         """Connect; the arguments are the base class's."""
         super().__init__(*args, **kwargs)
         self._taken_from: list[str] = []
-        self._command = ""  # BLMOVE or EVAL, while it waits for its answer
+        self._command = ""  # what waits for its answer
         self._looked_in_vain = False
+        self._full = False  # Redis has no memory left and refuses BLMOVE
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
 
@@ -102,9 +107,12 @@ class Channel(kombu_redis.Channel):
             return
         lists = [deliveries.unacked_list(queue) for queue in queues]
         self._reclaim(lists)
-        if len(queues) > 1 and not self._looked_in_vain:
+        if (len(queues) > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
             command: list[Any] = ["EVAL", TAKE, len(pairs), *pairs]
+        elif self._full:
+            command = ["BRPOP", NOTHING, LOOK_INTERVAL]
+            self._full = False
         else:
             patience = timeout or self.brpop_timeout if len(queues) == 1 else LOOK_INTERVAL
             command = ["BLMOVE", queues[0], lists[0], "RIGHT", "LEFT", patience]
@@ -127,7 +135,10 @@ class Channel(kombu_redis.Channel):
             return bool(super()._brpop_read(**options))
         try:
             reply = self.client.parse_response(self.client.connection, self._command, **options)
-        except self.connection_errors:
+        except self.connection_errors as error:
+            if isinstance(error.__cause__, OutOfMemoryError):
+                self._full = True
+                raise kombu_redis.Empty from error
             self.client.connection.disconnect()
             raise
         finally:

@@ -67,7 +67,6 @@ def measure(variant: Variant, directory: Path) -> Measured:
     """Run one variant from empty servers to an empty queue."""
     servers = []
     for name in ("broker", "results") if variant.split else ("shared",):
-        (directory / name).mkdir()
         fsync = variant.fsync if name == "broker" else "everysec"
         servers.append(RedisServer(directory / name, durable=True, appendfsync=fsync))
     env = {
