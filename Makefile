@@ -4,7 +4,8 @@ SHELL := /bin/bash
 INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-SCENARIOS := $(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml)))
+# make chaos runs chaos_full.
+SCENARIOS := $(filter-out chaos_full,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 
 .PHONY: help
 help: ## Show this list
@@ -49,3 +50,7 @@ lint: ## Linters alone
 test: check ## Everything that must pass: check, integration tests, all Molecule scenarios
 	pytest -q -m integration
 	@for scenario in $(SCENARIOS); do molecule test --no-command-borders --scenario-name $$scenario || exit 1; done
+
+.PHONY: chaos
+chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
+	molecule test --no-command-borders --scenario-name chaos_full
