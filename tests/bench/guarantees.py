@@ -1,11 +1,13 @@
 """What each guarantee costs: ``python -m tests.bench.guarantees [--rounds N]``.
 
-Tasks that do nothing, taken by one worker with two processes from a queue that is full beforehand. Every variant runs
-once in each round; the table shows medians, and the ratio to the guide's configuration of the same round, because the
-speed of a shared machine changes from minute to minute.
+Tasks that do nothing, taken by one worker with two processes from a queue that is full beforehand; and requests to one
+API process over 64 connections. Every variant runs once in each round; the table shows medians, and the ratio to the
+guide's configuration of the same round, because the speed of a shared machine changes from minute to minute.
 """
 
+import asyncio
 import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -18,9 +20,11 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from tests.support import Program, RedisServer, wait_until
+from tests.support import Program, RedisServer, free_port, wait_until
 
 TASKS = 6000
+CONNECTIONS = 64
+ENQUEUE_SECONDS = 5.0
 # Shares of the queue between which the clock runs: neither start-up nor the last few tasks count.
 FROM, TO = 0.85, 0.15
 
@@ -31,13 +35,14 @@ class Variant:
 
     name: str
     app: str = "tests.bench.our_worker"
+    api: str = "tests.bench.our_api:app"
     without: str = ""
     split: bool = True  # a Redis of its own for the queue
     fsync: str = "everysec"
 
 
 VARIANTS = (
-    Variant("the guide's configuration", app="tests.bench.guide_worker", split=False),
+    Variant("the guide's configuration", app="tests.bench.guide_worker", api="tests.bench.guide_api:app", split=False),
     Variant("ours, with kombu's delivery and no ledger", without="delivery"),
     Variant("+ atomic delivery", without="ledger"),
     Variant("+ ledger of accepted tasks"),
@@ -51,6 +56,7 @@ class Measured:
 
     tasks_per_second: float
     commands_per_task: float
+    enqueued_per_second: float
 
 
 def _calls(servers: list[redis.Redis]) -> int:
@@ -63,8 +69,48 @@ def _calls(servers: list[redis.Redis]) -> int:
     )
 
 
+async def _requests(port: int, deadline: float) -> int:
+    """Send requests over one connection until ``deadline`` and count those that were accepted."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"data": {"key": "value"}}'
+    head = (
+        f"POST /tasks/enqueue HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    accepted = 0
+    while time.monotonic() < deadline:
+        writer.write(f"{head}\r\n\r\n".encode() + body)
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer.partition(b"content-length:")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        accepted += answer.startswith(b"http/1.1 202")
+    writer.close()
+    return accepted
+
+
+async def _load(port: int) -> float:
+    deadline = time.monotonic() + ENQUEUE_SECONDS
+    return sum(await asyncio.gather(*[_requests(port, deadline) for _ in range(CONNECTIONS)])) / ENQUEUE_SECONDS
+
+
+def measure_enqueue(variant: Variant, env: dict[str, str], log: Path) -> float:
+    """Return the requests per second that one API process accepts."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", variant.api, "--port", str(port), "--no-access-log"]
+    api = Program(command, log, {**env, "LOG_LEVEL": "warning", "QUEUE_MAX_LENGTH": "1000000"})
+    try:
+        wait_until(lambda: _listens(port))
+        return asyncio.run(_load(port))
+    finally:
+        api.stop()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def measure(variant: Variant, directory: Path) -> Measured:
-    """Run one variant from empty servers to an empty queue."""
+    """Run one variant from empty servers to an empty queue, then its API without a worker."""
     servers = []
     for name in ("broker", "results") if variant.split else ("shared",):
         fsync = variant.fsync if name == "broker" else "everysec"
@@ -87,11 +133,13 @@ def measure(variant: Variant, directory: Path) -> Measured:
         wait_until(lambda: broker.llen("celery") <= TO * TASKS, timeout=300, interval=0.01)
         done = left - broker.llen("celery")
         seconds, calls = time.monotonic() - began, _calls(clients) - calls
+        worker.stop(signal.SIGKILL)
+        enqueued = measure_enqueue(variant, env, directory / "api.log")
     finally:
         worker.stop(signal.SIGKILL)
         for server in servers:
             server.stop()
-    return Measured(done / seconds, calls / done)
+    return Measured(done / seconds, calls / done, enqueued)
 
 
 @click.command()
@@ -103,17 +151,16 @@ def main(rounds: int) -> None:
         for variant in VARIANTS:
             with tempfile.TemporaryDirectory(prefix="bench") as directory:
                 runs[variant].append(measure(variant, Path(directory)))
-    table = Table("variant", "tasks/s", "of the guide's", "Redis commands/task")
+    table = Table("variant", "tasks/s", "of the guide's", "Redis commands/task", "enqueued/s", "of the guide's")
     for variant, measured in runs.items():
-        ratios = [
-            ours.tasks_per_second / guide.tasks_per_second
-            for ours, guide in zip(measured, runs[VARIANTS[0]], strict=True)
-        ]
+        pairs = list(zip(measured, runs[VARIANTS[0]], strict=True))
         table.add_row(
             variant.name,
             f"{statistics.median(run.tasks_per_second for run in measured):.0f}",
-            f"{statistics.median(ratios):.0%}",
+            f"{statistics.median(ours.tasks_per_second / guide.tasks_per_second for ours, guide in pairs):.0%}",
             f"{statistics.median(run.commands_per_task for run in measured):.1f}",
+            f"{statistics.median(run.enqueued_per_second for run in measured):.0f}",
+            f"{statistics.median(ours.enqueued_per_second / guide.enqueued_per_second for ours, guide in pairs):.0%}",
         )
     Console(width=120).print(table)
 
