@@ -1,0 +1,91 @@
+"""A steady stream of tasks, like that of a client which does what the API's answers ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Self
+
+import httpx
+
+# Seconds after which a client gives up on one request, and pauses before it repeats one.
+REQUEST_TIMEOUT = 5.0
+PAUSE = 1.0
+# Seconds after the end of the load in which every request must have been accepted.
+PATIENCE = 30.0
+
+
+@dataclass
+class Load:
+    """Sends a task every 1/``rate`` seconds from a thread of its own until it is told to stop."""
+
+    url: str
+    rate: float
+    accepted: dict[str, float] = field(default_factory=dict)  # task id -> time of the 202
+    refused: int = 0  # 429 and 503
+    unanswered: int = 0
+    wrong: list[str] = field(default_factory=list)  # answers that no client can make sense of
+    given_up: int = 0  # requests that were never accepted
+    slowest: float = 0.0  # seconds until the slowest answer
+    began: float = 0.0
+    ended: float = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin to send."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._send_all()), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Send no new tasks, and wait for those that are not accepted yet."""
+        self._stop.set()
+        self._thread.join()
+
+    async def _send_all(self) -> None:
+        self.began = time.time()
+        async with (
+            httpx.AsyncClient(base_url=self.url, timeout=REQUEST_TIMEOUT) as client,
+            asyncio.TaskGroup() as requests,
+        ):
+            while not self._stop.is_set():
+                requests.create_task(self._send(client))
+                await asyncio.sleep(1 / self.rate)
+            self.ended = time.time()
+
+    async def _send(self, client: httpx.AsyncClient) -> None:
+        key = str(uuid.uuid4())
+        while not self.ended or time.time() < self.ended + PATIENCE:
+            begin = time.monotonic()
+            with suppress(httpx.TransportError):
+                answer = await client.post(
+                    "/tasks/enqueue", json={"data": {"key": key}}, headers={"Idempotency-Key": key}
+                )
+                self.slowest = max(self.slowest, time.monotonic() - begin)
+                if answer.status_code == 202:
+                    self.accepted.setdefault(answer.json()["task_id"], time.time())
+                    return
+                if answer.status_code not in {429, 503}:
+                    self.wrong.append(f"{answer.status_code}: {answer.text[:100]}")
+                    return
+                self.refused += 1
+                await asyncio.sleep(PAUSE)
+                continue
+            self.unanswered += 1
+            await asyncio.sleep(PAUSE)
+        self.given_up += 1
+
+
+def not_successful(url: str, ids: set[str]) -> set[str]:
+    """Return those tasks that the API does not call SUCCESS; an API that does not answer knows of none."""
+    left = set(ids)
+    with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT) as client, suppress(httpx.TransportError):
+        for task_id in ids:
+            answer = client.get(f"/tasks/status/{task_id}")
+            if answer.status_code == 200 and answer.json()["status"] == "SUCCESS":
+                left.discard(task_id)
+    return left

@@ -1,0 +1,63 @@
+"""Runs inside the worker under test: one line in the ledger when a task starts and when it ends.
+
+Python imports this module at its start because PYTHONPATH names its folder. The ledger lies outside Redis, so that it
+knows what a faulted Redis may have forgotten. Each event is one write to a file opened for appending: lines of several
+processes do not mix, and what is written survives the process.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LEDGER = Path("/srv/chaos/ledger/ledger.jsonl")
+
+
+def _birth(pid: int | str) -> str | None:
+    """Return when a process was started, in ticks since the machine's boot; None when there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _unfinished_elsewhere(task_id: str) -> list[int]:
+    """Return the processes that still live and that began this task earlier without having ended it."""
+    running: dict[tuple[int, str], int] = {}
+    lines = LEDGER.read_text().splitlines() if LEDGER.exists() else []
+    for event in map(json.loads, lines):
+        if event["id"] == task_id:
+            process = (event["pid"], event["birth"])
+            running[process] = running.get(process, 0) + (1 if event["event"] == "start" else -1)
+    return [pid for (pid, birth), runs in running.items() if runs > 0 and _birth(pid) == birth]
+
+
+def _write(event: str, task_id: str, **details: object) -> None:
+    pid = os.getpid()
+    line = {"event": event, "id": task_id, "pid": pid, "birth": _birth(pid), "time": time.time(), **details}
+    file = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+def started(task_id: str, **_: Any) -> None:
+    """Write that a task begins, and whether it runs already."""
+    _write("start", task_id, alive=_unfinished_elsewhere(task_id))
+
+
+def ended(task_id: str, state: str | None, **_: Any) -> None:
+    """Write that a task has ended, and how."""
+    _write("end", task_id, state=state)
+
+
+# Other Python programs of the unit import nothing more.
+if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
+    from celery import signals
+
+    signals.task_prerun.connect(started, weak=False)
+    signals.task_postrun.connect(ended, weak=False)

@@ -1,0 +1,197 @@
+"""One row of the table: load, a fault in its middle, and what became of every accepted task."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from tests.chaos.faults import Fault
+from tests.chaos.host import ChaosError, Host, wait_until
+from tests.chaos.load import Load, not_successful
+
+# Seconds that a row waits for the first task after the fault before it gives up on it.
+LONGEST_RECOVERY = 120.0
+# Seconds from the end of the load until all tasks must be done: a task's hard limit, and what a worker needs to stop.
+DRAIN = 60 + 30 + 30
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much load a row gets."""
+
+    rate: float  # tasks per second
+    before: float  # seconds of load before the fault
+    after: float  # seconds of load after the recovery
+
+
+FULL = Pace(rate=1.25, before=6, after=6)
+SHORT = Pace(rate=1.0, before=4, after=3)
+
+
+@dataclass
+class Result:
+    """What a row has shown."""
+
+    host: str
+    fault: str
+    seconds: float = 0
+    proof: str = ""
+    accepted: int = 0
+    finished: int = 0
+    lost: int = 0
+    repeated: int = 0
+    overlapping: int = 0
+    unexplained: int = 0
+    forgotten: int = 0  # repeats because Redis forgot that the task had been done, as the fault makes it do
+    strays: int = 0
+    stall: float = 0
+    recovery: float | None = None
+    refused: int = 0
+    unanswered: int = 0
+    slowest: float = 0
+    explanations: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def run(host: Host, fault: Fault, pace: Pace) -> Result:
+    """Run one row; whatever goes wrong is among the result's problems."""
+    result = Result(host.name, fault.name)
+    began = time.monotonic()
+    try:
+        _run(host, fault, pace, result)
+    except ChaosError as error:
+        result.problems.append(str(error))
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
+    wait_until(host.is_healthy, "Redis, API, worker and Flower healthy before the row", 60)
+    fault.prepare(host)
+    try:
+        host.forget_ledger()
+        with Load(host.url, pace.rate) as load:
+            time.sleep(pace.before)  # this long the load lasts; there is nothing to wait for
+            issued = time.clock_gettime(time.CLOCK_BOOTTIME)
+            over = _inject(host, fault, result)
+            result.recovery = _recovery(host, over, issued if fault.replaces_worker else 0)
+            if result.recovery is not None:
+                time.sleep(pace.after)
+        unfinished = _drain(host, load)
+        _judge(host, fault, load, unfinished, result)
+        if not host.flower_answers():
+            result.problems.append("Flower does not answer.")
+    finally:
+        fault.cleanup(host)
+
+
+def _inject(host: Host, fault: Fault, result: Result) -> float:
+    """Bring the fault, heal it, and return the time from which the recovery counts."""
+    issued = time.time()
+    try:
+        seen = fault.inject(host)
+        time.sleep(fault.hold)
+        fault.heal(host, seen)
+        healed = time.time()
+        result.proof = fault.proof(host, seen)
+    except ChaosError as error:
+        result.problems.append(f"The fault did not happen: {error}")
+        healed = time.time()
+    return issued if fault.over_at_once else healed
+
+
+def _starts(events: list[dict[str, Any]]) -> list[float]:
+    return sorted(event["time"] for event in events if event["event"] == "start")
+
+
+def _recovery(host: Host, over: float, born: float) -> float | None:
+    """Return the seconds until the first task was started after the fault, by a process born after ``born``."""
+
+    def counts(event: dict[str, Any]) -> bool:
+        birth = int(event["birth"]) / os.sysconf("SC_CLK_TCK")  # both since the boot of this machine
+        return event["event"] == "start" and event["time"] > over and birth > born
+
+    while time.time() < over + LONGEST_RECOVERY:
+        if starts := [event["time"] for event in host.ledger() if counts(event)]:
+            return float(min(starts)) - over
+        time.sleep(0.2)
+    return None
+
+
+def _finished(events: list[dict[str, Any]]) -> set[str]:
+    return {event["id"] for event in events if event["event"] == "end" and event["state"] == "SUCCESS"}
+
+
+def _drain(host: Host, load: Load) -> set[str]:
+    """Wait until all tasks are done and the broker holds none; return those that are not done in time."""
+    left = set(load.accepted)
+    deadline = time.monotonic() + DRAIN
+    while time.monotonic() < deadline:
+        left = not_successful(host.url, left) | (left - _finished(host.ledger()))
+        if not left and host.queue_is_empty():
+            break
+        time.sleep(0.5)
+    return left
+
+
+def _judge(host: Host, fault: Fault, load: Load, unfinished: set[str], result: Result) -> None:
+    events = host.ledger()
+    ids = set(load.accepted)
+    result.accepted = len(ids)
+    result.lost = len(unfinished)
+    result.finished = result.accepted - result.lost
+    result.refused, result.unanswered, result.slowest = load.refused, load.unanswered, load.slowest
+    count_repeats(events, fault, result)
+    during = [start for start in _starts(events) if load.began <= start <= load.ended]
+    gaps = [later - earlier for earlier, later in pairwise([load.began, *during, load.ended])]
+    result.stall = max(0.0, max(gaps) - 1 / load.rate)
+    strays = {event["id"] for event in events} - ids
+    result.strays = len(strays)
+
+    problems = result.problems
+    problems += load.wrong
+    if load.given_up:
+        problems.append(f"{load.given_up} requests were never accepted.")
+    elif strays:
+        problems.append(f"{len(strays)} tasks ran whose id no client was told.")
+    if result.lost:
+        problems.append(f"{result.lost} accepted tasks are lost.")
+    if result.overlapping:
+        problems.append(f"{result.overlapping} tasks were started while their first run still lived.")
+    if result.unexplained:
+        problems.append(f"{result.unexplained} tasks were started again although they had been done.")
+    if not host.queue_is_empty():
+        problems.append("Messages are left in the broker although all tasks had their time.")
+    if result.recovery is None:
+        problems.append(f"No task was started within {LONGEST_RECOVERY:.0f} s after the fault.")
+    elif result.recovery > fault.recovery_limit:
+        problems.append(f"The recovery took {result.recovery:.1f} s, more than {fault.recovery_limit:.0f} s.")
+
+
+def count_repeats(events: list[dict[str, Any]], fault: Fault, result: Result) -> None:
+    """Say of each further start of a task why it came."""
+    by_task = defaultdict(list)
+    for event in events:
+        by_task[event["id"]].append(event)
+    reasons: dict[str, int] = defaultdict(int)
+    for history in by_task.values():
+        starts = [number for number, event in enumerate(history) if event["event"] == "start"]
+        result.repeated += len(starts) > 1
+        for number in starts[1:]:
+            states = [event["state"] for event in history[:number] if event["event"] == "end"]
+            if history[number]["alive"]:
+                result.overlapping += 1
+                reasons["its first run still lived"] += 1
+            elif "SUCCESS" not in states:
+                reasons["its first run's process died" if not states else "it was retried"] += 1
+            elif fault.forgets:
+                result.forgotten += 1
+                reasons["Redis forgot that it was done"] += 1
+            else:
+                result.unexplained += 1
+                reasons["unexplained: it was done"] += 1
+    result.explanations = [f"{count} x {reason}" for reason, count in reasons.items()]
