@@ -106,6 +106,21 @@ def test_a_killed_worker_runs_its_tasks_again_as_soon_as_it_is_back(stack: Stack
     wait_until(stack.nothing_waits)
 
 
+def test_a_worker_of_several_queues_takes_from_all_and_loses_nothing_of_them(stack: Stack) -> None:
+    def call(name: str, queue: str, seconds: float) -> str:
+        return f"recorded.apply_async(('{name}', '{stack.ledger}', {seconds}), queue='{queue}')"
+
+    worker = stack.start_worker("--queues=empty,slow,fast")
+    stack.send(*[call(f"fast{number}", "fast", 0) for number in range(50)], call("slow", "slow", 2))
+    wait_until(lambda: len(stack.events("end")) == 51, timeout=8)
+    stack.send(call("killed", "slow", 2))
+    wait_until(lambda: stack.events("start")[-1] == "killed")
+    worker.stop(signal.SIGKILL)
+    stack.start_worker("--queues=empty,slow,fast")
+    wait_until(lambda: stack.events("end")[-1] == "killed", timeout=6)
+    wait_until(stack.nothing_waits)
+
+
 def test_another_worker_takes_over_from_one_that_does_not_come_back(stack: Stack) -> None:
     """Not before the hard limit: until then a process of the first one might be running."""
     stack.env |= {"TASK_SOFT_TIME_LIMIT": "3", "TASK_TIME_LIMIT": "4"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import Api, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Api, security_exposure, wait_for
 from testinfra.host import Host
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
@@ -42,6 +43,24 @@ def test_the_guides_commands_work_on_the_host(host: Host) -> None:
     assert "/opt/typesafe/backend/venv/bin/celery" in host.check_output("ps aux")
     inspect = "cd /opt/typesafe/backend && sudo -u typesafe venv/bin/celery -A app.agents.worker inspect ping"
     assert "pong" in host.check_output(inspect)
+
+
+def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: str) -> None:
+    def dead_letters(**variables: str) -> str:
+        command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
+        command += [f"--extra-vars={json.dumps(variables)}"]
+        result = subprocess.run(
+            [*command, str(PROJECT / "playbooks/dead_letters.yml")], capture_output=True, text=True, check=False
+        )
+        return result.stdout if result.returncode == 0 else f"failed: {result.stdout}"
+
+    login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
+    host.run_expect([0], f"{login}; redis-cli -p 6380 LPUSH celery poison")
+    api.wait(api.enqueue())
+    wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter")
+    assert dead_letters(verb="drop").startswith("failed")
+    assert "is deleted" in dead_letters(verb="drop", letters="all")
+    assert "0 dead letters." in dead_letters()
 
 
 def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Api, reboot: Callable[[], None]) -> None:
