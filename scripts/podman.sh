@@ -24,7 +24,9 @@ has_sys_resource() {
 if ! has_sys_resource; then
   # Podman lowers its own process limit to pid_max first, so that is the most it can give.
   nproc=$(printf '%s\n' "$(ulimit -Hu)" "$(cat /proc/sys/kernel/pid_max)" | sort -n | head -1)
-  cat >"$state/containers.conf" <<CONF
+  # Written aside and moved, because several of these run side by side.
+  configuration=$(mktemp "$state/containers.conf.XXXXXX")
+  cat >"$configuration" <<CONF
 [containers]
 default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)", "nproc=$nproc:$nproc"]
 pids_limit = 0
@@ -34,8 +36,9 @@ runtime = "runc"
 network_backend = "netavark"
 CONF
   if [ ! -d /run/systemd/system ]; then
-    sed -i '/^runtime/a cgroup_manager = "cgroupfs"\nevents_logger = "file"' "$state/containers.conf"
+    sed -i '/^runtime/a cgroup_manager = "cgroupfs"\nevents_logger = "file"' "$configuration"
   fi
+  mv "$configuration" "$state/containers.conf"
   export CONTAINERS_CONF="$state/containers.conf"
 fi
 

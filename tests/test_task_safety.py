@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -177,6 +178,21 @@ def test_a_task_runs_once_whatever_redis_does(stack: Stack, fault: str) -> None:
     wait_until(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
     assert worker.process.poll() is None
+
+
+def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(stack: Stack) -> None:
+    stack.env["WORKER_WATCHDOG_SECONDS"] = "10"
+    worker = stack.start_worker()
+    stack.send(f"recorded.delay('a', '{stack.ledger}', 12)")
+    wait_until(lambda: stack.events("start") == ["a"])
+    stack.redis.hang()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.process.wait(25)
+    stack.redis.program.process.send_signal(signal.SIGCONT)
+    stack.send(f"recorded.delay('b', '{stack.ledger}', 0)")
+    wait_until(lambda: stack.events("end") == ["a", "b"], timeout=10)
+    wait_until(stack.nothing_waits)
+    assert stack.events("start") == ["a", "b"]
 
 
 def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:

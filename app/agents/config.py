@@ -53,7 +53,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             # Seconds until a connection that is cut without a word is noticed.
             "health_check_interval": 5,
             "socket_connect_timeout": 2,
-            "socket_timeout": 5,
+            "socket_timeout": 3,
             "socket_keepalive": True,
         },
         # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).

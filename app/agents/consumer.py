@@ -4,7 +4,7 @@ import logging
 from functools import partial
 from typing import Any
 
-from celery.worker import consumer
+from celery.worker import consumer, heartbeat
 from redis.exceptions import RedisError
 
 from app.agents.deliveries import deliveries
@@ -13,6 +13,16 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two attempts to connect; Celery's own grow to 30.
 FIRST_RETRY, NEXT_RETRY, LONGEST_RETRY = 0.5, 0.5, 2
+
+
+class Heart(heartbeat.Heart):
+    """Sends each heartbeat once: repeating it would hold the main loop for as long as Redis hangs."""
+
+    def _send(self, event: str, retry: bool = True) -> Any:  # noqa: ARG002 - the base class's signature
+        return super()._send(event, retry=False)
+
+
+heartbeat.Heart = Heart  # Celery has no setting for it
 
 
 class Consumer(consumer.Consumer):
@@ -27,6 +37,11 @@ class Consumer(consumer.Consumer):
             interval_max=LONGEST_RETRY,
         )
         return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Stop consuming before the clean-up, which may take as long as Redis hangs."""
+        self.reporter.stop(self)
+        super().on_connection_error_after_connected(exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return a handler that no message can crash."""

@@ -57,6 +57,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         """Begin to beat if systemd's unit asks for it; ``parent`` is the worker's consumer."""
         super().__init__(parent, **kwargs)
+        parent.reporter = self
         self._consuming = threading.Event()
         self._last_turn = 0.0
         self._processes = 0
@@ -85,8 +86,8 @@ class ReportToSystemd(bootsteps.StartStopStep):
 
     def _beat(self) -> None:
         while True:
-            # Half the limit: the loop may be late by that, and two beats fit into what is left.
-            if not self._consuming.is_set() or time.monotonic() - self._last_turn < self._limit / 2:
+            # The loop may be late by most of the limit: it waits for Redis here and there, some seconds at a time.
+            if not self._consuming.is_set() or time.monotonic() - self._last_turn < self._limit * 0.7:
                 tell(Notification.WATCHDOG)
                 tell(Notification.STATUS, self._status())
             time.sleep(self._limit / 4)

@@ -61,6 +61,7 @@ class Fault:
     replaces_worker: bool = False  # only a task of a new process shows the recovery
     recovery_limit: float = RECOVERY_LIMIT
     why: str = ""  # that the limit is another one
+    kills_tasks: bool = False  # a process dies that runs tasks; only these run again
     forgets: bool = False  # Redis loses what it had confirmed
     pools: tuple[str, ...] = ("prefork", "threads")
     quick: bool = False  # belongs to the short run too
@@ -230,6 +231,8 @@ def _move_broker_back(host: Host) -> None:
 
 
 def _fill_disk(host: Host) -> str:
+    errors = f"grep -c 'No space left' {BROKER_LOG} || true"
+    before = int(host.run(errors))
     host.run(f"head -c 64M /dev/zero >{BROKER_DATA}/filler", check=False)
 
     def refusal() -> str:
@@ -237,7 +240,9 @@ def _fill_disk(host: Host) -> str:
         answer = host.redis(BROKER, "SET chaos:probe 1")
         return "" if answer == "OK" else answer
 
-    return f"Redis said: {wait_until(refusal, 'a refusal of Redis', 15)[:60]}"
+    answer = wait_until(refusal, "a refusal of Redis", 15)[:60]
+    logged = wait_until(lambda: int(host.run(errors)) - before, "'No space left' in Redis's log", 5)
+    return f"Redis logged 'No space left' {logged} times; a client saw: {answer}"
 
 
 def _free_disk(host: Host, seen: str) -> None:  # noqa: ARG001 - one signature for all
@@ -349,6 +354,7 @@ FAULTS = (
         "The supervisor starts a new one; its tasks run again.",
         _kill_worker,
         _new_worker,
+        kills_tasks=True,
         over_at_once=True,
         replaces_worker=True,
         quick=True,
@@ -358,6 +364,7 @@ FAULTS = (
         "The task is retried; the others do not notice.",
         _kill_child,
         _child_is_gone,
+        kills_tasks=True,
         over_at_once=True,
         pools=("prefork",),
         quick=True,
@@ -367,6 +374,7 @@ FAULTS = (
         "The watchdog ends it; a new one runs its tasks again.",
         _stop_worker_process,
         cleanup=_end_stopped_worker,
+        kills_tasks=True,
         over_at_once=True,
         replaces_worker=True,
         recovery_limit=25,
@@ -435,7 +443,7 @@ FAULTS = (
         quick=True,
     ),
     Fault("host rebooted", "Tasks end before the shutdown or run after it.", _reboot, _started_anew, quick=False),
-    Fault("host lost power", "Tasks that ran run again.", _cut_power, _started_anew, quick=True),
+    Fault("host lost power", "Tasks that ran run again.", _cut_power, _started_anew, kills_tasks=True, quick=True),
     Fault(
         "network to Redis cut 30 s",
         "Running tasks end; their results arrive late. Requests are refused.",

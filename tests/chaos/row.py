@@ -15,6 +15,8 @@ from tests.chaos.load import Load, not_successful
 
 # Seconds that a row waits for the first task after the fault before it gives up on it.
 LONGEST_RECOVERY = 120.0
+# Seconds without a start, on top of the fault's own length: a host stops, boots, and its worker starts.
+LONGEST_STALL = 30.0
 # Seconds from the end of the load until all tasks must be done: a task's hard limit, and what a worker needs to stop.
 DRAIN = 60 + 30 + 30
 
@@ -164,6 +166,10 @@ def _judge(host: Host, fault: Fault, load: Load, unfinished: set[str], result: R
         problems.append(f"{result.overlapping} tasks were started while their first run still lived.")
     if result.unexplained:
         problems.append(f"{result.unexplained} tasks were started again although they had been done.")
+    if result.repeated and not (fault.kills_tasks or fault.forgets):
+        problems.append(f"{result.repeated} tasks ran again although the fault ends no process that runs tasks.")
+    if result.stall > fault.hold + LONGEST_STALL:
+        problems.append(f"No task was started for {result.stall:.0f} s.")
     if not host.queue_is_empty():
         problems.append("Messages are left in the broker although all tasks had their time.")
     if result.recovery is None:
