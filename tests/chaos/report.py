@@ -38,8 +38,8 @@ playbook had ended. Where the fault ends the worker, a task of the new one count
   after the load.
 - **Twice**: tasks that were started more than once; the last column says why. A task whose process died must run again.
 - **At once**: started while the process of an earlier run still lived and had not ended it. **For nothing**: started
-  again although it had been done. Both must be 0, the second except where the fault makes Redis forget. **Twice** must be
-  0 too where the fault ends no process that runs tasks.
+  again although it had been done. Both must be 0, the second except where the fault makes Redis forget. **Twice** must
+  be 0 too where the fault ends no process that runs tasks.
 - **Stall**: longest time without a start, beyond the usual one; at most {stall:.0f} s on top of the fault's length.
   **Recovery**: as above, at most {limit:.0f} s.
 - **Refused**: answers 429 and 503. **Unanswered**: nobody listened, or no answer came within 5 s. **Slowest**: answer
