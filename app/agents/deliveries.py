@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -41,6 +42,8 @@ LEASE_MARGIN = 15
 MAX_REDELIVERIES = 10
 # Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
 REDIS_TIMEOUT = 2
+# Seconds in which a task that was given to the pool is known to run.
+START_ALLOWANCE = 2.0
 # Messages whose end Redis is told in one round trip.
 FLUSH_AT_ONCE = 100
 
@@ -52,6 +55,7 @@ class Delivery:
     unacked: str
     raw: bytes
     task_id: str
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -130,28 +134,25 @@ class Deliveries:
             keys = [delivery.unacked, broker.DEAD_LETTERS, broker.ACCEPTED]
             self._tell(Notice(tag, broker.BURY, keys, _dead_letter(delivery.unacked, delivery.raw, reason)))
 
-    def reclaim(self) -> None:
+    def reclaim(self, waiting: Collection[str] = ()) -> None:
         """Requeue what lies in our lists but is not in our hands: of an earlier life, or of a lost connection.
 
         To be called only while no message can be on its way to us.
+
+        Args:
+            waiting: tags of the present connection. Of earlier ones only what runs is kept: Celery dropped the rest.
 
         Raises:
             redis.exceptions.RedisError: the broker does not answer.
         """
         self._flush()
+        self._let_go(waiting)
         held = {delivery.raw: delivery.unacked for delivery in tuple(self._held.values())}
         for unacked in self._unacked.values():
             if self._redis.llen(unacked) != list(held.values()).count(unacked):
                 for raw in self._messages(unacked):
                     if raw not in held:
                         self._return(unacked, raw)
-
-    def keep_only_running(self) -> None:
-        """Let go of messages whose tasks have not begun: Celery has dropped them with its connection."""
-        running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
-        with self._flushing:
-            ended = {notice.tag for notice in tuple(self._notices)}
-            self._held = {tag: held for tag, held in self._held.items() if tag in running or tag in ended}
 
     def give_back(self) -> None:
         """Requeue everything; nothing of it runs any more."""
@@ -178,6 +179,13 @@ class Deliveries:
     def _messages(self, unacked: str) -> list[bytes]:
         messages: list[bytes] = self._redis.lrange(unacked, 0, -1)  # type: ignore[assignment]
         return messages
+
+    def _let_go(self, waiting: Collection[str]) -> None:
+        running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
+        with self._flushing:
+            kept = {*waiting, *running, *(notice.tag for notice in tuple(self._notices))}
+            started = time.monotonic() - START_ALLOWANCE
+            self._held = {tag: held for tag, held in self._held.items() if tag in kept or held.since > started}
 
     def _tell(self, notice: Notice) -> None:
         self._notices.append(notice)

@@ -64,6 +64,10 @@ class QoS(kombu_redis.QoS):
             deliveries.bury(delivery_tag, "A worker refused it; its log says why.")
         self._quick_ack(delivery_tag)
 
+    def tags(self) -> tuple[str, ...]:
+        """Return the messages that came through this connection and are not done with."""
+        return tuple(self._delivered or ())
+
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """No message comes back because of its age alone."""
 
@@ -124,10 +128,8 @@ class Channel(kombu_redis.Channel):
     def _reclaim(self, lists: list[str]) -> None:
         # Nothing is on its way to us: no command is under way on this connection, and earlier ones are closed.
         now = time.monotonic()
-        if not self._reclaimed:
-            deliveries.keep_only_running()
         if any(now - self._reclaimed.get(unacked, -RECLAIM_INTERVAL) >= RECLAIM_INTERVAL for unacked in lists):
-            deliveries.reclaim()
+            deliveries.reclaim(self.qos.tags())
             self._reclaimed = dict.fromkeys(lists, now)
 
     def _brpop_read(self, **options: Any) -> bool:
