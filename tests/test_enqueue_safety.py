@@ -290,6 +290,22 @@ class TestForgetfulRedis:
         finally:
             worker.stop()
 
+    def test_done_task_is_not_run_again(
+        self, api: Api, broker: RedisServer, results: RedisServer, tmp_path: Path
+    ) -> None:
+        done = api.enqueue({})
+        size = self._size(broker)
+        env = {"CELERY_BROKER_URL": broker.url(0), "CELERY_RESULT_BACKEND": results.url(1)}
+        worker = start_worker(tmp_path / "worker.log", env)
+        try:
+            wait_until(lambda: broker.client(0).hlen(ACCEPTED) == 0)
+            lose_tail(broker, size)
+            wait_until(lambda: worker.output().count(f"[{done}] received") == 2)
+            wait_until(lambda: broker.client(0).hlen(ACCEPTED) == 0)
+            assert worker.output().count("Task started") == 1
+        finally:
+            worker.stop()
+
     def test_long_outage_while_results_are_away_longer(
         self, api: Api, broker: RedisServer, results: RedisServer
     ) -> None:

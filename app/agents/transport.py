@@ -23,6 +23,9 @@ LOOK_INTERVAL = 0.2
 # Seconds between two looks for messages that got lost between Redis and this worker.
 RECLAIM_INTERVAL = 5.0
 
+# Seconds after a connection was made in which a message may be one that was done already: Redis may have been killed
+# with the end of its append-only file unwritten.
+DOUBT = 60.0
 # A list that is always empty: waiting for it is waiting without a write.
 NOTHING = "unacked_nothing"
 
@@ -84,6 +87,7 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Connect; the arguments are the base class's."""
         super().__init__(*args, **kwargs)
+        self._connected = time.monotonic()
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
         self._looked_in_vain = False
@@ -167,6 +171,9 @@ class Channel(kombu_redis.Channel):
             return
         try:
             payload["properties"]["delivery_tag"] = tag
+            if time.monotonic() - self._connected < DOUBT:
+                # A message that came a second time is not run again if its success is stored.
+                payload["properties"]["delivery_info"]["redelivered"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
             deliveries.bury(tag, "It is not a message of Celery's.")
