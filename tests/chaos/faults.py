@@ -231,8 +231,6 @@ def _move_broker_back(host: Host) -> None:
 
 
 def _fill_disk(host: Host) -> str:
-    errors = f"grep -c 'No space left' {BROKER_LOG} || true"
-    before = int(host.run(errors))
     host.run(f"head -c 64M /dev/zero >{BROKER_DATA}/filler", check=False)
 
     def refusal() -> str:
@@ -240,9 +238,7 @@ def _fill_disk(host: Host) -> str:
         answer = host.redis(BROKER, "SET chaos:probe 1")
         return "" if answer == "OK" else answer
 
-    answer = wait_until(refusal, "a refusal of Redis", 15)[:60]
-    logged = wait_until(lambda: int(host.run(errors)) - before, "'No space left' in Redis's log", 5)
-    return f"Redis logged 'No space left' {logged} times; a client saw: {answer}"
+    return f"Redis said: {wait_until(refusal, 'a refusal of Redis', 15)[:60]}"
 
 
 def _free_disk(host: Host, seen: str) -> None:  # noqa: ARG001 - one signature for all
