@@ -28,6 +28,10 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> An
     pytest.fail(f"{what}: not within {seconds} s")
 
 
+# Begins a command: curl that sends the host's own key. The key comes through a pipe, because sudo logs each command.
+CURL = "grep -o '[^, ]*' /etc/typesafe/secrets/api/BACKEND_API_KEY | sed 's/^/X-API-Key: /;q' | curl -sS -H @-"
+
+
 class Api:
     """The API of one host, spoken to from that host."""
 
@@ -39,7 +43,7 @@ class Api:
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Return status and decoded JSON of one request; status 0 when nobody answers."""
-        command = f"curl -sS --max-time 10 -w '\\n%{{http_code}}' -X {method} {self.url}{path}"
+        command = f"{CURL} --max-time 10 -w '\\n%{{http_code}}' -X {method} {self.url}{path}"
         if body is not None:
             command += f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         answer, _, status = self.host.run(command).stdout.rpartition("\n")

@@ -105,9 +105,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def run(server: Server) -> Callable[..., dict[str, Any]]:
-    def run(check_mode: bool = False) -> dict[str, Any]:
+    def run(check_mode: bool = False, **parameters: object) -> dict[str, Any]:
         """The module as Ansible runs it: a process of its own, with the arguments on standard input."""
         arguments = {"config_file": str(server.config_file), "timeout": 10, "_ansible_check_mode": check_mode}
+        arguments |= parameters
         result = subprocess.run(
             [sys.executable, str(ROLE / "library" / "redis_live_config.py")],
             input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
@@ -127,7 +128,7 @@ def run(server: Server) -> Callable[..., dict[str, Any]]:
 
 
 Run = Callable[..., dict[str, Any]]
-UNCHANGED = {"changed": False, "applied": [], "restart_required": False, "reasons": []}
+UNCHANGED = {"changed": False, "applied": [], "restart_required": False, "reasons": [], "denied": []}
 
 
 def test_a_server_that_runs_its_file_is_left_alone(run: Run) -> None:
@@ -156,10 +157,68 @@ def test_check_mode_only_tells(server: Server, run: Run) -> None:
 def test_a_change_by_hand_is_put_back(server: Server, run: Run) -> None:
     server.call("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
     server.call("ACL", "SETUSER", "default", "+flushall")
-    assert run()["applied"] == ["user default", "maxmemory-policy"]
+    assert run()["applied"] == ["maxmemory-policy", "user default"]
     assert server.setting("maxmemory-policy") == "allkeys-lru"
     with pytest.raises(live.RedisError, match="no permissions"):
         server.call("FLUSHALL")
+
+
+def test_users_are_made_changed_and_removed_while_the_server_runs(server: Server, run: Run) -> None:
+    text = server.config_file.read_text()
+    reader = f"user reader on #{'0' * 64} %R~news:* (~own:* +set) +get +hget -hget\n"
+    server.config_file.write_text(text + reader)
+    assert run(check_mode=True)["applied"] == ["user reader"]
+    assert server.call("ACL", "GETUSER", "reader") is None
+    assert run()["applied"] == ["user reader"]
+    assert run() == UNCHANGED
+    assert server.call("ACL", "DRYRUN", "reader", "GET", "news:1") == "OK"
+    assert server.call("ACL", "DRYRUN", "reader", "SET", "own:1", "x") == "OK"
+    assert "no permissions" in server.call("ACL", "DRYRUN", "reader", "SET", "news:1", "x")
+    server.config_file.write_text(text + reader.replace("+get", "-get"))
+    assert run()["applied"] == ["user reader"]
+    server.config_file.write_text(text)
+    assert run()["applied"] == ["user reader"]
+    assert server.call("ACL", "USERS") == ["default"]
+
+
+def test_a_new_password_needs_no_restart_while_the_earlier_one_is_known(server: Server, run: Run) -> None:
+    client = live.Redis(str(server.directory / "s"), 5)
+    client.call("AUTH", PASSWORD)
+    server.password = PASSWORD[::-1]
+    server.configure()
+    old, new = (f"#{hashlib.sha256(word.encode()).hexdigest()}" for word in (PASSWORD, server.password))
+    server.config_file.write_text(server.config_file.read_text().replace(new, f"{new} {old}"))
+    result = run(earlier_passwords=[PASSWORD])
+    assert result["applied"] == ["requirepass", "user default"]
+    assert not result["restart_required"]
+    assert client.call("PING") == "PONG"
+    for password in (PASSWORD, server.password):
+        assert live.Redis(str(server.directory / "s"), 5).call("AUTH", password) == "OK"
+    server.configure()
+    assert run()["applied"] == ["user default"]
+    with pytest.raises(live.RedisError, match="WRONGPASS"):
+        live.Redis(str(server.directory / "s"), 5).call("AUTH", PASSWORD)
+
+
+def test_old_connections_are_ended_on_request(server: Server, run: Run) -> None:
+    client = live.Redis(str(server.directory / "s"), 5)
+    client.call("AUTH", PASSWORD)
+    assert run(disconnect_older_than=60) == UNCHANGED
+    assert client.call("PING") == "PONG"
+    time.sleep(1.1)
+    ended = run(disconnect_older_than=0)["applied"]
+    assert [line.partition(" from ")[0] for line in ended] == ["connection of default"]
+    with pytest.raises(OSError, match=r"closed|pipe"):
+        client.call("PING")
+
+
+def test_what_users_were_refused_is_told(server: Server, run: Run) -> None:
+    with pytest.raises(live.RedisError, match="no permissions"):
+        server.call("FLUSHALL")
+    with pytest.raises(live.RedisError, match="WRONGPASS"):
+        live.Redis(str(server.directory / "s"), 5).call("AUTH", "guess")
+    assert run()["denied"] == ["default was refused the command flushall 1 times."]
+    assert run(denied_within=-1)["denied"] == []
 
 
 def test_an_option_for_the_start_asks_for_a_restart(server: Server, run: Run) -> None:
@@ -320,6 +379,32 @@ def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sente
     for found in (refusals([{"name": "main"}], **change), refusals([{"name": "main"} | change])):
         assert len(found) == 1
         assert found[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("user", "sentence"),
+    [
+        ({"name": "default"}, "redis_users of instance main has the names default,"),
+        ({"name": "Reader"}, "redis_users of instance main has the names Reader,"),
+        ({"passwords": []}, "redis_users of instance main gives reader a password that is too weak"),
+        ({"passwords": ["short"]}, "redis_users of instance main gives reader a password that is too weak"),
+        ({"rules": ["+get\nuser x on"]}, "redis_users of instance main gives reader the rules"),
+        ({"rules": ["nopass"]}, "redis_users of instance main gives reader the rules"),
+        ({"rules": [">secret"]}, "redis_users of instance main gives reader the rules"),
+    ],
+)
+def test_a_bad_user_is_refused_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
+    good = {"name": "reader", "passwords": [PASSWORD], "rules": ["%R~news:*", "+get"]}
+    assert refusals([{"name": "main", "users": [good]}]) == []
+    found = refusals([{"name": "main", "users": [good | user]}])
+    assert len(found) == 1
+    assert found[0].startswith(sentence)
+
+
+def test_rules_that_redis_is_too_old_for_are_left_out() -> None:
+    rules = ["~*", "+client|setname", "+client|setinfo"]
+    assert values.redis_rules(rules, "7.0.15") == "~* +client|setname"
+    assert values.redis_rules(rules, "8.0.2") == "~* +client|setname +client|setinfo"
 
 
 @pytest.mark.parametrize(

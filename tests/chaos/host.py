@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 PROJECT = Path(__file__).parents[2]
 LEDGER = "/srv/chaos/ledger/ledger.jsonl"
+API_KEY = "/etc/typesafe/secrets/api/BACKEND_API_KEY"
 REDIS_CONFIGS = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
 
 Value = TypeVar("Value")
@@ -86,6 +87,11 @@ class Host:
         """Address of the API on the controller; Podman keeps the port when the container starts anew."""
         return "http://" + podman("port", self.name, "8000/tcp").splitlines()[0]
 
+    @cached_property
+    def api_key(self) -> str:
+        """A key of the API."""
+        return self.run(f"cat {API_KEY}").replace(",", " ").split()[0]
+
     def run(self, script: str, check: bool = True, seconds: float = 60) -> str:
         """Run a shell script as root and return its output. It comes on standard input, so that no process shows it."""
         return self.enter("--all", "bash", stdin=script, check=check, seconds=seconds)
@@ -129,7 +135,11 @@ class Host:
         """Ask one Redis through its socket; errors come back as text. The password stays on the host."""
         socket = f"/run/redis{'-broker' if port == 6380 else ''}/redis-server.sock"
         login = f"export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' {REDIS_CONFIGS[port]})"
-        return self.run(f"{login}; timeout {seconds} redis-cli -s {socket} {command} 2>&1", check=False)
+        # The administrator cannot touch data, but he can make a user who can.
+        user = "ACL SETUSER chaos on nopass ~* &* +@all"
+        ask = f"timeout {seconds} redis-cli -s {socket}"
+        script = f"{ask} {user} >/dev/null && unset REDISCLI_AUTH && {ask} --user chaos --pass '' {command} 2>&1"
+        return self.run(f"{login}; {script}", check=False)
 
     def redis_answers(self) -> bool:
         """Tell whether both instances answer and have their data loaded."""

@@ -27,10 +27,22 @@ class Case:
 
 
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
+REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
     "short-password": Case({"redis_password": "k3P9zQ"}, ["redis_password", "16"], hidden="k3P9zQ"),
     "monotonous-password": Case({"redis_password": WEAK}, ["redis_password", "8"], hidden=WEAK),
+    "no-redis-users": Case({"redis_user_passwords": None}, ["redis_user_passwords", "required"]),
+    "a-redis-user-without-a-password": Case(
+        {"redis_user_passwords": dict.fromkeys(REDIS_USERS[1:], "k3P9zQ-k3P9zQ-longer")}, ["worker", "required"]
+    ),
+    "weak-password-of-a-redis-user": Case(
+        {"redis_user_passwords": dict.fromkeys(REDIS_USERS, WEAK)}, ["redis_users", "worker", "too weak"], hidden=WEAK
+    ),
+    "no-api-key": Case({"backend_api_key": None}, ["backend_api_key", "required"]),
+    "weak-api-key": Case({"backend_api_key": "Ab3-" * 3}, ["backend_api_key is too weak", "16"], hidden="Ab3-" * 3),
+    "weak-signing-key": Case({"task_signing_key": "k3P9zQab"}, ["task_signing_key", "32"], hidden="k3P9zQab"),
+    "unknown-former-secret": Case({"previous_secrets": {"api_key": "x"}}, ["previous_secrets", "backend_api_key"]),
     "no-flower-password": Case({"flower_password": None}, ["flower_password"]),
     "weak-flower-password": Case({"flower_password": "Fl0wer-pw"}, ["flower_password", "16"], hidden="Fl0wer-pw"),
     "unknown-supervision": Case(
@@ -86,7 +98,11 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run the preflight over all cases at once; return each host's error, empty where there was none."""
     hosts = {}
     for name, case in {**CASES, "good": Case({}, [])}.items():
-        good = {"redis_password": secrets.token_urlsafe(24), "flower_password": secrets.token_urlsafe(24)}
+        good: dict[str, Any] = {
+            key: secrets.token_urlsafe(48)
+            for key in ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
+        }
+        good["redis_user_passwords"] = {user: secrets.token_urlsafe(24) for user in REDIS_USERS}
         variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
         hosts[name] = {**variables, "facts": case.facts}
     children: dict[str, Any] = {

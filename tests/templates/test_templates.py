@@ -99,8 +99,13 @@ def test_the_settings_reach_worker_and_api_alike(render: Rendered) -> None:
 
 def test_secrets_reach_the_units_as_credentials_alone(render: Rendered) -> None:
     directory = render(**CHANGED)
-    for unit in ("worker.service", "api.service"):
-        assert "GROQ_API_KEY:/etc/typesafe/secrets/GROQ_API_KEY" in service(directory, unit)["LoadCredential"]
+    for unit, name, secret in (
+        ("worker.service", "worker", "GROQ_API_KEY"),
+        ("api.service", "api", "BACKEND_API_KEY"),
+        ("flower.service", "flower", "CELERY_BROKER_URL"),
+    ):
+        assert f"{secret}:/etc/typesafe/secrets/{name}/{secret}" in service(directory, unit)["LoadCredential"]
+    assert "GROQ_API_KEY" not in (directory / "api.service").read_text()
     for file in directory.iterdir():
         assert CHANGED["groq_api_key"] not in file.read_text()
         assert "redis://" not in file.read_text()
@@ -111,3 +116,4 @@ def test_another_application_needs_another_inventory_only(render: Rendered) -> N
     for file in directory.iterdir():
         assert "typesafe" not in file.read_text()
     assert service(directory, "worker.service")["User"] == ["other"]
+    assert service(directory, "api.service")["User"] == ["other-api"]

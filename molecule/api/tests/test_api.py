@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from conftest import Api, Process, security_exposure, wait_for
+from conftest import CURL, Api, Process, security_exposure, wait_for
 from testinfra.host import Host
 
 UNIT = "typesafe-api.service"
@@ -23,7 +23,7 @@ def test_it_has_one_process_per_processor(host: Host, process: Callable[[str], P
 
 
 def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) -> None:
-    process(UNIT).assert_sandboxed("typesafe")
+    process(UNIT).assert_sandboxed("typesafe-api")
     assert security_exposure(host, UNIT) <= 2.0
 
 
@@ -35,15 +35,17 @@ def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:
 
 
 def test_a_body_over_the_limit_is_refused(host: Host) -> None:
-    command = "head -c 300000 /dev/zero | curl -s -o /dev/null -w '%{http_code}' -H 'Content-Type: application/json'"
-    assert host.check_output(f"{command} --data-binary @- http://127.0.0.1:8000/tasks/enqueue") == "413"
+    # Not a pipe: standard input carries the key.
+    host.check_output("head -c 300000 /dev/zero >/run/large-body")
+    command = f"{CURL} -o /dev/null -w '%{{http_code}}' -H 'Content-Type: application/json'"
+    assert host.check_output(f"{command} --data-binary @/run/large-body http://127.0.0.1:8000/tasks/enqueue") == "413"
 
 
 def test_without_its_broker_it_says_so_within_a_second(host: Host, api: Api) -> None:
     host.run_expect([0], "systemctl stop redis-server@broker")
     try:
         answer = host.check_output(
-            "curl -s -i -w '%{time_total}' -H 'Content-Type: application/json' -d '{\"data\": {}}' "
+            f"{CURL} -i -w '%{{time_total}}' -H 'Content-Type: application/json' -d '{{\"data\": {{}}}}' "
             "http://127.0.0.1:8000/tasks/enqueue"
         )
         assert " 503 " in answer.splitlines()[0]

@@ -39,12 +39,23 @@ def test_the_services_cannot_change_their_own_code(host: Host) -> None:
     assert host.check_output(f"find {BACKEND}/ -user typesafe -o -perm /o+w ! -type l | head") == ""
 
 
-@pytest.mark.parametrize("path", ["backend.env", "secrets/CELERY_BROKER_URL"])
-def test_settings_and_secrets_are_for_the_services_alone(host: Host, path: str) -> None:
-    file = host.file(f"/etc/typesafe/{path}")
-    assert (file.user, file.group, file.mode) == ("root", "typesafe", 0o640)
-    assert host.run(f"sudo -u nobody cat /etc/typesafe/{path}").failed
-    assert host.run(f"sudo -u typesafe cat /etc/typesafe/{path}").succeeded
+@pytest.mark.parametrize(
+    ("service", "user"),
+    [
+        ("worker", "typesafe"),
+        ("api", "typesafe-api"),
+        ("flower", "typesafe-flower"),
+        ("operator", "typesafe-operator"),
+    ],
+)
+def test_secrets_are_for_their_service_alone(host: Host, service: str, user: str) -> None:
+    path = f"/etc/typesafe/secrets/{service}/CELERY_BROKER_URL"
+    file = host.file(path)
+    assert (file.user, file.group, file.mode) == ("root", user, 0o640)
+    readers = {"typesafe", "typesafe-api", "typesafe-flower", "typesafe-operator", "nobody"}
+    allowed = {reader for reader in readers if host.run(f"sudo -u {reader} cat {path}").succeeded}
+    # Commands by hand may also be run as the workers' user.
+    assert allowed == ({user, "typesafe"} if service == "operator" else {user})
 
 
 def test_no_file_that_all_can_read_holds_the_password(host: Host, secret: Callable[[str], str]) -> None:
@@ -74,11 +85,12 @@ def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
 
     # Leftovers of the past: more than are to be kept, and a secret that nobody wants any more.
     host.run("mkdir -p /opt/typesafe/releases/old{1,2,3}; touch -d 2020-01-01 /opt/typesafe/releases/old*")
-    host.run("touch /etc/typesafe/secrets/GROQ_API_KEY")
+    stale = ["/etc/typesafe/secrets/worker/GROQ_API_KEY", "/etc/typesafe/secrets/CELERY_BROKER_URL"]
+    host.run(f"touch {' '.join(stale)}")
     accepted = converge(**new, app_release_keep=2)
     assert accepted.returncode == 0, accepted.stdout
     assert live_release(host) != before
     assert host.file(f"{BACKEND}/app/CHANGE").exists
     releases = host.check_output("ls -d /opt/typesafe/releases/*").split()
     assert sorted(releases) == sorted([before, live_release(host)])
-    assert not host.file("/etc/typesafe/secrets/GROQ_API_KEY").exists
+    assert not any(host.file(path).exists for path in stale)

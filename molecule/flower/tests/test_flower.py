@@ -47,7 +47,7 @@ def test_neither_command_line_nor_journal_shows_the_password(host: Host, secret:
 
 
 def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) -> None:
-    process(UNIT).assert_sandboxed("typesafe")
+    process(UNIT).assert_sandboxed("typesafe-flower")
     assert security_exposure(host, UNIT) <= 2.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -31,6 +32,54 @@ RESERVED_SETTINGS = {
 # Without these the role could not apply a change to a running server.
 NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping"}
 
+# Commands that an older Redis does not know; one unknown word makes it refuse the whole rule.
+COMMANDS_SINCE = {"client|setinfo": (7, 2)}
+
+
+def redis_rules(rules: list[str], version: str) -> str:
+    """Join a user's rules, without those about commands that this version of Redis does not know."""
+    known = tuple(int(number) for number in version.split(".")[:2])
+    return " ".join(rule for rule in rules if COMMANDS_SINCE.get(rule.lstrip("+-"), known) <= known)
+
+
+def redis_password_rules(passwords: list[str]) -> str:
+    """Turn passwords into the rules that let them in: their SHA-256, each once."""
+    return " ".join(dict.fromkeys("#" + hashlib.sha256(str(password).encode()).hexdigest() for password in passwords))
+
+
+def is_strong(password: object) -> bool:
+    """Tell whether a password can be neither guessed nor misread in a configuration file."""
+    text = str(password)
+    return (
+        re.fullmatch(r"""[!-~]{16,}""", text) is not None
+        and not set(text) & set("\"'\\")
+        and len(set(text)) >= 8
+        and "your_strong_password" not in text.lower()
+    )
+
+
+def refusals_of_users(instance: dict[str, Any]) -> Iterator[str]:
+    """Say in one sentence each what is wrong with the further users of one instance."""
+    variable = f"redis_users of instance {instance['name']}"
+    names = [str(user["name"]) for user in instance["users"]]
+    wrong = [name for name in names if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or name == "default"]
+    if wrong or len(set(names)) < len(names):
+        yield (
+            f"{variable} has the names {', '.join(names)}, and each must be unique, made of a-z, 0-9 and "
+            '"-", and not default.'
+        )
+    for user in instance["users"]:
+        if not user["passwords"] or not all(map(is_strong, user["passwords"])):
+            yield (
+                f"{variable} gives {user['name']} a password that is too weak (it is not shown), and each must be as "
+                "strong as redis_password."
+            )
+        if broken := [rule for rule in user["rules"] if not re.fullmatch(r"(?!nopass)[^<>#!\x00-\x1f].*", rule)]:
+            yield (
+                f"{variable} gives {user['name']} the rules {json.dumps(broken)}, and a rule must be one line and no "
+                "password."
+            )
+
 
 def redis_bytes(value: object, host_memory: int) -> int:
     """Turn a memory size as Redis writes it, or a share of the host's memory, into bytes."""
@@ -51,18 +100,13 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
     def malformed(option: str, pattern: str) -> list[object]:
         return [entry for entry in instance[option] if not re.fullmatch(pattern, str(entry))]
 
-    password = str(instance["password"])
-    if (
-        not re.fullmatch(r"""[!-~]{16,}""", password)
-        or set(password) & set("\"'\\")
-        or len(set(password)) < 8
-        or "your_strong_password" in password.lower()
-    ):
+    if not is_strong(instance["password"]):
         yield (
             f"redis_password of instance {instance['name']} is too weak (its value is not shown), and it must be at "
             "least 16 printable ASCII characters, 8 of them distinct, without space, quotes and backslash, and not an "
             "example's."
         )
+    yield from refusals_of_users(instance)
     for option, most in (("port", 65535), ("maxclients", 65000), ("databases", 1024)):
         if not 1 <= int(instance[option]) <= most:
             yield refuse(option, f"from 1 to {most}")
@@ -120,4 +164,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about them."""
-        return {"redis_bytes": redis_bytes, "redis_refusals": redis_refusals}
+        return {
+            "redis_bytes": redis_bytes,
+            "redis_password_rules": redis_password_rules,
+            "redis_refusals": redis_refusals,
+            "redis_rules": redis_rules,
+        }

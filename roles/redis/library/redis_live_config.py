@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shlex
 import socket
 import time
@@ -18,12 +19,24 @@ short_description: Apply a Redis configuration file to the running server
 description:
   - Compares the file with the running server over the Unix socket that the file names, and applies what differs with
     C(CONFIG SET) and C(ACL SETUSER). Says whether a restart is needed for the rest.
-  - Password and addresses come from the file, so that no secret is a parameter.
+  - Password and addresses come from the file.
 options:
   config_file:
     description: Path of the configuration file. Only plain directives, one per line.
     type: path
     required: true
+  earlier_passwords:
+    description: Passwords of the default user to try when the running server does not know the file's yet.
+    type: list
+    elements: str
+    default: []
+  disconnect_older_than:
+    description: End connections of the file's users that are older than so many seconds. None is ended without it.
+    type: int
+  denied_within:
+    description: Seconds that C(denied) looks back.
+    type: int
+    default: 60
   timeout:
     description: Seconds to wait for each answer, and for the server to finish loading.
     type: int
@@ -31,6 +44,10 @@ options:
 """
 
 RETURN = r"""
+denied:
+  description: What the server has lately refused to the file's users for want of permission (ACL LOG).
+  type: list
+  returned: always
 applied:
   description: Names of the options that were changed on the running server (in check mode, would be).
   type: list
@@ -98,8 +115,16 @@ def parse(text: str) -> dict[str, str]:
         # Redis knows quotes around a value, but no comment at the end of a line.
         value = " ".join(shlex.split(rest)) if rest.strip()[:1] in ("'", '"') else " ".join(rest.split())
         name = name.lower()
+        if name == "user":
+            continue
         options[name] = f"{options[name]} {value}" if name in options else value
     return options
+
+
+def parse_users(text: str) -> dict[str, list[str]]:
+    """Read the users of a configuration file: the rules of each, by its name."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("user ")]
+    return {name: rules for _, name, *rules in lines}
 
 
 def same(wanted: str, current: str) -> bool:
@@ -116,16 +141,50 @@ def get(redis: Redis, name: str) -> str | None:
     return dict(zip(reply[::2], reply[1::2], strict=True)).get(name)
 
 
-def default_user_rules(redis: Redis) -> set[str]:
-    """The rules in force for the default user, written as in the file. Redis does not keep the order of commands."""
-    reply = redis.call("ACL", "GETUSER", "default")
-    user = dict(zip(reply[::2], reply[1::2], strict=True))
-    rules = {"on" if "on" in user["flags"] else "off"}
-    rules |= {f"#{password}" for password in user["passwords"]}
-    rules |= {"nopass"} & set(user["flags"])
-    for part in ("commands", "keys", "channels"):
-        rules |= set(user[part].split())
-    return rules
+def listed_rules(redis: Redis, name: str) -> str:
+    """Return a user's rules as Redis writes them down, nothing when there is no such user."""
+    return next((line.partition(f" {name} ")[2] for line in redis.call("ACL", "LIST") if line.split()[1] == name), "")
+
+
+def apply_users(redis: Redis, users: dict[str, list[str]], check_mode: bool) -> list[str]:
+    """Return the names of the users that were changed. Clients that are logged in stay so."""
+    changed = []
+    for name, rules in users.items():
+        # Redis has its own order and spelling: the same rules given to another user are spelled alike.
+        candidate = f"candidate-{secrets.token_hex(8)}"
+        redis.call("ACL", "SETUSER", candidate, "reset", *rules)
+        try:
+            differs = listed_rules(redis, candidate) != listed_rules(redis, name)
+        finally:
+            redis.call("ACL", "DELUSER", candidate)
+        if differs:
+            if not check_mode:
+                redis.call("ACL", "SETUSER", name, "reset", *rules)
+            changed.append(f"user {name}")
+    for name in sorted(set(redis.call("ACL", "USERS")) - {"default", *users}):
+        if not check_mode:
+            redis.call("ACL", "DELUSER", name)
+        changed.append(f"user {name}")
+    return changed
+
+
+def disconnect(redis: Redis, names: set[str], seconds: int) -> list[str]:
+    """End connections of these users that were opened more than so many seconds ago; return what they were."""
+    lines = [dict(word.split("=", 1) for word in line.split()) for line in redis.call("CLIENT", "LIST").splitlines()]
+    old = [line for line in lines if line["user"] in names and int(line["age"]) > seconds]
+    for line in old:
+        redis.call("CLIENT", "KILL", "ID", line["id"])
+    return [f"connection of {line['user']} from {line['addr']}" for line in old]
+
+
+def denials(redis: Redis, names: set[str], seconds: int) -> list[str]:
+    """Return what these users were not permitted, one sentence each; wrong passwords do not count."""
+    entries = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in redis.call("ACL", "LOG")]
+    return [
+        f"{entry['username']} was refused the {entry['reason']} {entry['object']} {entry['count']} times."
+        for entry in entries
+        if entry["username"] in names and entry["reason"] != "auth" and float(entry["age-seconds"]) <= seconds
+    ]
 
 
 def wait_for_append_only_file(redis: Redis, deadline: float) -> None:
@@ -146,13 +205,6 @@ def apply(redis: Redis, options: dict[str, str], timeout: float, check_mode: boo
     """Returns the names of the changed options, and the reasons for a restart."""
     applied, reasons = [], []
     for name, wanted in options.items():
-        if name == "user":
-            rules = wanted.split()
-            if default_user_rules(redis) != set(rules[1:]):
-                if not check_mode:
-                    redis.call("ACL", "SETUSER", "default", "reset", *rules[1:])
-                applied.append("user default")
-            continue
         before = get(redis, name)
         if before is None:
             reasons.append(f"The running server does not know the option {name}.")
@@ -177,11 +229,17 @@ def apply(redis: Redis, options: dict[str, str], timeout: float, check_mode: boo
     return applied, reasons
 
 
-def log_in(options: dict[str, str], timeout: float) -> Redis:
+def log_in(options: dict[str, str], earlier_passwords: list[str], timeout: float) -> Redis:
     """A connection that is logged in and past the loading of the data."""
     redis = Redis(options["unixsocket"], timeout)
-    if "requirepass" in options:
-        redis.call("AUTH", options["requirepass"])
+    passwords = [options["requirepass"], *earlier_passwords] if "requirepass" in options else []
+    for password in passwords:
+        try:
+            redis.call("AUTH", password)
+            break
+        except RedisError:
+            if password == passwords[-1]:
+                raise
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -198,17 +256,22 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "config_file": {"type": "path", "required": True},
+            "earlier_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "denied_within": {"type": "int", "default": 60},
+            "disconnect_older_than": {"type": "int"},
             "timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
     path, timeout = module.params["config_file"], module.params["timeout"]
     try:
-        options = parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         if module.check_mode:
-            module.exit_json(changed=False, applied=[], restart_required=True, reasons=[f"{path} is not written yet."])
+            missing = [f"{path} is not written yet."]
+            module.exit_json(changed=False, applied=[], restart_required=True, reasons=missing, denied=[])
         module.fail_json(msg=f"{path} does not exist.")
+    options, users = parse(text), parse_users(text)
     if "unixsocket" not in options:
         module.fail_json(msg=f"{path} names no unixsocket, over which the server could be asked.")
 
@@ -217,8 +280,9 @@ def main() -> None:
 
     applied: list[str] = []
     reasons: list[str] = []
+    denied: list[str] = []
     try:
-        redis = log_in(options, timeout)
+        redis = log_in(options, module.params["earlier_passwords"], timeout)
     except OSError as error:
         reasons = [f"No server answers at {options['unixsocket']}: {error.strerror or error}."]
     except RedisError as error:
@@ -226,11 +290,17 @@ def main() -> None:
     else:
         try:
             applied, reasons = apply(redis, options, timeout, module.check_mode)
+            applied += apply_users(redis, users, module.check_mode)
+            if module.params["disconnect_older_than"] is not None and not module.check_mode:
+                applied += disconnect(redis, set(users), module.params["disconnect_older_than"])
+            denied = denials(redis, set(users), module.params["denied_within"])
         except (RedisError, OSError) as error:
             module.fail_json(msg=f"The running server refused a change from {path}: {error}")
         with contextlib.suppress(OSError):
             redis.call("QUIT")
-    module.exit_json(changed=bool(applied), applied=applied, restart_required=bool(reasons), reasons=reasons)
+    module.exit_json(
+        changed=bool(applied), applied=applied, restart_required=bool(reasons), reasons=reasons, denied=denied
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,242 @@
+"""What an attacker tries on a host: to read a secret, to use a service's rights for more, to forge a task."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from testinfra.host import Host
+
+sys.path.append(str(PROJECT / "molecule/shared"))
+import portscan
+
+CANARIES = "/run/canaries"
+PYTHON = "/opt/typesafe/backend/venv/bin/python"
+
+
+@pytest.fixture
+def put(name: str) -> Callable[[str, str, str], None]:
+    """Write a file on the host without a trace of its content in any command."""
+
+    def run(path: str, content: str, mode: str = "600") -> None:
+        command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name]
+        subprocess.run([*command, "install", "-m", mode, "/dev/stdin", path], input=content, text=True, check=True)
+
+    return run
+
+
+@pytest.fixture
+def canaries(put: Callable[..., None]) -> list[str]:
+    """All secrets of this run; the host gets them as patterns for grep."""
+    secrets = [file.read_text().split()[0] for file in (EPHEMERAL / "secrets").iterdir()]
+    assert len(secrets) >= 9
+    put(CANARIES, "\n".join(secrets) + "\n")
+    return secrets
+
+
+# Where a secret must not be
+
+
+def test_no_command_line_and_no_environment_holds_a_secret(host: Host, canaries: list[str]) -> None:
+    # grep itself is told by a file.
+    found = host.run(f"cd /proc; grep -alF -f {CANARIES} [0-9]*/cmdline [0-9]*/environ 2>/dev/null").stdout
+    assert found == ""
+    assert canaries
+
+
+def test_no_journal_and_no_log_holds_a_secret(host: Host, canaries: list[str]) -> None:
+    assert host.run(f"journalctl --no-pager --all | grep -cF -f {CANARIES}").stdout.strip() == "0"
+    assert host.run(f"grep -rlF -f {CANARIES} /var/log --exclude-dir=journal").stdout == ""
+    assert canaries
+
+
+def test_no_file_that_all_can_read_holds_a_secret(host: Host, canaries: list[str]) -> None:
+    find = "find / -xdev -type f -perm -o+r -not -path '/proc/*' -not -path '/sys/*' -print0"
+    assert host.run(f"{find} | xargs -0 -r grep -lF -f {CANARIES} 2>/dev/null").stdout == ""
+    assert canaries
+
+
+def test_no_answer_of_the_api_or_flower_holds_a_secret(host: Host, api: Api, canaries: list[str]) -> None:
+    task = api.enqueue()
+    pages = [
+        f"{api.url}{path}"
+        for path in ("/", "/docs", "/openapi.json", "/health/celery", "/health/ready", "/metrics/celery")
+    ]
+    flower = "http://127.0.0.1:5555/flower"
+    for path in ("workers", "tasks", "broker", "api/workers?refresh=1", "api/tasks", "metrics"):
+        pages.append(f"{flower}/{path}")  # noqa: PERF401 - reads better
+    login = "sed 's/^/user = /;q' /etc/typesafe-flower/FLOWER_BASIC_AUTH"
+    for page in [*pages, f"{api.url}/tasks/status/{task}"]:
+        body = host.run(f"{login} | curl -s -K - {page}").stdout
+        assert body, page
+        assert not any(canary in body for canary in canaries), page
+
+
+# What a service's own Redis user may not do
+
+
+FORBIDDEN = {
+    "everybody": [
+        ["FLUSHALL"],
+        ["KEYS", "*"],
+        ["CONFIG", "GET", "*"],
+        ["CONFIG", "SET", "dir", "/tmp"],  # noqa: S108 - an attack
+        ["ACL", "SETUSER", "worker", "allcommands"],
+        ["ACL", "LIST"],
+        ["MODULE", "LIST"],
+        ["SCRIPT", "FLUSH"],
+        ["SHUTDOWN"],
+        ["REPLICAOF", "127.0.0.1", "1"],
+        ["MONITOR"],
+        ["DEBUG", "SLEEP", "0"],
+        ["SET", "foreign", "1"],
+        ["EVAL", "return redis.call('GET', 'foreign')", "0"],
+    ],
+    "worker": [["DEL", "idempotency:1"]],
+    "api": [["RPOP", "celery"], ["LRANGE", "celery", "0", "-1"], ["DEL", "accepted"], ["LPUSH", "dead_letters", "x"]],
+    "flower": [["LPUSH", "celery", "x"], ["LRANGE", "celery", "0", "-1"], ["GET", "idempotency:1"], ["DEL", "celery"]],
+    "operator": [["DEL", "celery"], ["LREM", "celery", "1", "x"], ["SET", "idempotency:1", "x"]],
+}
+TRY = """
+import json, sys, redis
+from pathlib import Path
+client = redis.Redis.from_url(Path(sys.argv[1]).read_text())
+for command in json.loads(sys.argv[2]):
+    try:
+        client.execute_command(*command)
+        print("allowed", *command)
+    except redis.exceptions.NoPermissionError:
+        pass
+    except redis.exceptions.ResponseError as error:
+        if not any(words in str(error) for words in ("No permission", "no permissions", "can't access")):
+            print("not judged", *command, error)
+"""
+
+
+@pytest.mark.parametrize("instance", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
+@pytest.mark.parametrize("service", ["worker", "api", "flower", "operator"])
+def test_a_services_redis_user_can_do_no_more_than_it_needs(
+    host: Host, put: Callable[..., None], service: str, instance: str
+) -> None:
+    put("/run/try.py", TRY, "644")
+    commands = json.dumps(FORBIDDEN["everybody"] + (FORBIDDEN[service] if instance == "CELERY_BROKER_URL" else []))
+    secret = f"/etc/typesafe/secrets/{service}/{instance}"
+    quoted = commands.replace("'", "'\"'\"'")
+    assert host.check_output(f"{PYTHON} /run/try.py {secret} '{quoted}'") == ""
+
+
+def test_what_was_refused_is_in_redis_own_log(host: Host) -> None:
+    login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
+    assert "flushall" in host.check_output(f"{login}; redis-cli -p 6380 ACL LOG")
+
+
+def test_a_service_cannot_read_the_secrets_of_another(host: Host) -> None:
+    for user, foreign in (
+        ("typesafe", "api/BACKEND_API_KEY"),
+        ("typesafe-api", "worker/CELERY_BROKER_URL"),
+        ("typesafe-flower", "api/BACKEND_API_KEY"),
+        ("typesafe-flower", "operator/TASK_SIGNING_KEY"),
+    ):
+        assert host.run(f"sudo -u {user} cat /etc/typesafe/secrets/{foreign}").failed, (user, foreign)
+
+
+# Messages that nobody has handed in
+
+
+PUSH = """
+import sys, redis
+from pathlib import Path
+client = redis.Redis.from_url(Path("/etc/typesafe/secrets/api/CELERY_BROKER_URL").read_text())
+client.lpush("celery", sys.stdin.buffer.read())
+"""
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Say what unpickling does."""
+        return (Path.touch, (Path("/tmp/unpickled"),))  # noqa: S108 - looked for below
+
+
+def message(content_type: str, body: bytes, padding: int = 0) -> str:
+    """Return a task's message as Celery writes it, but not signed."""
+    task_id = str(uuid.uuid4())
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-type": content_type,
+            "content-encoding": "utf-8",
+            "headers": {
+                "lang": "py",
+                "task": "app.agents.tasks.example_task.example_agent_task",
+                "id": task_id,
+                "root_id": task_id,
+                "padding": "x" * padding,
+            },
+            "properties": {
+                "correlation_id": task_id,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": "celery"},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": task_id,
+            },
+        }
+    )
+
+
+ARGUMENTS = json.dumps([["1", {"key": "forged"}], {}, {}]).encode()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param(message("application/json", ARGUMENTS), id="forged"),
+        pytest.param(message("application/x-python-serialize", pickle.dumps(Bomb())), id="pickled"),
+        pytest.param(message("application/json", ARGUMENTS, padding=8 * 1024 * 1024), id="oversized"),
+        pytest.param("\x00\xff{", id="garbage"),
+    ],
+)
+def test_a_message_from_elsewhere_becomes_a_dead_letter(
+    host: Host, api: Api, put: Callable[..., None], name: str, forged: str
+) -> None:
+    """Whoever has stolen the API's Redis password can push, but cannot sign."""
+    drop = f"cd /opt/typesafe/backend && sudo -u typesafe-operator {PYTHON} -m app.agents.dead_letters"
+    put("/run/push.py", PUSH, "644")
+    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, PYTHON, "/run/push.py"]
+    subprocess.run(command, input=forged.encode(), check=True)
+    wait_for(lambda: "\n1 dead letters" in "\n" + host.check_output(f"{drop} list"), "the dead letter")
+    api.wait(api.enqueue())
+    assert not host.file("/tmp/unpickled").exists  # noqa: S108
+    assert "is deleted" in host.check_output(f"{drop} drop --all")
+
+
+# From the network
+
+
+def test_only_the_declared_ports_answer_a_stranger(host: Host) -> None:
+    """SSH alone: everything else listens on loopback, and the firewall is closed besides."""
+    host.run("systemd-run --unit=foreign-service python3 -m http.server 9999")
+    try:
+        wait_for(lambda: host.socket("tcp://0.0.0.0:9999").is_listening, "a service that nobody declared")
+        with portscan.stranger("site-stranger") as stranger:
+            assert stranger.scan(portscan.address(host)).answers == {22}
+    finally:
+        host.run("systemctl stop foreign-service")
+
+
+def test_guessing_a_key_is_slowed_down(host: Host, api: Api) -> None:
+    codes = "-o /dev/null -w '%{http_code}\\n' -H 'X-API-Key: wrong'"
+    answers = host.run(f"for i in $(seq 40); do curl -s {codes} {api.url}/metrics/celery; done").stdout.split()
+    assert set(answers) <= {"401", "429"}
+    assert "429" in answers
+    assert api.call("GET", "/metrics/celery")[0] == 200

@@ -1,0 +1,64 @@
+"""Filters of the stack role: which users an instance of Redis gets, and how they reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+
+def redis_users(
+    rules: dict[str, dict[str, dict[str, list[str]]]],
+    parts: list[str],
+    passwords: dict[str, str],
+    previous: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Return the users of an instance that plays these parts (broker, results), as the redis role takes them.
+
+    Args:
+        rules: user -> part -> rules, may and may_not.
+        parts: what the instance is for.
+        passwords: user -> password.
+        previous: user -> password that is still accepted while clients change over.
+    """
+    users = []
+    for name, by_part in rules.items():
+        wanted = [by_part[part] for part in parts]
+        users.append(
+            {
+                "name": name,
+                "passwords": [passwords[name], *([previous[name]] if name in previous else [])],
+                "rules": _unique(rule for part in wanted for rule in part["rules"]),
+                "may": _unique(command for part in wanted for command in part["may"]),
+                # What one part forbids the other may need.
+                "may_not": [
+                    command for command in wanted[0]["may_not"] if all(command in part["may_not"] for part in wanted)
+                ],
+            }
+        )
+    return users
+
+
+def redis_urls(passwords: dict[str, str], host: str, results_port: int, broker_port: int) -> dict[str, dict[str, str]]:
+    """Return for each user the URLs by which it reaches Redis, by the names of the application's variables."""
+    urls = {}
+    for name, password in passwords.items():
+        login = f"redis://{name}:{quote(password, safe='')}@{host}"
+        urls[name] = {
+            "REDIS_URL": f"{login}:{results_port}",
+            "CELERY_BROKER_URL": f"{login}:{broker_port}/0",
+            "CELERY_RESULT_BACKEND": f"{login}:{results_port}/1",
+        }
+    return urls
+
+
+def _unique(words: Any) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+class FilterModule:
+    """The filters under their names in templates."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Tell Ansible about them."""
+        return {"redis_urls": redis_urls, "redis_users": redis_users}
