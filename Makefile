@@ -51,6 +51,18 @@ test: check ## Everything that must pass: check, integration tests, all Molecule
 	pytest -q -m integration
 	@for scenario in $(SCENARIOS); do molecule test --no-command-borders --scenario-name $$scenario || exit 1; done
 
+.PHONY: sbom
+sbom: setup ## Lists of parts of application and controller (CycloneDX), into .cache/sbom
+	scripts/sbom.py .cache/sbom requirements/app.txt requirements/controller.txt
+
+.PHONY: audit
+audit: setup ## Known vulnerabilities in the locked packages; ends with 2 when nobody can be asked
+	scripts/audit.py requirements/app.txt requirements/controller.txt
+
+.PHONY: security
+security: setup ## What attackers try: forged messages, closed routes, known vulnerabilities
+	pytest -q tests/test_forged_messages.py tests/test_flower.py && scripts/audit.py requirements/app.txt requirements/controller.txt
+
 .PHONY: chaos
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full

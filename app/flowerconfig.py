@@ -6,7 +6,9 @@
 from app.agents import flower_gate
 from app.settings import get_settings
 
-if credentials := get_settings().flower_basic_auth:
-    basic_auth = [credentials.get_secret_value()]
+settings = get_settings()
+if credentials := settings.flower_basic_auth:
+    basic_auth = credentials.get_secret_value().split()
+read_only = settings.flower_read_only
 
 flower_gate.install()

@@ -8,11 +8,13 @@ from asgi_correlation_id import correlation_id
 from celery import current_task
 from pythonjsonlogger.json import JsonFormatter as BaseJsonFormatter
 
+from app.masking import mask
+
 Service = Literal["api", "celery_worker", "flower"]
 
 
 class JsonFormatter(BaseJsonFormatter):
-    """Writes a fixed set of fields; other attributes of a record are dropped.
+    """Writes a fixed set of fields, secrets masked; other attributes of a record are dropped.
 
     Dropped on purpose: Celery attaches the task's arguments to its records, and arguments may hold secrets.
     """
@@ -27,13 +29,13 @@ class JsonFormatter(BaseJsonFormatter):
         log_data["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
         log_data["level"] = record.levelname
         log_data["service"] = self.service
-        log_data["message"] = record.getMessage()
+        log_data["message"] = mask(record.getMessage())
         log_data["module"] = record.module
         log_data["function"] = record.funcName
         log_data["line"] = record.lineno
         log_data.update({name: value for name, value in _context(record).items() if value})
         if exception := message_dict.get("exc_info"):
-            log_data["exception"] = exception
+            log_data["exception"] = mask(exception)
 
 
 def _context(record: logging.LogRecord) -> dict[str, str | None]:

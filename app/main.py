@@ -16,6 +16,8 @@ from app.agents.inspector import Inspector
 from app.agents.publisher import Publisher
 from app.api import health, metrics, tasks
 from app.api.errors import add_error_handlers
+from app.api.headers import SecurityHeaders, docs_policy
+from app.api.security import Guard, KeyRequired, document_schemes
 from app.logs import log_config
 from app.settings import get_settings
 
@@ -24,6 +26,7 @@ REDIS_CONNECT_TIMEOUT = 0.3
 REDIS_SOCKET_TIMEOUT = 0.5
 REDIS_POOL_TIMEOUT = 0.3
 REDIS_MAX_CONNECTIONS = 16
+TITLE = "TypeSafe agent API"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -46,6 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with _redis(settings.celery_broker_url) as broker, _redis(settings.celery_result_backend) as results:
         app.state.broker, app.state.results = broker, results
         app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
+        app.state.guard = Guard(settings)
         app.state.draining = False
         watch = asyncio.create_task(app.state.publisher.watch())
         yield
@@ -55,15 +59,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app() -> FastAPI:
     """Build the application and take over the logging of the server that runs it."""
-    logging.config.dictConfig(log_config("api", get_settings().log_level))
-    # Its /docs brings its own scripts: the page works where the browser reaches this host alone.
-    app = FastAPIOffline(title="TypeSafe agent API", redoc_url=None, lifespan=_lifespan)
+    settings = get_settings()
+    logging.config.dictConfig(log_config("api", settings.log_level))
+    if settings.api_docs:
+        # Its /docs brings its own scripts: the page works where the browser reaches this host alone.
+        app = FastAPIOffline(title=TITLE, redoc_url=None, lifespan=_lifespan)
+    else:
+        app = FastAPI(title=TITLE, openapi_url=None, lifespan=_lifespan)
     app.add_middleware(
         CorrelationIdMiddleware, validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None
     )
+    app.add_middleware(SecurityHeaders, docs_policy=docs_policy(app))
+    app.add_middleware(KeyRequired)
     add_error_handlers(app)
     for module in (tasks, health, metrics):
         app.include_router(module.router)
+    document_schemes(app)
     return app
 
 

@@ -4,6 +4,7 @@ Sources, the first that has a value wins: environment, ``.env`` in the working d
 """
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -32,6 +33,15 @@ from pydantic_settings import (
 )
 
 ENV_FILE = ".env"
+# What makes a key of the API too long to be guessed.
+MIN_KEY_LENGTH = 16
+MIN_KEY_VARIETY = 8
+# Characters; 64 hexadecimal ones hold the 256 bits that HMAC-SHA256 can use.
+SHORTEST_SIGNING_KEY = 32
+# What a byte of a request's body can become in its queue entry: 6 in JSON, which escapes DEL, and base64's third more.
+MESSAGE_GROWTH = 8
+# Bytes for everything else in an entry: Celery's headers hold two cut representations of the arguments, 1 KiB each.
+MESSAGE_HEADERS = 64 * 1024
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
@@ -49,6 +59,11 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def split_keys(value: SecretStr) -> list[str]:
+    """Return the single keys of a secret that may hold several, so that they can be rotated."""
+    return value.get_secret_value().replace(",", " ").split()
+
+
 def _parse_json(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value
 
@@ -58,6 +73,8 @@ LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
+# So many requests per client in each window of that length.
+RateLimit = Annotated[str, Field(pattern=r"^([1-9]\d*/(second|minute|hour)|unlimited)$")]
 
 
 class Settings(BaseSettings):
@@ -78,9 +95,11 @@ class Settings(BaseSettings):
     gemini_api_key: SecretStr | None = None
     supabase_url: str | None = None
     supabase_key: SecretStr | None = None
-    backend_api_key: SecretStr | None = None
+    backend_api_key: SecretStr | None = None  # one key or several, separated by commas or white space
     environment: str = "development"
-    flower_basic_auth: SecretStr | None = None  # user:password
+    flower_basic_auth: SecretStr | None = None  # user:password, several separated by white space
+    flower_read_only: bool = True
+    task_signing_key: SecretStr | None = None  # two while one replaces the other: the first signs, both verify
 
     task_soft_time_limit: PositiveInt = 55  # seconds
     task_time_limit: PositiveInt = 60  # seconds
@@ -93,7 +112,12 @@ class Settings(BaseSettings):
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
 
     log_level: LogLevel = "info"
+    api_docs: bool = True  # /docs and /openapi.json
+    # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
+    rate_limit: RateLimit = "1000/second"  # requests of one key
+    failed_login_limit: RateLimit = "30/minute"  # requests without a valid key from one address
     max_body_bytes: PositiveInt = 256 * 1024
+    max_message_bytes: PositiveInt | None = None  # unset: what the largest body can grow to
     queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more
     broker_max_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the broker's maxmemory
 
@@ -106,9 +130,34 @@ class Settings(BaseSettings):
     @field_validator("flower_basic_auth")
     @classmethod
     def _check_basic_auth(cls, value: SecretStr | None) -> SecretStr | None:
-        user, _, password = value.get_secret_value().partition(":") if value else ("-", ":", "-")
-        if not user or not password:
-            raise ValueError("must be user:password, neither of them empty")
+        if value:
+            pairs = [pair.partition(":") for pair in value.get_secret_value().split()]
+            if not pairs or not all(user and password for user, _, password in pairs):
+                raise ValueError("must be user:password, neither of them empty; several are separated by white space")
+        return value
+
+    @field_validator("task_signing_key")
+    @classmethod
+    def _check_signing_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value:
+            keys = split_keys(value)
+            if not 1 <= len(keys) <= 2 or any(len(key) < SHORTEST_SIGNING_KEY for key in keys):
+                raise ValueError(
+                    f"must be one key of at least {SHORTEST_SIGNING_KEY} characters, or a new and an old one "
+                    "separated by a comma or white space"
+                )
+        return value
+
+    @field_validator("backend_api_key")
+    @classmethod
+    def _check_api_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not (keys := split_keys(value)):
+            raise ValueError("must hold at least one key")
+        if value and not all(_is_strong(key) for key in keys):
+            raise ValueError(
+                f"each key must have at least {MIN_KEY_LENGTH} visible ASCII characters, "
+                f"{MIN_KEY_VARIETY} of them different"
+            )
         return value
 
     @model_validator(mode="after")
@@ -117,6 +166,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"TASK_SOFT_TIME_LIMIT={self.task_soft_time_limit} must be less than "
                 f"TASK_TIME_LIMIT={self.task_time_limit}"
+            )
+        if self.message_limit < (least := self._largest_message):
+            raise ValueError(
+                f"MAX_MESSAGE_BYTES={self.max_message_bytes} must be at least {least}: so large can a request of "
+                f"MAX_BODY_BYTES={self.max_body_bytes} become in the queue"
             )
         return self
 
@@ -134,9 +188,32 @@ class Settings(BaseSettings):
         return init_settings, env_settings, dotenv_settings, secrets
 
     @property
+    def api_keys(self) -> list[str]:
+        """The keys of which a client must send one; none: everybody may use the API."""
+        return split_keys(self.backend_api_key) if self.backend_api_key else []
+
+    @property
     def broker_database(self) -> int:
         """Number of the Redis database that holds the queues (0 when the URL names none)."""
         return int(urlsplit(self.celery_broker_url.get_secret_value()).path.removeprefix("/") or 0)
+
+    @property
+    def signing_keys(self) -> list[bytes]:
+        """The keys of task messages: the first signs, each verifies; none where nothing is signed."""
+        return [key.encode() for key in split_keys(self.task_signing_key)] if self.task_signing_key else []
+
+    @property
+    def message_limit(self) -> int:
+        """Bytes of the largest queue entry that a worker takes."""
+        return self.max_message_bytes or self._largest_message
+
+    @property
+    def _largest_message(self) -> int:
+        return self.max_body_bytes * MESSAGE_GROWTH + MESSAGE_HEADERS
+
+
+def _is_strong(key: str) -> bool:
+    return re.fullmatch(rf"[!-~]{{{MIN_KEY_LENGTH},}}", key) is not None and len(set(key)) >= MIN_KEY_VARIETY
 
 
 def _secrets_directory() -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -113,6 +114,7 @@ class Process:
     def __init__(self, host: Host, unit: str) -> None:
         """Look up the main process of ``unit``; fail when none runs."""
         self.host = host
+        self.unit = unit if unit.endswith(".service") else f"{unit}.service"
         self.pid = int(host.check_output(f"systemctl show --value --property MainPID {unit}"))
         assert self.pid > 0, f"{unit} does not run"
         lines = host.check_output(f"cat /proc/{self.pid}/status").splitlines()
@@ -135,6 +137,37 @@ class Process:
         assert "ro" in options["/"]
         assert self.host.run(f"nsenter --target {self.pid} --mount test -w /proc/sys/kernel/core_pattern").failed
         assert "/tmp" in options, "no private /tmp"  # noqa: S108 - a mount point, not a file
+
+    def assert_closed(self) -> None:
+        """Check what the application's units have on top: files, and limits as process and kernel know them."""
+        mounts = self.host.check_output(f"cat /proc/{self.pid}/mountinfo").splitlines()
+        options = {line.split()[4]: line.split()[5].split(",") for line in mounts}
+        for place in ("/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - mount points, not files
+            assert "noexec" in options[place], place
+        for path in ("/etc/typesafe/secrets", "/srv", "/root", "/etc/redis/redis.conf"):
+            assert not self.reads(path), path
+        assert self.host.check_output(f"nsenter --target {self.pid} --mount ls /run/credentials") == self.unit
+        limits = self.host.check_output(f"cat /proc/{self.pid}/limits")
+        assert re.search(r"Max core file size +0 +0 ", limits)
+        assert re.search(r"Max open files +16384 +16384 ", limits)
+        assert self.limit("MemoryMax") < 2**63
+        assert self.limit("MemorySwapMax") == 0
+        assert self.limit("TasksMax") < 1000
+        for file, name in (("memory.max", "MemoryMax"), ("pids.max", "TasksMax")):
+            in_force = self.cgroup(file)
+            # The kernel counts memory in pages.
+            assert in_force is None or int(in_force) in range(self.limit(name) - 4095, self.limit(name) + 1)
+
+    def limit(self, name: str) -> int:
+        """Return a limit as systemd knows it; one that is not set is 2**64."""
+        value = self.host.check_output(f"systemctl show --value --property {name} {self.unit}")
+        return 2**64 if value == "infinity" else int(value)
+
+    def cgroup(self, file: str) -> str | None:
+        """Return a file of the unit's control group; None where the machine gives its containers no such controller."""
+        group = self.host.check_output(f"systemctl show --value --property ControlGroup {self.unit}")
+        read = self.host.run(f"cat /sys/fs/cgroup{group}/{file}")
+        return str(read.stdout).strip() if read.succeeded else None
 
 
 @pytest.fixture

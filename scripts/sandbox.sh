@@ -45,28 +45,29 @@ up() {
   check_image_space
   step "Build the host image (Debian 13)" "check the network and the free space." scripts/testhost.sh image debian13
   step "Start the host" "see scripts/podman.sh logs $name." scripts/testhost.sh start "$name" debian13 \
-    --publish 127.0.0.1:2222:22 --publish 127.0.0.1:8000:8000 --publish 127.0.0.1:5555:5555
+    --cap-add NET_ADMIN --publish 127.0.0.1:2222:22 --publish 127.0.0.1:8000:8000 --publish 127.0.0.1:5555:5555
   step "Install the platform (ansible-playbook site.yml)" "mend what the failed task names and run make sandbox again." deploy
   step "Send a task through the API and wait for SUCCESS" "see scripts/podman.sh exec $name journalctl -u typesafe-celery -u typesafe-api -n 50." \
     ansible-playbook --inventory inventories/sandbox playbooks/smoke.yml
-  local task
+  local key="${secrets#"$root"/}/backend_api_key" task
+  # The key goes through a pipe: arguments are for everybody to see.
   task=$(curl --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \
-    --header 'Content-Type: application/json' --data '{"data": {"key": "value"}}' | grep -oP '"task_id":"\K[^"]+') ||
+    --header @<(printf 'X-API-Key: %s\n' "$(<"$key")") --header 'Content-Type: application/json' --data '{"data": {"key": "value"}}' | grep -oP '"task_id":"\K[^"]+') ||
     die "the API does not answer on 127.0.0.1:8000, although it does inside the host: see scripts/podman.sh port $name."
   cat <<TEXT
 
 Ready after $((SECONDS - started)) s.
 
-  API      http://127.0.0.1:8000        pages to try it: http://127.0.0.1:8000/docs
+  API      http://127.0.0.1:8000        pages to try it: http://127.0.0.1:8000/docs, key in $key
   Flower   http://127.0.0.1:5555/flower user admin, password in ${secrets#"$root"/}/flower_password
   Secrets  ${secrets#"$root"/}/ (generated, never committed)
 
 Try next:
 
-  curl -X POST http://127.0.0.1:8000/tasks/enqueue -H 'Content-Type: application/json' -d '{"data": {"key": "value"}}'
-  curl http://127.0.0.1:8000/tasks/status/$task
+  curl -X POST http://127.0.0.1:8000/tasks/enqueue -H "X-API-Key: \$(cat $key)" -H 'Content-Type: application/json' -d '{"data": {"key": "value"}}'
+  curl http://127.0.0.1:8000/tasks/status/$task -H "X-API-Key: \$(cat $key)"
+  curl http://127.0.0.1:8000/metrics/celery -H "X-API-Key: \$(cat $key)"
   curl http://127.0.0.1:8000/health/celery
-  curl http://127.0.0.1:8000/metrics/celery
   curl -u admin:\$(cat ${secrets#"$root"/}/flower_password) http://127.0.0.1:5555/flower/api/workers
   scripts/podman.sh exec sandbox journalctl -u typesafe-celery -n 20
 

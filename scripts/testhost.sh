@@ -18,7 +18,7 @@ network=testhosts
 # What a plain Debian server has, as far as the roles count on it.
 base_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,iproute2,procps,ca-certificates,curl
 # Packages that the roles install: downloaded once here, so that no test host has to fetch them again.
-cached_packages="redis-server supervisor logrotate python3-venv"
+cached_packages="redis-server supervisor logrotate python3-venv nftables unattended-upgrades lynis"
 
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi

@@ -1,5 +1,7 @@
 """Load test: ``python tests/load_test_celery.py --tasks 100 --concurrent 10`` against a running API and worker.
 
+The API's key comes from the environment, BACKEND_API_KEY; of several the first is taken.
+
 Each of the concurrent clients enqueues a task, waits for its end and takes the next one. The task time is how long a
 task ran, without its wait in the queue: from the first status that says it runs to the one that says it is done. The
 statuses are polled, so that each figure is exact to POLL_INTERVAL or so.
@@ -10,6 +12,7 @@ exceeds 5 seconds.
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -66,22 +69,30 @@ async def run_task(client: httpx.AsyncClient) -> Sample:
     return sample
 
 
+def key_header() -> dict[str, str]:
+    """Return the header with the key, if there is one: a laptop's API may need none."""
+    keys = os.environ.get("BACKEND_API_KEY", "").replace(",", " ").split()
+    return {"X-API-Key": keys[0]} if keys else {}
+
+
 async def run_all(url: str, tasks: int, concurrent: int, console: Console) -> tuple[list[Sample], set[str]]:
     """Run the tasks and return their samples and the workers that vanished meanwhile.
 
     Raises:
-        SystemExit: there is no API, or it has no workers.
+        SystemExit: there is no API, it wants another key, or it has no workers.
     """
     samples: list[Sample] = []
     limits = httpx.Limits(max_connections=concurrent)
     columns = (TextColumn("Tasks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, headers=key_header(), limits=limits, timeout=10) as client:
         try:
             before = await workers(client)
         except (httpx.HTTPError, ValueError, KeyError):
             raise SystemExit(
                 f"The API does not answer at {url}: start it, or name another address with --url."
             ) from None
+        if (await client.get("/metrics/celery")).status_code == 401:
+            raise SystemExit("The API refuses the key: give it in the environment, as BACKEND_API_KEY.")
         if not before:
             raise SystemExit(f"No worker answers (see {url}/health/celery): start one first.")
 

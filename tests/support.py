@@ -42,12 +42,14 @@ def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float 
 class Program:
     """A child process whose output goes to a file."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], log: Path, env: dict[str, str] | None = None, stderr: int = subprocess.DEVNULL
+    ) -> None:
         """Start it in the repository with ``env`` on top of the environment."""
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=output, stderr=subprocess.DEVNULL
+                command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=output, stderr=stderr
             )
 
     def output(self) -> str:
@@ -135,15 +137,17 @@ def start_worker(
 
 
 class Api:
-    """An API server and a client for it."""
+    """An API server and a client that sends its key."""
 
     def __init__(self, log: Path, env: dict[str, str]) -> None:
         """Start it on a free port, all of its log lines in JSON, and wait until it answers."""
         self.url = f"http://127.0.0.1:{free_port()}"
+        self.key = secrets.token_hex(16)
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", self.url.rpartition(":")[2]]
-        self.program = Program([*command, "--log-config", "app/log_config.json"], log, env)
+        command += ["--log-config", "app/log_config.json", "--no-server-header"]
+        self.program = Program(command, log, {"BACKEND_API_KEY": self.key, **env})
         self.program.wait_for_output("Uvicorn running")
-        self.client = httpx.Client(base_url=self.url, timeout=10)
+        self.client = httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=10)
 
     def stop(self) -> None:
         """Stop client and server."""

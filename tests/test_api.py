@@ -2,15 +2,18 @@
 
 import asyncio
 import base64
+import hashlib
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -19,7 +22,9 @@ from hypothesis import strategies as st
 
 from app.agents.broker import ACCEPTED
 from app.agents.config import DEFAULT_QUEUE
-from tests.support import REPOSITORY, Api, RedisServer, free_port
+from app.api.body import READ_BUDGET
+from app.api.rate_limit import MAX_CLIENTS, RateLimiter
+from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
 
 JSON = {"content-type": "application/json"}
 
@@ -50,6 +55,41 @@ def assert_refused(response: httpx.Response, status: int, words: str) -> None:
     assert isinstance(detail, str)
     assert words in detail
     assert "\n" not in detail
+
+
+def assert_guarded(response: httpx.Response) -> None:
+    """Check the headers that each answer has."""
+    headers = response.headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+    assert headers["Content-Security-Policy"].endswith("frame-ancestors 'none'")
+    assert "Server" not in headers
+
+
+class Own(Protocol):
+    """Starts an API with settings of its own."""
+
+    def __call__(self, **variables: str) -> Api:
+        """Start it; it stops with the test."""
+
+
+@pytest.fixture
+def own(redis_server: RedisServer, tmp_path: Path) -> Iterator[Own]:
+    """Start APIs with other settings, next to the same Redis."""
+    started: list[Api] = []
+
+    def start(**variables: str) -> Api:
+        api = Api(tmp_path / f"api{len(started)}.log", {**redis_server.environment(0, 1), **variables})
+        started.append(api)
+        return api
+
+    yield start
+    for api in started:
+        api.stop()
 
 
 class TestEnqueue:
@@ -90,7 +130,9 @@ class TestEnqueue:
 
     def test_many_at_once(self, lonely_api: Api, redis_server: RedisServer) -> None:
         async def flood() -> list[int]:
-            async with httpx.AsyncClient(base_url=lonely_api.url, limits=httpx.Limits(max_connections=300)) as client:
+            async with httpx.AsyncClient(
+                base_url=lonely_api.url, headers=lonely_api.client.headers, limits=httpx.Limits(max_connections=300)
+            ) as client:
                 posts = (client.post("/tasks/enqueue", json={"data": {}}, timeout=20) for _ in range(300))
                 return [response.status_code for response in await asyncio.gather(*posts)]
 
@@ -188,6 +230,209 @@ def test_no_body_makes_the_server_fail(lonely_api: Api, body: bytes) -> None:
     assert post(lonely_api, body).status_code in (202, 422)
 
 
+class TestSlowClients:
+    """A client that does not finish its request keeps nothing busy."""
+
+    @staticmethod
+    def _begin(api: Api) -> socket.socket:
+        """Send a request without the end of its body."""
+        url = httpx.URL(api.url)
+        connection = socket.create_connection((url.host, url.port or 80))
+        head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: {url.host}\r\nX-API-Key: {api.key}\r\n"
+        connection.sendall(f'{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"data'.encode())
+        return connection
+
+    def test_a_body_that_does_not_end(self, lonely_api: Api) -> None:
+        began = time.monotonic()
+        with self._begin(lonely_api) as connection, connection.makefile("rb") as answer:
+            everything = answer.read()  # until the server closes
+        assert everything.startswith(b"HTTP/1.1 408 ")
+        assert everything.endswith(b'{"detail":"The body did not arrive within 10 s."}')
+        assert READ_BUDGET <= time.monotonic() - began < READ_BUDGET + 2
+
+    def test_a_client_that_goes_away(self, own: Own) -> None:
+        api = own()
+        self._begin(api).close()
+        api.enqueue({})
+        time.sleep(0.2)
+        assert [line for line in api.program.log_lines() if line["level"] == "ERROR"] == []
+
+
+class TestKey:
+    """Nobody gets in without a key."""
+
+    @pytest.mark.parametrize("request_line", ["POST /tasks/enqueue", "GET /tasks/status/no-id", "GET /metrics/celery"])
+    @pytest.mark.parametrize(
+        ("header", "value", "words"),
+        [
+            ("X-Other", "", "An API key is needed"),
+            ("X-API-Key", "", "An API key is needed"),
+            ("X-API-Key", "{key}0", "not valid"),
+            ("X-API-Key", "{half}", "not valid"),
+            ("X-API-Key", "Bearer {key}", "not valid"),
+            ("X-API-Key", "schlüssel€", "not valid"),
+            ("X-API-Key", "x" * 50_000, "not valid"),
+            ("Authorization", "{key}", "An API key is needed"),
+            ("Authorization", "Bearer", "An API key is needed"),
+            ("Authorization", "Bearer \x80\xff", "not valid"),
+            ("Authorization", "Bearer {key} {key}", "not valid"),
+            ("Authorization", "Basic {key}", "An API key is needed"),
+        ],
+    )
+    def test_refused(self, refusing: Api, request_line: str, header: str, value: str, words: str) -> None:
+        method, path = request_line.split()
+        sent = value.format(key=refusing.key, half=refusing.key[:16]).encode()
+        # Neither body nor parameters are looked at.
+        response = httpx.request(method, refusing.url + path, headers={header.encode(): sent}, content=b"anything")
+        assert_refused(response, 401, words)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def refusing(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+        """Start an API that does not tire of saying no."""
+        env = {**redis_server.environment(0, 1), "FAILED_LOGIN_LIMIT": "unlimited", "ENVIRONMENT": "production"}
+        api = Api(tmp_path_factory.mktemp("refusing") / "api.log", env)
+        yield api
+        api.stop()
+
+    def test_before_the_body_is_read(self, refusing: Api) -> None:
+        url = httpx.URL(refusing.url)
+        with socket.create_connection((url.host, url.port or 80), timeout=2) as connection:
+            connection.sendall(b"POST /tasks/enqueue HTTP/1.1\r\nHost: host\r\nContent-Length: 100\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+    @pytest.mark.parametrize(
+        "header", ["X-API-Key: {key}", "Authorization: Bearer {key}", "authorization: bearer {key}"]
+    )
+    def test_accepted(self, refusing: Api, header: str) -> None:
+        name, _, value = header.format(key=refusing.key).partition(": ")
+        response = httpx.post(f"{refusing.url}/tasks/enqueue", headers={name: value}, json={"data": {}})
+        assert response.status_code == 202
+
+    def test_health_is_open(self, refusing: Api) -> None:
+        answers = [httpx.get(f"{refusing.url}/health{path}").status_code for path in ("", "/ready", "/celery")]
+        assert answers == [200, 200, 503]
+
+    def test_several_keys(self, own: Own) -> None:
+        keys = ("first-0123456789", "second-0123456789", "third-0123456789")
+        api = own(BACKEND_API_KEY=f"{keys[0]}, {keys[1]}\n{keys[2]}\n", ENVIRONMENT="production")
+        for key in keys:
+            assert httpx.get(f"{api.url}/metrics/celery", headers={"X-API-Key": key}).status_code == 200
+        both = f"{keys[0]}, {keys[1]}"
+        assert httpx.get(f"{api.url}/metrics/celery", headers={"X-API-Key": both}).status_code == 401
+
+    def test_a_laptop_needs_none(self, own: Own) -> None:
+        api = own(BACKEND_API_KEY="")
+        assert httpx.get(f"{api.url}/metrics/celery").status_code == 200
+
+    def test_it_is_in_no_log(self, refusing: Api) -> None:
+        assert refusing.client.get(f"/tasks/{refusing.key}?key={refusing.key}").status_code == 404
+        refusing.program.wait_for_output("/tasks/**?key=**")
+        assert refusing.key not in refusing.program.output()
+
+
+class TestStart:
+    """An API that everybody could use, or whose key can be guessed, does not start."""
+
+    @staticmethod
+    def _start(tmp_path: Path, **variables: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(free_port())]
+        log = ["--log-config", str(REPOSITORY / "app/log_config.json")]
+        program = Program([*command, *log], tmp_path / "log", variables, stderr=subprocess.STDOUT)
+        return program.process.wait(20), program.output()
+
+    def test_without_key(self, tmp_path: Path) -> None:
+        code, output = self._start(tmp_path, ENVIRONMENT="staging", BACKEND_API_KEY="")
+        assert code == 3
+        assert "BACKEND_API_KEY is not set: " in output
+        assert "Traceback" not in output
+
+    def test_a_release_can_be_tried_without_key(self) -> None:
+        env = {**os.environ, "ENVIRONMENT": "production", "BACKEND_API_KEY": ""}
+        subprocess.run([sys.executable, "-c", "import app.main"], cwd=REPOSITORY, env=env, check=True)
+
+    @pytest.mark.parametrize(
+        "value", ["hidden", "hidden" * 5, "hidden-9012345678,hidden", "hidden-ünïcödé-0123456789", ","]
+    )
+    def test_with_a_weak_key(self, tmp_path: Path, value: str) -> None:
+        code, output = self._start(tmp_path, BACKEND_API_KEY=value)
+        assert code == 1
+        assert output.startswith("BACKEND_API_KEY is refused: ")
+        assert output.count("\n") == 1
+        assert "hidden" not in output
+
+
+class TestLimits:
+    """How often a client may come."""
+
+    @staticmethod
+    def _ask(api: Api, key: str) -> httpx.Response:
+        return httpx.get(f"{api.url}/metrics/celery", headers={"X-API-Key": key})
+
+    def test_requests_of_one_key(self, own: Own) -> None:
+        one, other = "first-0123456789", "second-0123456789"
+        api = own(BACKEND_API_KEY=f"{one},{other}", RATE_LIMIT="3/hour")
+        assert [self._ask(api, one).status_code for _ in range(3)] == [200] * 3
+        refused = self._ask(api, one)
+        assert_refused(refused, 429, "There were more requests than 3/hour; try again in ")
+        assert 3590 < int(refused.headers["Retry-After"]) <= 3600
+        assert self._ask(api, other).status_code == 200
+        assert httpx.get(f"{api.url}/health").status_code == 200
+
+    def test_requests_without_a_valid_key(self, own: Own) -> None:
+        api = own(FAILED_LOGIN_LIMIT="2/minute")
+        assert [self._ask(api, "guess").status_code for _ in range(2)] == [401] * 2
+        refused = self._ask(api, "another guess")
+        assert_refused(refused, 429, "too many requests without a valid API key; try again in ")
+        assert 50 < int(refused.headers["Retry-After"]) <= 60
+        # Behind a balancer all clients have its address.
+        assert self._ask(api, api.key).status_code == 200
+
+    def test_no_limit(self, own: Own) -> None:
+        api = own(RATE_LIMIT="unlimited", FAILED_LOGIN_LIMIT="unlimited")
+        assert [self._ask(api, "guess").status_code for _ in range(40)] == [401] * 40
+
+    def test_a_window_ends(self) -> None:
+        limiter = RateLimiter("1/second")
+        assert [limiter.hit("client"), limiter.hit("client"), limiter.hit("other")] == [0, 1, 0]
+        assert wait_until(lambda: limiter.hit("client") == 0, timeout=1.2)
+
+    def test_its_memory_is_bounded(self) -> None:
+        limiter = RateLimiter("1/hour")
+        for number in range(2 * MAX_CLIENTS + 10):
+            limiter.hit(str(number))
+        assert len(limiter._hits) <= MAX_CLIENTS
+
+
+class TestHeaders:
+    """What each answer tells a browser."""
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            *[
+                ("GET", path)
+                for path in ("/health", "/health/ready", "/health/celery", "/metrics/celery", "/openapi.json")
+            ],
+            *[("GET", "/docs"), ("GET", "/nothing"), ("GET", "/tasks/enqueue"), ("GET", "/tasks/status/x")],
+            *[("POST", "/tasks/enqueue"), ("OPTIONS", "/tasks/enqueue"), ("HEAD", "/health")],
+        ],
+    )
+    def test_they_are_everywhere(self, lonely_api: Api, method: str, path: str) -> None:
+        assert_guarded(lonely_api.client.request(method, path))
+        assert_guarded(httpx.request(method, lonely_api.url + path))
+
+    def test_the_documentation_runs_its_own_scripts_alone(self, lonely_api: Api) -> None:
+        page = lonely_api.client.get("/docs")
+        policy = page.headers["Content-Security-Policy"]
+        [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'self' 'sha256-{digest}'; style-src 'self';" in policy
+        assert "style=" not in page.text
+        assert "unsafe" not in policy
+
+
 class TestStatus:
     """What the API says about ids."""
 
@@ -244,6 +489,16 @@ class TestStatus:
         assert "Traceback" not in status["error"]
         assert (status["result"], status["meta"]) == (None, None)
 
+    def test_error_shows_no_secret(self, own: Own, redis_server: RedisServer) -> None:
+        api = own(GROQ_API_KEY="groq-key", FLOWER_BASIC_AUTH="admin:flower-password one:and/another")
+        told = [redis_server.url(0), redis_server.password, api.key, "groq-key", "flower-password", "and/another"]
+        told += ["amqp://user:of-another-service@host/x"]
+        task_id = uuid7(0)
+        stored = {"status": "FAILURE", "result": {"exc_type": "ValueError", "exc_message": [f"No: {' '.join(told)}"]}}
+        redis_server.client(1).set(f"celery-task-meta-{task_id}", json.dumps(stored))
+        url = f"redis://:**@127.0.0.1:{redis_server.port}/0"
+        assert api.status(task_id)["error"] == f"ValueError: No: {url} ** ** ** ** ** amqp://user:**@host/x"
+
     def test_started_shows_nothing_of_the_host(self, lonely_api: Api, redis_server: RedisServer) -> None:
         task_id = uuid7(0)
         stored = {"status": "STARTED", "result": {"pid": 1, "hostname": "celery@host"}}
@@ -293,12 +548,22 @@ class TestSurface:
         schema = enqueue["requestBody"]["content"]["application/json"]["schema"]
         assert schema["properties"]["data"]["type"] == "object"
         assert "$ref" not in json.dumps(schema)  # it is not among the document's components
-        assert set(enqueue["responses"]) == {"202", "413", "415", "422", "429", "503"}
+        assert set(enqueue["responses"]) == {"202", "401", "408", "413", "415", "422", "429", "503"}
+        assert enqueue["security"] == [{"X-API-Key": []}, {"Bearer": []}]
+        assert "security" not in paths["/health"]["get"]
         [key] = [parameter for parameter in enqueue["parameters"] if parameter["in"] == "header"]
         assert key["name"].lower() == "idempotency-key"
         assert not key["required"]
         assert "same task id" in key["description"]
-        assert set(paths["/tasks/status/{task_id}"]["get"]["responses"]) == {"200", "404", "410", "422", "503"}
+        assert set(paths["/tasks/status/{task_id}"]["get"]["responses"]) == {
+            *("200", "401", "404", "410", "422", "429", "503")
+        }
+
+    def test_documentation_can_be_switched_off(self, own: Own) -> None:
+        api = own(API_DOCS="false")
+        for path in ("/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui-bundle.js"):
+            assert_refused(api.client.get(path), 404, "Not Found")
+        api.enqueue({})
 
     def test_internal_error_shows_no_trace(self, lonely_api: Api, redis_server: RedisServer) -> None:
         task_id = uuid7(0)
@@ -306,6 +571,7 @@ class TestSurface:
         response = lonely_api.client.get(f"/tasks/status/{task_id}", headers={"X-Request-ID": "find-me"})
         assert_refused(response, 500, "find-me")
         assert response.headers["X-Request-ID"] == "find-me"
+        assert_guarded(response)
         lonely_api.program.wait_for_output("exception")  # logged after the answer
         [line] = [line for line in lonely_api.program.log_lines() if "exception" in line]
         assert line["request_id"] == "find-me"

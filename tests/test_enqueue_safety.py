@@ -394,7 +394,7 @@ async def parallel(api: Api, requests: int) -> list[tuple[int, float]]:
     """
     host, port = api.client.base_url.host, api.client.base_url.port
     content = b'{"data": {}}'
-    head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {api.key}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
     connections = [await asyncio.open_connection(host, port) for _ in range(requests)]
 

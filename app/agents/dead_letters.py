@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 import redis
-from kombu.utils.json import dumps, loads
 
-from app.agents import broker
+from app.agents import broker, signatures
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
@@ -53,15 +52,25 @@ def list_letters(as_json: bool) -> None:
 @ids
 @every
 def requeue(ids: tuple[str, ...], every: bool) -> None:
-    """Put dead letters back into their queues, as if they had never run."""
-    client = _connect()
+    """Put dead letters back into their queues, as if they had never run.
+
+    What no worker would take stays where it is: a message that was cut, or whose signature is wrong.
+    """
+    client, stay = _connect(), False
     for raw, letter in _chosen(client, ids, every):
-        message, task_id = _as_new(base64.b64decode(letter["message"]))
+        old = base64.b64decode(letter["message"])
+        if problem := "It was too large to be kept." if "size" in letter else signatures.refusal(letter["queue"], old):
+            click.echo(f"{letter['id']} stays a dead letter: {problem}")
+            stay = True
+            continue
+        message, task_id = _as_new(letter["queue"], old)
         if task_id:
             celery_app.backend.forget(task_id)  # the failure that is stored of it
         keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
         if client.eval(REQUEUE, len(keys), *keys, raw, message, task_id):
             click.echo(f"{letter['id']} is in the queue {letter['queue']} again.")
+    if stay:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -95,14 +104,13 @@ def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tupl
     return [(raw, letter) for raw, letter in letters if every or letter["id"] in ids]
 
 
-def _as_new(raw: bytes) -> tuple[bytes | str, str]:
+def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
     """Return the message without its history, and its task's id; one that is no message stays as it is."""
-    try:
-        message = loads(raw.decode())
-        message["headers"].update(retries=0, redeliveries=0)
-        return dumps(message), str(message["headers"].get("id") or "")
-    except (ValueError, TypeError, KeyError, AttributeError):
+    message = signatures.parse(raw)
+    if message is None:
         return raw, ""
+    message["headers"].update(retries=0, redeliveries=0)
+    return signatures.changed(queue, message), message["headers"].get("id", "")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ import redis
 from celery import Celery, bootsteps, signals, states
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
-from kombu.utils.json import dumps, loads
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from app.agents import broker
+from app.agents import broker, signatures
 from app.agents.redis_connection import Connection
+from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ MAX_REDELIVERIES = 10
 REDIS_TIMEOUT = 2
 # Seconds in which a task that was given to the pool is known to run.
 START_ALLOWANCE = 2.0
+# Bytes that a dead letter keeps of a message that is larger than any worker takes.
+KEPT_BYTES = 4096
+# Characters that a dead letter shows of anything that a message says.
+LONGEST_SHOWN = 500
 # Messages whose end Redis is told in one round trip.
 FLUSH_AT_ONCE = 100
 
@@ -235,25 +239,28 @@ class Deliveries:
         for unacked, age in zip(map(bytes.decode, found[::2]), found[1::2], strict=True):
             if unacked in tuple(self._unacked.values()) or age <= LEASE_MARGIN:
                 continue
+            queue = broker.queue_of(unacked)
             for raw in self._messages(unacked):
-                if age > _time_limit(raw, self._app.conf.task_time_limit) + LEASE_MARGIN:
+                if age > _time_limit(queue, raw, self._app.conf.task_time_limit) + LEASE_MARGIN:
                     self._return(unacked, raw)
             self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
 
     def _return(self, unacked: str, raw: bytes) -> None:
         """Requeue a message whose worker died, unless it is what kills them."""
-        try:
-            message = loads(raw.decode())
-            deaths = message["headers"]["redeliveries"] = int(message["headers"].get("redeliveries", 0)) + 1
-            # How a task that has succeeded already is recognized (worker_deduplicate_successful_tasks).
-            message["properties"]["delivery_info"]["redelivered"] = True
-        except (ValueError, TypeError, KeyError, AttributeError):
-            self._bury(unacked, raw, "It is not a message of Celery's.")
+        queue = broker.queue_of(unacked)
+        refusal = signatures.refusal(queue, raw)
+        message = None if refusal else signatures.parse(raw)
+        if message is None:
+            self._bury(unacked, raw, refusal or signatures.MALFORMED)
             return
-        task_id = str(message["headers"].get("id"))
+        headers = message["headers"]
+        task_id = headers.get("id", "")
+        deaths = headers["redeliveries"] = int(headers.get("redeliveries", 0)) + 1
+        # How a task that has succeeded already is recognized (worker_deduplicate_successful_tasks).
+        message["properties"]["delivery_info"]["redelivered"] = True
         if deaths <= MAX_REDELIVERIES:
             logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id)
-            self._redis.eval(broker.REQUEUE, 2, unacked, broker.queue_of(unacked), raw, dumps(message))
+            self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
         self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
@@ -287,32 +294,41 @@ class GiveBack(bootsteps.StartStopStep):
 
 def _dead_letter(unacked: str, raw: bytes, reason: str) -> list[str | bytes]:
     """Return the arguments of the script that buries a message."""
-    task_id = _header(raw, "id")
-    letter = {
-        "id": task_id or hashlib.sha256(raw).hexdigest()[:32],
-        "task": _header(raw, "task"),
-        "queue": broker.queue_of(unacked),
-        "reason": reason,
+    queue = broker.queue_of(unacked)
+    # What a forged message says of itself must change nothing: the id may be that of a task of ours.
+    message = None if signatures.refusal(queue, raw) else signatures.parse(raw)
+    headers = message["headers"] if message else {}
+    task_id, digest = headers.get("id", ""), hashlib.sha256(raw).hexdigest()
+    letter: dict[str, Any] = {
+        "id": _shown(task_id) or digest[:32],
+        "task": _shown(headers.get("task", "")),
+        "queue": queue,
+        "reason": _shown(reason),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "message": base64.b64encode(raw).decode(),
     }
-    logger.error("Task %s becomes a dead letter: %s", letter["id"], reason)
+    kept = raw
+    if len(raw) > get_settings().message_limit:
+        kept = raw[:KEPT_BYTES]
+        letter["reason"] += f" Only its first {KEPT_BYTES} bytes are kept."
+        letter |= {"size": len(raw), "sha256": digest}
+    letter["message"] = base64.b64encode(kept).decode()
+    logger.error("Task %s becomes a dead letter: %s", letter["id"], letter["reason"])
     return [raw, json.dumps(letter), task_id]
 
 
-def _header(raw: bytes, name: str) -> str:
-    """Return a header of a message, or nothing when it has none or is no message."""
-    try:
-        value = loads(raw.decode())["headers"][name]
-    except (ValueError, TypeError, KeyError):
-        return ""
-    return value if isinstance(value, str) else ""
+def _shown(value: object) -> str:
+    """Return what a message says in a form that an operator's terminal can show."""
+    text = value if isinstance(value, str) else ""
+    return "".join(char if char.isprintable() else "?" for char in text[:LONGEST_SHOWN])
 
 
-def _time_limit(raw: bytes, default: int) -> float:
-    """Return the seconds after which the task's process is killed."""
+def _time_limit(queue: str, raw: bytes, default: int) -> float:
+    """Return the seconds after which the task's process is killed; none for what no process gets."""
+    if signatures.refusal(queue, raw):
+        return 0
+    message = signatures.parse(raw)
     try:
-        hard, _soft = loads(raw.decode())["headers"]["timelimit"]
+        hard, _soft = message["headers"]["timelimit"] if message else (None, None)
         return float(hard or default)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return default

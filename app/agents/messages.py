@@ -11,6 +11,7 @@ from celery import Task
 from kombu.serialization import dumps as serialize
 from kombu.utils.json import dumps
 
+from app.agents.signatures import sign
 from app.agents.worker import celery_app
 
 
@@ -24,13 +25,14 @@ def task_message(task: Task[Any, Any], task_id: str, args: tuple[Any, ...], queu
         soft_time_limit=task.soft_time_limit,
         ignore_result=task.ignore_result,
     )
-    return envelope(
+    entry = envelope(
         message.body,
         exchange="",
         routing_key=queue,
         headers={**message.headers, "request_id": request_id},
         properties={**message.properties, "delivery_mode": celery_app.conf.task_default_delivery_mode},
     )
+    return sign(queue, entry)
 
 
 def envelope(body: Any, exchange: str, routing_key: str, headers: dict[str, Any], properties: dict[str, Any]) -> str:

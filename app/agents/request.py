@@ -3,12 +3,29 @@
 import logging
 from typing import Any
 
-from celery.exceptions import WorkerLostError
+from celery.exceptions import BackendError, InvalidTaskError, WorkerLostError
 from celery.worker import request
+from kombu.exceptions import OperationalError
+from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
 
 logger = logging.getLogger(__name__)
+
+# What Celery uses in its main loop, where a value of another type would end the worker.
+TEXT, NUMBER = (str, type(None)), (int, float, type(None))
+HEADER_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "task": (str,),
+    "retries": NUMBER,
+    "timelimit": (list, tuple, type(None)),
+    "group_index": NUMBER,
+    "stamped_headers": (list, type(None)),
+    "stamps": (dict, type(None)),
+    **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "eta", "expires", "argsrepr", "kwargsrepr"), TEXT),
+}
+# Redis or the network, not the task: it is worth another run.
+OUTAGES = (RedisError, OSError, BackendError, OperationalError)
 
 
 class Request(request.Request):
@@ -19,10 +36,29 @@ class Request(request.Request):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take over a message; the arguments are the base class's."""
+        """Take over a message; the arguments are the base class's.
+
+        Raises:
+            InvalidTaskError: it has not the form of a task.
+        """
         super().__init__(*args, **kwargs)
+        self._check_form()
         self._storing = False
         self._acknowledge_later = False
+
+    def _check_form(self) -> None:
+        headers = self._request_dict
+        for name, kinds in HEADER_TYPES.items():
+            if name in headers and not isinstance(headers[name], kinds):
+                raise InvalidTaskError(f"its header {name} is of a wrong type")
+        limits = headers.get("timelimit") or (None, None)
+        if len(limits) != 2 or not all(isinstance(limit, NUMBER) for limit in limits):
+            raise InvalidTaskError("its header timelimit must hold two numbers")
+        task_args, task_kwargs, embed = self._payload
+        if not (
+            isinstance(task_args, list | tuple) and isinstance(task_kwargs, dict) and isinstance(embed or {}, dict)
+        ):
+            raise InvalidTaskError("its body must hold arguments, keyword arguments and options")
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""
@@ -55,7 +91,13 @@ class Request(request.Request):
             # Celery raises it anew in the main process; the task's own process has stored the failure.
             logger.warning("Task %s ran out of memory", self.id)
             self._acknowledge_later = True
-        except Exception:
+        except Exception as error:
+            if not isinstance(error, OUTAGES) or isinstance(error, DataError):
+                logger.exception("The end of task %s cannot be handled", self.id)
+                deliveries.bury(
+                    self.message.delivery_tag, f"Its end cannot be handled: {type(error).__name__}: {error}"
+                )
+                return True
             logger.exception("The end of task %s cannot be stored; it will run again", self.id)
             self._storing = False
             self.reject(requeue=True)

@@ -11,10 +11,9 @@ from typing import Any
 
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps, loads
 from redis.exceptions import OutOfMemoryError
 
-from app.agents import broker
+from app.agents import broker, signatures
 from app.agents.deliveries import deliveries
 from app.agents.redis_connection import Connection, SslConnection
 
@@ -161,13 +160,13 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _deliver(self, queue: str, raw: bytes) -> None:
-        try:
-            payload = loads(raw.decode())
-            task_id = payload["headers"].get("id")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            payload, task_id = None, None
-        tag = deliveries.take(queue, raw, task_id if isinstance(task_id, str) else "")
+        refusal = signatures.refusal(queue, raw)
+        payload = None if refusal else signatures.parse(raw)
+        tag = deliveries.take(queue, raw, payload["headers"].get("id", "") if payload else "")
         if tag is None:
+            return
+        if payload is None:
+            deliveries.bury(tag, refusal or signatures.MALFORMED)
             return
         try:
             payload["properties"]["delivery_tag"] = tag
@@ -176,7 +175,7 @@ class Channel(kombu_redis.Channel):
                 payload["properties"]["delivery_info"]["redelivered"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
-            deliveries.bury(tag, "It is not a message of Celery's.")
+            deliveries.bury(tag, signatures.MALFORMED)
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
@@ -185,8 +184,9 @@ class Channel(kombu_redis.Channel):
         if task_id is None:
             super()._put(queue, message, **kwargs)
             return
+        entry = signatures.new_entry(queue, message)
         with self.conn_or_acquire() as client:
-            client.eval(broker.ENQUEUE, 2, queue, broker.ACCEPTED, dumps(message), task_id)
+            client.eval(broker.ENQUEUE, 2, queue, broker.ACCEPTED, entry, task_id)
 
 
 class Transport(kombu_redis.Transport):

@@ -1,10 +1,12 @@
 """Reading and checking the body of an enqueue request before anything is made of it."""
 
+import asyncio
 import math
 from typing import Any
 
 from fastapi import HTTPException, Request
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from app.api.models import EnqueueRequest
 
@@ -13,6 +15,8 @@ MAX_DEPTH = 64
 INT64 = range(-(2**63), 2**63)
 # kombu turns an object with exactly these keys into a Python value, or drops the message when it cannot.
 RESERVED_KEYS = {"__type__", "__value__"}
+# Seconds in which the whole body must have arrived.
+READ_BUDGET = 10
 # Characters of a client's own key that an error message repeats.
 MAX_SHOWN_PATH = 200
 
@@ -21,7 +25,7 @@ async def read_enqueue_request(request: Request, limit: int) -> EnqueueRequest:
     """Read at most ``limit`` bytes of body and check them.
 
     Raises:
-        HTTPException: 413, 415 or 422, each with a sentence.
+        HTTPException: 408, 413, 415 or 422, each with a sentence.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -43,10 +47,18 @@ async def _read(request: Request, limit: int) -> bytes:
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async with asyncio.timeout(READ_BUDGET):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "The client went away before the whole body was here.") from None
+    except TimeoutError:
+        # Whatever may still come is not waited for.
+        detail = f"The body did not arrive within {READ_BUDGET} s."
+        raise HTTPException(408, detail, headers={"Connection": "close"}) from None
     return bytes(body)
 
 

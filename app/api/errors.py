@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from app.agents.admission import BrokerFullError, QueueFullError
 from app.agents.publisher import BrokerUnavailableError, KeyReusedError
+from app.api.headers import HEADERS
 from app.api.models import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ async def _key_reused(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal_error(_: Request, __: Exception) -> JSONResponse:
-    # The server logs the exception itself. This handler stands outside of the request id's middleware.
+    # The server logs the exception itself. This handler stands outside of all middleware.
     request_id = correlation_id.get() or "-"
     detail = f"Internal error; the logs say more about request {request_id}."
-    return JSONResponse({"detail": detail}, 500, headers={"X-Request-ID": request_id})
+    return JSONResponse({"detail": detail}, 500, headers={**HEADERS, "X-Request-ID": request_id})

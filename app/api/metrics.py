@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request
 from app.agents.inspector import Inspector
 from app.api.errors import documented
 from app.api.models import CeleryMetrics, TaskMetrics, WorkerMetrics
+from app.api.security import ProtectedRoute
 
-router = APIRouter(prefix="/metrics", tags=["metrics"])
+router = APIRouter(prefix="/metrics", tags=["metrics"], route_class=ProtectedRoute, responses=documented(401, 429))
 
 
 @router.get("/celery", responses=documented(503))

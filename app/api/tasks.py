@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Header, HTTPException, Request
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 from starlette.datastructures import State
 
 from app.agents.broker import ACCEPTED
@@ -17,39 +17,54 @@ from app.agents.worker import celery_app
 from app.api.body import read_enqueue_request
 from app.api.errors import documented, unavailable
 from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
+from app.api.security import ProtectedRoute
+from app.masking import mask
 from app.settings import get_settings
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
 
 # Seconds that clocks of different hosts may differ, and a result may be late, before an id counts as expired.
 EXPIRY_ALLOWANCE = 5
 # Seconds for all questions to Redis that a status needs; the promise to clients is one second.
 STATUS_BUDGET = 0.8
-VISIBLE_ASCII = re.compile(r"[!-~]{1,255}")
+VISIBLE_ASCII = r"^[!-~]{1,255}$"
 IDEMPOTENCY_HELP = (
     "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
     "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
 )
-UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+UUID7 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
+# Tells programs that read /openapi.json where the answer's task id goes.
+STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
 
 def _visible(key: str | None) -> str | None:
-    if key is not None and not VISIBLE_ASCII.fullmatch(key):
+    if key is not None and not re.fullmatch(VISIBLE_ASCII, key):
         raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
     return key
 
 
 def _canonical(task_id: str) -> str:
-    task_id = task_id.lower()
-    if not UUID7.fullmatch(task_id):
+    if not re.fullmatch(UUID7, task_id):
         raise ValueError("must be a UUID of version 7, as the enqueue request returned it")
-    return task_id
+    return task_id.lower()
+
+
+# The patterns are not pydantic's to check, whose sentence would show the pattern.
+IdempotencyKey = Annotated[
+    str | None,
+    AfterValidator(_visible),
+    WithJsonSchema({"type": "string", "pattern": VISIBLE_ASCII}),
+    Header(description=IDEMPOTENCY_HELP),
+]
+TaskId = Annotated[
+    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID7})
+]
 
 
 @router.post(
     "/enqueue",
     status_code=202,
-    responses=documented(413, 415, 422, 429, 503),
+    responses={202: {"links": STATUS_LINK}, **documented(408, 413, 415, 422, 503)},
     openapi_extra={
         # The body is read by hand: limited while it streams, parsed once.
         "requestBody": {
@@ -58,10 +73,7 @@ def _canonical(task_id: str) -> str:
         }
     },
 )
-async def enqueue(
-    request: Request,
-    idempotency_key: Annotated[str | None, AfterValidator(_visible), Header(description=IDEMPOTENCY_HELP)] = None,
-) -> EnqueueResponse:
+async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> EnqueueResponse:
     """Put a task into the queue; 202 means that it is there."""
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
@@ -69,8 +81,8 @@ async def enqueue(
     return EnqueueResponse(task_id=task_id)
 
 
-@router.get("/status/{task_id}", responses=documented(404, 410, 422, 503))
-async def status(task_id: Annotated[str, AfterValidator(_canonical)], request: Request) -> TaskStatus:
+@router.get("/status/{task_id}", operation_id="status", responses=documented(404, 410, 422, 503))
+async def status(task_id: TaskId, request: Request) -> TaskStatus:
     """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
     try:
         async with asyncio.timeout(STATUS_BUDGET):
@@ -112,8 +124,8 @@ def _describe(task_id: str, stored: dict[str, Any]) -> TaskStatus:
 
 
 def _one_line(error: dict[str, Any]) -> str:
-    """Describe an exception as Celery stores it: type, arguments, module."""
+    """Describe an exception as Celery stores it: type, arguments, module; its text may hold a password or key."""
     arguments = error.get("exc_message") or []
     message = arguments if isinstance(arguments, str) else " ".join(map(str, arguments))
     first_line = message.strip().partition("\n")[0]
-    return f"{error['exc_type']}: {first_line}" if first_line else str(error["exc_type"])
+    return mask(f"{error['exc_type']}: {first_line}" if first_line else str(error["exc_type"]))

@@ -6,6 +6,7 @@ guide's configuration of the same round, because the speed of a shared machine c
 """
 
 import asyncio
+import secrets
 import signal
 import socket
 import statistics
@@ -24,6 +25,7 @@ from tests.support import Program, RedisServer, free_port, wait_until
 
 TASKS = 6000
 CONNECTIONS = 64
+API_KEY = secrets.token_hex(16)
 ENQUEUE_SECONDS = 5.0
 # Shares of the queue between which the clock runs: neither start-up nor the last few tasks count.
 FROM, TO = 0.85, 0.15
@@ -39,6 +41,7 @@ class Variant:
     without: str = ""
     split: bool = True  # a Redis of its own for the queue
     fsync: str = "everysec"
+    signing_key: str = ""
 
 
 VARIANTS = (
@@ -46,7 +49,8 @@ VARIANTS = (
     Variant("ours, with kombu's delivery and no ledger", without="delivery"),
     Variant("+ atomic delivery", without="ledger"),
     Variant("+ ledger of accepted tasks"),
-    Variant("+ each write on the disk before the answer", fsync="always"),
+    Variant("+ signed messages", signing_key="k" * 64),
+    Variant("+ each write on the disk before the answer", signing_key="k" * 64, fsync="always"),
 )
 
 
@@ -73,9 +77,8 @@ async def _requests(port: int, deadline: float) -> int:
     """Send requests over one connection until ``deadline`` and count those that were accepted."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"data": {"key": "value"}}'
-    head = (
-        f"POST /tasks/enqueue HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    )
+    head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: bench\r\nX-API-Key: {API_KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}"
     accepted = 0
     while time.monotonic() < deadline:
         writer.write(f"{head}\r\n\r\n".encode() + body)
@@ -96,7 +99,9 @@ def measure_enqueue(variant: Variant, env: dict[str, str], log: Path) -> float:
     """Return the requests per second that one API process accepts."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", variant.api, "--port", str(port), "--no-access-log"]
-    api = Program(command, log, {**env, "LOG_LEVEL": "warning", "QUEUE_MAX_LENGTH": "1000000"})
+    # Limits that are never reached, but checked.
+    limits = {"QUEUE_MAX_LENGTH": "1000000", "RATE_LIMIT": "1000000/second", "BACKEND_API_KEY": API_KEY}
+    api = Program(command, log, {**env, **limits, "LOG_LEVEL": "warning"})
     try:
         wait_until(lambda: _listens(port))
         return asyncio.run(_load(port))
@@ -119,6 +124,7 @@ def measure(variant: Variant, directory: Path) -> Measured:
         "CELERY_BROKER_URL": servers[0].url(0),
         "CELERY_RESULT_BACKEND": servers[-1].url(1),
         "BENCH_WITHOUT": variant.without,
+        "TASK_SIGNING_KEY": variant.signing_key,
     }
     code = f"from {variant.app} import tiny\nfor number in range({TASKS}): tiny.delay(number)"
     fill = Program([sys.executable, "-c", code], directory / "fill.log", env)

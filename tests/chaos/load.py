@@ -24,6 +24,7 @@ class Load:
     """Sends a task every 1/``rate`` seconds from a thread of its own until it is told to stop."""
 
     url: str
+    key: str = field(repr=False)
     rate: float
     accepted: dict[str, float] = field(default_factory=dict)  # task id -> time of the 202
     refused: int = 0  # 429 and 503
@@ -49,7 +50,7 @@ class Load:
     async def _send_all(self) -> None:
         self.began = time.time()
         async with (
-            httpx.AsyncClient(base_url=self.url, timeout=REQUEST_TIMEOUT) as client,
+            httpx.AsyncClient(base_url=self.url, headers={"X-API-Key": self.key}, timeout=REQUEST_TIMEOUT) as client,
             asyncio.TaskGroup() as requests,
         ):
             while not self._stop.is_set():
@@ -80,10 +81,11 @@ class Load:
         self.given_up += 1
 
 
-def not_successful(url: str, ids: set[str]) -> set[str]:
+def not_successful(url: str, key: str, ids: set[str]) -> set[str]:
     """Return those tasks that the API does not call SUCCESS; an API that does not answer knows of none."""
     left = set(ids)
-    with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT) as client, suppress(httpx.TransportError):
+    session = httpx.Client(base_url=url, headers={"X-API-Key": key}, timeout=REQUEST_TIMEOUT)
+    with session as client, suppress(httpx.TransportError):
         for task_id in ids:
             answer = client.get(f"/tasks/status/{task_id}")
             if answer.status_code == 200 and answer.json()["status"] == "SUCCESS":

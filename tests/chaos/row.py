@@ -76,7 +76,7 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
     fault.prepare(host)
     try:
         host.forget_ledger()
-        with Load(host.url, pace.rate) as load:
+        with Load(host.url, host.api_key, pace.rate) as load:
             time.sleep(pace.before)  # this long the load lasts; there is nothing to wait for
             issued = time.clock_gettime(time.CLOCK_BOOTTIME)
             over = _inject(host, fault, result)
@@ -133,7 +133,7 @@ def _drain(host: Host, load: Load) -> set[str]:
     left = set(load.accepted)
     deadline = time.monotonic() + DRAIN
     while time.monotonic() < deadline:
-        left = not_successful(host.url, left) | (left - _finished(host.ledger()))
+        left = not_successful(host.url, host.api_key, left) | (left - _finished(host.ledger()))
         if not left and host.queue_is_empty():
             break
         time.sleep(0.5)

@@ -39,6 +39,7 @@ CASES = {
     "weak-password-of-a-redis-user": Case(
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS, WEAK)}, ["redis_users", "worker", "too weak"], hidden=WEAK
     ),
+    "request-limit": Case({"rate_limit": "100 per second"}, ["rate_limit", "100 per second", "1000/second"]),
     "no-api-key": Case({"backend_api_key": None}, ["backend_api_key", "required"]),
     "weak-api-key": Case({"backend_api_key": "Ab3-" * 3}, ["backend_api_key is too weak", "16"], hidden="Ab3-" * 3),
     "weak-signing-key": Case({"task_signing_key": "k3P9zQab"}, ["task_signing_key", "32"], hidden="k3P9zQab"),
@@ -61,6 +62,10 @@ CASES = {
         {"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]
     ),
     "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
+    "worker-memory-without-unit": Case(
+        {"celery_worker_memory_max": "512"}, ["celery_worker_memory_max is '512'", "M, G"]
+    ),
+    "address-that-is-a-name": Case({"stack_ip_allow": ["redis.internal"]}, ["api_ip_allow", "redis.internal", "names"]),
     "watchdog-too-short": Case({"celery_worker_watchdog_seconds": 1}, ["celery_worker_watchdog_seconds is 1", "10"]),
     "limits-the-wrong-way-round": Case(
         {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]

@@ -117,3 +117,32 @@ def test_another_application_needs_another_inventory_only(render: Rendered) -> N
         assert "typesafe" not in file.read_text()
     assert service(directory, "worker.service")["User"] == ["other"]
     assert service(directory, "api.service")["User"] == ["other-api"]
+
+
+def test_limits_follow_from_what_runs(render: Rendered) -> None:
+    small, big = render(), render(**CHANGED)
+    assert service(small, "worker.service")["TasksMax"] == ["320"]  # two processors, four tasks at once
+    assert service(big, "worker.service")["TasksMax"] == ["512"]
+    assert service(small, "api.service")["MemoryMax"] == ["640M"]
+    assert service(small, "flower.service")["MemoryMax"] == ["456M"]
+    for unit in ("worker.service", "api.service"):
+        assert service(small, unit)["OOMPolicy"] == ["continue"]
+
+
+@pytest.mark.parametrize(
+    ("redis_host", "addresses"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("10.1.2.3", "localhost 10.1.2.3"),
+        ("fd00::7", "localhost fd00::7"),
+        ("redis.internal", "localhost any"),
+    ],
+)
+def test_api_and_flower_reach_redis_wherever_it_is(render: Rendered, redis_host: str, addresses: str) -> None:
+    directory = render(redis_host=redis_host)
+    for unit in ("api.service", "flower.service"):
+        assert service(directory, unit)["IPAddressAllow"] == [addresses]
+
+
+def test_flower_that_others_reach_has_no_list_of_addresses(render: Rendered) -> None:
+    assert "IPAddressDeny" not in service(render(flower_bind="0.0.0.0"), "flower.service")  # noqa: S104

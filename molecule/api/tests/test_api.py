@@ -24,7 +24,23 @@ def test_it_has_one_process_per_processor(host: Host, process: Callable[[str], P
 
 def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) -> None:
     process(UNIT).assert_sandboxed("typesafe-api")
-    assert security_exposure(host, UNIT) <= 2.0
+    process(UNIT).assert_closed()
+    assert security_exposure(host, UNIT) <= 1.5
+
+
+def test_it_may_connect_to_redis_but_not_outwards(host: Host) -> None:
+    # The filter is the control group's: a process that joins it is under it.
+    group = host.check_output(f"systemctl show --value --property ControlGroup {UNIT}")
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+    join = f"echo \\$\\$ >/sys/fs/cgroup{group}/cgroup.procs; exec python3 -c '{connect}'"
+    address = host.check_output("hostname --ip-address").split()[0]
+
+    def reaches(command: str, *target: object) -> bool:
+        return bool(host.run(f'sh -c "{command} {target[0]} {target[1]}"').succeeded)
+
+    assert reaches(join, "127.0.0.1", 6379)
+    assert reaches(f"exec python3 -c '{connect}'", address, 22)
+    assert not reaches(join, address, 22)
 
 
 def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:

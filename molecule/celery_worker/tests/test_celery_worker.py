@@ -106,9 +106,30 @@ def test_the_sandbox_is_in_force(
     if supervised:
         # Supervisor has no sandbox; what it can give is a user of its own and a closed umask.
         assert "Umask:\t0077" in host.check_output(f"cat /proc/{worker.pid()}/status")
+        assert host.check_output("systemctl show --value --property OOMPolicy supervisor") == "continue"
     else:
         process(worker.unit).assert_sandboxed("typesafe")
-        assert security_exposure(host, worker.unit) <= 2.0
+        process(worker.unit).assert_closed()
+        assert security_exposure(host, worker.unit) <= 1.5
+
+
+def test_a_process_that_eats_all_memory_is_killed_and_the_worker_goes_on(
+    host: Host, api: Api, supervised: bool, worker: Supervision, process: Callable[[str], Process]
+) -> None:
+    if supervised:
+        pytest.skip("a limit of supervisor.service would be one for other programs too")
+    unit = process(worker.unit)
+    if unit.cgroup("memory.max") is None:
+        pytest.skip("this machine gives its containers no memory controller")
+    group = host.check_output(f"systemctl show --value --property ControlGroup {worker.unit}")
+    host.run_expect([0], f"systemctl set-property --runtime {worker.unit} MemoryMax=500M")
+    try:
+        eat = f"echo \\$\\$ >/sys/fs/cgroup{group}/cgroup.procs; exec python3 -c 'bytes(1) * 10**9'"
+        assert host.run(f'sh -c "{eat}"').rc == 137
+        assert worker.pid() == unit.pid
+        api.wait(api.enqueue())
+    finally:
+        host.run_expect([0], f"rm -r /run/systemd/system.control/{worker.unit}.service.d && systemctl daemon-reload")
 
 
 def test_the_logs_are_bounded_and_the_worker_logs_on_after_a_rotation(

@@ -6,17 +6,14 @@ import base64
 import json
 import pickle
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from shared import portscan
 from testinfra.host import Host
-
-sys.path.append(str(PROJECT / "molecule/shared"))
-import portscan
 
 CANARIES = "/run/canaries"
 PYTHON = "/opt/typesafe/backend/venv/bin/python"

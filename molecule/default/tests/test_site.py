@@ -28,7 +28,7 @@ def test_every_unit_is_up_at_boot_and_tightly_sandboxed(host: Host, unit: str) -
     service = host.service(unit)
     assert service.is_running
     assert service.is_enabled
-    assert security_exposure(host, f"{unit}.service") <= 2.0
+    assert security_exposure(host, f"{unit}.service") <= 1.5
 
 
 def test_nothing_in_the_journal_tells_a_secret(host: Host, secret: Callable[[str], str]) -> None:

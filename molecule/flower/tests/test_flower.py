@@ -48,7 +48,8 @@ def test_neither_command_line_nor_journal_shows_the_password(host: Host, secret:
 
 def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) -> None:
     process(UNIT).assert_sandboxed("typesafe-flower")
-    assert security_exposure(host, UNIT) <= 2.0
+    process(UNIT).assert_closed()
+    assert security_exposure(host, UNIT) <= 1.5
 
 
 def test_it_remembers_tasks_over_a_restart(host: Host) -> None:

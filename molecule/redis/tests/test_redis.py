@@ -199,6 +199,11 @@ def test_loading_is_not_cut_short_and_no_restart_is_the_last(host: Host, instanc
     assert set(shown.splitlines()) == {"TimeoutStartUSec=infinity", "StartLimitIntervalUSec=0", "Restart=always"}
 
 
+def test_limits_and_the_last_to_be_killed(host: Host, instance: Instance) -> None:
+    shown = host.check_output(f"systemctl show --property OOMScoreAdjust,TasksMax,LimitCORE,MemoryMax {instance.unit}")
+    assert set(shown.splitlines()) == {"OOMScoreAdjust=-900", "TasksMax=512", "LimitCORE=0", "MemoryMax=infinity"}
+
+
 def test_files_are_closed_to_others(host: Host, instance: Instance) -> None:
     def access(path: str) -> tuple[str, str, int]:
         file = host.file(path)

@@ -1,0 +1,59 @@
+"""Runs site.yml's preflight over many inventories at once and tells what it says of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Case:
+    """One inventory: its variables (None takes one away), words that its error must hold, and its facts."""
+
+    variables: dict[str, Any]
+    words: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    hidden: str = ""
+
+
+def refusals(cases: dict[str, Case], directory: Path) -> dict[str, str]:
+    """Make each case a host that is in all groups; return each host's error, empty where there was none."""
+    hosts = {}
+    for name, case in cases.items():
+        good = {"redis_password": secrets.token_urlsafe(24), "flower_password": secrets.token_urlsafe(24)}
+        variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
+        hosts[name] = {**variables, "facts": case.facts}
+    children: dict[str, Any] = {
+        group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
+    }
+    inventory = directory / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
+
+    result = subprocess.run(
+        ["ansible-playbook", f"--inventory={inventory}", str(HERE / "preflight.yml")],
+        cwd=HERE.parent.parent,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert "{" in result.stdout, result.stderr
+    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    messages = dict.fromkeys(hosts, "")
+    for play in report["plays"]:
+        for task in play["tasks"]:
+            for name, outcome in task["hosts"].items():
+                if outcome.get("failed"):
+                    items = [item["msg"] for item in outcome.get("results", []) if item.get("failed")]
+                    messages[name] = " ".join(items or [outcome["msg"]])
+    for name, counts in report["stats"].items():
+        assert counts["changed"] == 0, f"{name}: the preflight changed something"
+    return messages
