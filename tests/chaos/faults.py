@@ -19,7 +19,7 @@ RECOVERY_LIMIT = 15.0
 
 BROKER = 6380
 BROKER_DATA = "/var/lib/redis/broker"
-ASIDE = "/srv/chaos/data"
+ASIDE = "/var/lib/chaos/data"
 BROKER_LOG = "/var/log/redis/redis-server-broker.log"
 CUT = """
 table inet chaos {

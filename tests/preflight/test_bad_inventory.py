@@ -26,6 +26,8 @@ class Case:
     hidden: str = ""
 
 
+# One run checks all of them.
+pytestmark = pytest.mark.timeout(300)
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
 CASES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import secrets
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 Rendered = Callable[..., Path]
 # Each set of variables is rendered once, so tests share this one.
 CHANGED: dict[str, Any] = {
@@ -36,7 +38,8 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
             destination = tmp_path_factory.mktemp("rendered")
             extra = json.dumps({**variables, "destination": str(destination)})
             command = ["ansible-playbook", "-i", "localhost,", f"--extra-vars={extra}", str(HERE / "render.yml")]
-            result = subprocess.run(command, cwd=HERE.parent.parent, capture_output=True, text=True, check=False)
+            filters = os.environ | {"ANSIBLE_FILTER_PLUGINS": str(ROOT / "roles/stack/filter_plugins")}
+            result = subprocess.run(command, cwd=ROOT, env=filters, capture_output=True, text=True, check=False)
             assert result.returncode == 0, result.stdout
             known[key] = destination
         return known[key]

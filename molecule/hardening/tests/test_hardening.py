@@ -54,6 +54,17 @@ def listening(host: Host) -> None:
         wait_for(lambda: "0.0.0.0:9999" in host.check_output("ss -Hltn"), "listeners")
 
 
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Show a measured figure, which pytest would hide when the test passes."""
+
+    def run(figure: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {figure}")  # noqa: T201
+
+    return run
+
+
 def rules(host: Host) -> str:
     return str(host.run("nft --stateless list table inet platform").stdout)
 
@@ -61,9 +72,11 @@ def rules(host: Host) -> str:
 # The network
 
 
-def test_a_stranger_reaches_the_declared_ports_alone(host: Host, name: str, stranger: portscan.Scanner) -> None:
+def test_a_stranger_reaches_the_declared_ports_alone(
+    host: Host, name: str, stranger: portscan.Scanner, say: Callable[[str], None]
+) -> None:
     scan = stranger.scan(portscan.address(host))
-    print(f"{name}: {len(portscan.ALL_PORTS)} TCP ports scanned in {scan.seconds} s")  # noqa: T201 - a measured figure
+    say(f"{name}: {len(portscan.ALL_PORTS)} TCP ports scanned in {scan.seconds} s")
     assert scan.open == FOR_EVERYBODY[name]
     assert scan.refused == set(), "a closed port answered: it was not dropped"
     udp = stranger.scan(portscan.address(host), UDP_OF_INTEREST, "udp")
@@ -125,7 +138,7 @@ def test_tables_of_other_programs_are_left_alone(host: Host, converge: Converge)
     host.check_output("nft delete table ip foreign")
 
 
-@pytest.mark.parametrize("verb", ["reload", "restart"])
+@pytest.mark.parametrize("verb", ["reload", "restart", "stop"])
 def test_debians_own_firewall_service_does_not_open_the_host(host: Host, verb: str) -> None:
     # Its file begins with "flush ruleset".
     host.check_output("systemctl start nftables")
@@ -310,12 +323,12 @@ def report(host: Host, path: str) -> tuple[int, set[str]]:
     return int(index[1]), {" ".join(suggestion).strip() for suggestion in suggestions}
 
 
-def test_lynis_thinks_better_of_the_host(host: Host, name: str) -> None:
+def test_lynis_thinks_better_of_the_host(host: Host, name: str, say: Callable[[str], None]) -> None:
     host.check_output("systemctl stop listeners")
     host.run("lynis audit system --quick --no-colors --quiet")
     before, suggested = report(host, "/root/lynis-before.dat")
     after, remaining = report(host, "/var/log/lynis-report.dat")
     figures = {"before": before, "after": after, "resolved": len(suggested - remaining), "left": sorted(remaining)}
     (EPHEMERAL / f"lynis-{name}.json").write_text(json.dumps(figures, indent=1))
-    print(f"{name}: Lynis {before} before, {after} after; {len(suggested)} suggestions before, {len(remaining)} after")  # noqa: T201
+    say(f"{name}: Lynis {before} before, {after} after; {len(suggested)} suggestions before, {len(remaining)} after")
     assert after >= before + 5, sorted(remaining)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-LEDGER = Path("/srv/chaos/ledger/ledger.jsonl")
+LEDGER = Path("/var/lib/chaos/ledger/ledger.jsonl")
 
 
 def _birth(pid: int | str) -> str | None:
