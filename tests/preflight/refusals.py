@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+SECRETS = ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
+REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
 
 
 @dataclass
@@ -27,7 +29,8 @@ def refusals(cases: dict[str, Case], directory: Path) -> dict[str, str]:
     """Make each case a host that is in all groups; return each host's error, empty where there was none."""
     hosts = {}
     for name, case in cases.items():
-        good = {"redis_password": secrets.token_urlsafe(24), "flower_password": secrets.token_urlsafe(24)}
+        good: dict[str, Any] = {secret: secrets.token_urlsafe(48) for secret in SECRETS}
+        good["redis_user_passwords"] = {user: secrets.token_urlsafe(24) for user in REDIS_USERS}
         variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
         hosts[name] = {**variables, "facts": case.facts}
     children: dict[str, Any] = {

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import subprocess
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-
-
-@dataclass
-class Case:
-    """One wrong inventory: its variables (None takes one away), its facts, and words that its error must hold."""
-
-    variables: dict[str, Any]
-    words: list[str]
-    facts: dict[str, str] = field(default_factory=dict)
-    hidden: str = ""
-
+from tests.preflight.refusals import REDIS_USERS, Case, refusals
 
 # One run checks all of them.
 pytestmark = pytest.mark.timeout(300)
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
-REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
     "short-password": Case({"redis_password": "k3P9zQ"}, ["redis_password", "16"], hidden="k3P9zQ"),
@@ -103,42 +82,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run the preflight over all cases at once; return each host's error, empty where there was none."""
-    hosts = {}
-    for name, case in {**CASES, "good": Case({}, [])}.items():
-        good: dict[str, Any] = {
-            key: secrets.token_urlsafe(48)
-            for key in ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
-        }
-        good["redis_user_passwords"] = {user: secrets.token_urlsafe(24) for user in REDIS_USERS}
-        variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
-        hosts[name] = {**variables, "facts": case.facts}
-    children: dict[str, Any] = {
-        group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
-    }
-    inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
-    inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
-
-    result = subprocess.run(
-        ["ansible-playbook", f"--inventory={inventory}", str(HERE / "preflight.yml")],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert "{" in result.stdout, result.stderr
-    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
-    messages = dict.fromkeys(hosts, "")
-    for play in report["plays"]:
-        for task in play["tasks"]:
-            for name, outcome in task["hosts"].items():
-                if outcome.get("failed"):
-                    items = [item["msg"] for item in outcome.get("results", []) if item.get("failed")]
-                    messages[name] = " ".join(items or [outcome["msg"]])
-    for name, counts in report["stats"].items():
-        assert counts["changed"] == 0, f"{name}: the preflight changed something"
-    return messages
+    return refusals({**CASES, "good": Case({}, [])}, tmp_path_factory.mktemp("inventory"))
 
 
 def test_a_good_inventory_is_accepted(errors: dict[str, str]) -> None:

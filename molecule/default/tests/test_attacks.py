@@ -234,7 +234,8 @@ def test_guessing_a_key_is_slowed_down(host: Host, api: Api) -> None:
     codes = "-o /dev/null -w '%{http_code}\\n' -H 'X-API-Key: wrong'"
     # Each of the API's processes counts for itself.
     processes = int(host.check_output("nproc"))
-    answers = host.run(f"for i in $(seq {80 * processes}); do curl -s {codes} {api.url}/metrics/celery; done").stdout.split()
+    guess = f"for i in $(seq {80 * processes}); do curl -s {codes} {api.url}/metrics/celery; done"
+    answers = host.run(guess).stdout.split()
     assert set(answers) <= {"401", "429"}
     assert "429" in answers
     assert api.call("GET", "/metrics/celery")[0] == 200
