@@ -94,7 +94,7 @@ FORBIDDEN = {
         ["REPLICAOF", "127.0.0.1", "1"],
         ["MONITOR"],
         ["SET", "foreign", "1"],
-        ["EVAL", "return redis.call('GET', 'foreign')", "0"],
+        ["EVAL", "return redis.call('SET', 'foreign', '1')", "0"],
     ],
     "worker": [["DEL", "idempotency:1"]],
     "api": [["RPOP", "celery"], ["LRANGE", "celery", "0", "-1"], ["DEL", "accepted"], ["LPUSH", "dead_letters", "x"]],
@@ -112,7 +112,8 @@ for command in json.loads(sys.argv[2]):
     except redis.exceptions.NoPermissionError:
         pass
     except redis.exceptions.ResponseError as error:
-        if not any(words in str(error) for words in ("No permission", "no permissions", "can't access", "ACL failure")):
+        refusals = ("No permission", "no permissions", "can't access", "can't run", "ACL failure")
+        if not any(words in str(error) for words in refusals):
             print("not judged", *command, error)
 """
 
