@@ -106,10 +106,7 @@ def test_the_health_check_is_closed_from_outside(flower: tuple[str, Program], he
 def test_the_health_check_is_closed_to_other_hosts(redis_server: RedisServer, tmp_path: Path) -> None:
     """Asked through an address of this machine that is not loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            pytest.skip("this machine has no address but loopback")
+        probe.connect(("192.0.2.1", 9))  # sends nothing
         address = probe.getsockname()[0]
     env = {**redis_server.environment(14, 15), "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}"}
     url, program = start_flower(tmp_path / "flower.log", env, f"--address={address}")
