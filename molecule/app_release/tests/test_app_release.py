@@ -58,9 +58,10 @@ def test_secrets_are_for_their_service_alone(host: Host, service: str, user: str
     assert allowed == ({user, "typesafe"} if service == "operator" else {user})
 
 
-def test_no_file_that_all_can_read_holds_the_password(host: Host, secret: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("name", ["redis_worker_password", "redis_api_password", "backend_api_key", "task_signing_key"])
+def test_no_file_that_all_can_read_holds_a_secret(host: Host, secret: Callable[[str], str], name: str) -> None:
     find = "find /etc /opt /var/log /usr/lib/systemd -type f -perm -o+r -print0"
-    assert host.run(f"{find} | xargs -0 grep -lF {secret('redis_password')}").stdout == ""
+    assert host.run(f"{find} | xargs -0 grep -lF {secret(name)}").stdout == ""
 
 
 @pytest.fixture
