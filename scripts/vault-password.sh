@@ -4,9 +4,13 @@
 set -euo pipefail
 
 file=$(cd "$(dirname "$0")/.." && pwd)/.secrets/vault-password
-if [ ! -s "$file" ]; then
+if [ ! -e "$file" ]; then
   umask 077
   mkdir -p "$(dirname "$file")"
-  head -c 32 /dev/urandom | base64 >"$file"
+  # Of several first uses at once (ansible-lint) one wins, and nobody reads a file that is half written.
+  new=$(mktemp "$file.XXXXXX")
+  head -c 32 /dev/urandom | base64 >"$new"
+  ln "$new" "$file" 2>/dev/null || true
+  rm "$new"
 fi
 cat "$file"
