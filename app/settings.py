@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -45,7 +45,10 @@ MESSAGE_HEADERS = 64 * 1024
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
-    rule = "must look like redis://[user:password@]host[:port][/database number] (or rediss:// for TLS)"
+    rule = (
+        "must look like redis://[user:password@]host[:port][/database number] "
+        "(for TLS rediss://...?ssl_ca_certs=FILE; the certificate is always verified)"
+    )
     try:
         parts = urlsplit(url.get_secret_value())
         valid = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
@@ -53,10 +56,20 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
         valid = False
     else:
         database = parts.path.removeprefix("/")
-        valid = valid and (database == "" or database.isdecimal())
+        valid = valid and (database == "" or database.isdecimal()) and _verifies(parts)
     if not valid:
         raise ValueError(rule)
     return url
+
+
+def _verifies(url: SplitResult) -> bool:
+    options = dict(parse_qsl(url.query))
+    if url.scheme == "redis":  # the clients differ in what they make of options for TLS here
+        return not any(name.startswith("ssl_") for name in options)
+    return (
+        options.get("ssl_cert_reqs", "required") == "required"
+        and options.get("ssl_check_hostname", "true").lower() == "true"
+    )
 
 
 def split_keys(value: SecretStr) -> list[str]:

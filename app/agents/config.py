@@ -1,6 +1,10 @@
 """Celery's configuration, the same for worker, API, Flower and every command."""
 
+import ssl
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import SecretStr
 
 from app.settings import Settings
 
@@ -45,6 +49,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "worker_soft_shutdown_timeout": SOFT_SHUTDOWN_TIMEOUT,
         "worker_hijack_root_logger": False,
         # Broker: retry for ever, give up on a silent socket soon.
+        "broker_use_ssl": _tls_options(settings.celery_broker_url),
+        "redis_backend_use_ssl": _tls_options(settings.celery_result_backend),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
@@ -67,3 +73,11 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "redis_retry_on_timeout": True,
         "redis_socket_keepalive": True,
     }
+
+
+def _tls_options(url: SecretStr) -> dict[str, Any] | None:
+    """Repeat what the URL says: Flower does not read it there, and Celery wants to be told to verify."""
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme != "rediss":
+        return None
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": dict(parse_qsl(parts.query)).get("ssl_ca_certs")}

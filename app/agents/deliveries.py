@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.agents import broker, signatures
-from app.agents.redis_connection import Connection
+from app.agents.redis_connection import connection_class
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Deliveries:
         if self._client is None:
             self._client = redis.Redis.from_url(
                 self._app.conf.broker_url,
-                connection_class=Connection,
+                connection_class=connection_class(self._app.conf.broker_url),
                 socket_timeout=REDIS_TIMEOUT,
                 socket_connect_timeout=REDIS_TIMEOUT,
                 # The second try goes through a new connection.

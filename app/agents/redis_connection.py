@@ -33,3 +33,8 @@ class Connection(_RefusalIsOutage, redis.Connection):
 
 class SslConnection(_RefusalIsOutage, redis.SSLConnection):
     """A connection over TLS."""
+
+
+def connection_class(url: str) -> type[redis.Connection]:
+    """Return the kind of connection that a URL asks for."""
+    return SslConnection if url.startswith("rediss:") else Connection
