@@ -16,7 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import trustme
 import yaml
+
+from tests.support import free_port
 
 ROLE = Path(__file__).parent.parent / "roles" / "redis"
 PASSWORD = "Test-only-" + "pass-0123456789"
@@ -232,6 +235,29 @@ def test_an_option_for_the_start_asks_for_a_restart(server: Server, run: Run) ->
     assert run() == UNCHANGED
 
 
+@pytest.mark.parametrize("to_tls", [True, False])
+def test_a_port_changes_between_plain_and_tls_by_a_restart(server: Server, run: Run, to_tls: bool) -> None:
+    certificate = server.directory / "server.pem"
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    port = str(free_port())
+    plain = {"port": port, "tls_port": "0"}
+    tls = {"port": "0", "tls_port": port, "tls_cert_file": str(certificate), "tls_key_file": str(certificate)}
+    tls["tls_auth_clients"] = "no"
+    first, second = (plain, tls) if to_tls else (tls, plain)
+    server.stop()
+    server.configure(**first)
+    server.start()
+    assert run() == UNCHANGED
+    server.configure(**second)
+    result = run()
+    assert result["restart_required"]
+    assert {"The option port is set at the start.", "The option tls-port is set at the start."} <= {*result["reasons"]}
+    assert not result["changed"]
+    server.stop()
+    server.start()
+    assert run() == UNCHANGED
+
+
 def test_a_new_password_asks_for_a_restart(server: Server, run: Run) -> None:
     server.password = PASSWORD[::-1]
     server.configure()
@@ -316,6 +342,29 @@ def refusals(instances: list[dict[str, Any]], **changes: object) -> list[str]:
 
 def test_defaults_are_accepted() -> None:
     assert refusals(DEFAULTS["instances"]) == []
+
+
+CERTIFICATE, KEY = (f"-----BEGIN {kind}-----\nx" for kind in ("CERTIFICATE", "EC PRIVATE KEY"))
+
+
+@pytest.mark.parametrize("given", [("", "", ""), ("", "", CERTIFICATE), (CERTIFICATE, KEY, CERTIFICATE)])
+def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
+    assert values.redis_tls_refusals(*given) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((CERTIFICATE, "", CERTIFICATE), "redis_tls_key must be given too"),
+        (("", KEY, ""), "redis_tls_certificate and redis_tls_ca must be given too"),
+        ((CERTIFICATE, "/etc/key.pem", CERTIFICATE), "redis_tls_key must be PEM"),
+        ((KEY, KEY, CERTIFICATE), "redis_tls_certificate must be PEM"),
+    ],
+)
+def test_certificates_are_refused(given: tuple[str, str, str], words: str) -> None:
+    (found,) = values.redis_tls_refusals(*given)
+    assert found.startswith(words)
+    assert "/etc/key.pem" not in found
 
 
 def test_two_instances_are_accepted() -> None:

@@ -63,6 +63,11 @@ CASES = {
     "unknown-eviction-policy": Case(
         {"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]
     ),
+    "tls-without-an-authority": Case({"redis_tls": True}, ["redis_tls is true", "redis_tls_ca", "make secrets"]),
+    "certificate-without-tls": Case(
+        dict.fromkeys(("redis_tls_ca", "redis_tls_certificate"), "-----BEGIN CERTIFICATE-----\nx"),
+        ["redis_tls_certificate", "redis_tls is false"],
+    ),
     "memory-larger-than-the-host": Case({"stack_redis_maxmemory": "8gb"}, ["maxmemory", "8gb", "4096"]),
     "memory-that-is-no-size": Case({"stack_redis_maxmemory": "lots"}, ["maxmemory", "lots"]),
     "api-and-flower-on-one-port": Case({"flower_port": 8000}, ["same port", "api_port 8000", "flower_port 8000"]),

@@ -28,6 +28,7 @@ RESERVED_SETTINGS = {
     ),
     *("maxclients", "maxmemory", "maxmemory-policy", "pidfile", "port", "protected-mode", "rename-command"),
     *("requirepass", "save", "supervised", "unixsocket", "unixsocketperm", "user"),
+    *("tls-port", "tls-cert-file", "tls-key-file", "tls-ca-cert-file", "tls-auth-clients"),
 }
 # Without these the role could not apply a change to a running server.
 NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping"}
@@ -159,6 +160,22 @@ def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], ho
     return refusals
 
 
+def redis_tls_refusals(certificate: str, key: str, ca: str) -> list[str]:
+    """Say in one sentence each what is wrong with certificate and key; Redis itself tries whether they fit."""
+    given = {"redis_tls_certificate": certificate, "redis_tls_key": key, "redis_tls_ca": ca}
+    missing = [name for name, value in given.items() if not value.strip()]
+    if certificate.strip() or key.strip():
+        if missing:
+            return [f"{' and '.join(missing)} must be given too: certificate, key and CA belong together."]
+        kinds = {"redis_tls_certificate": "CERTIFICATE", "redis_tls_key": "PRIVATE KEY", "redis_tls_ca": "CERTIFICATE"}
+        return [
+            f"{name} must be PEM (-----BEGIN {kinds[name]}-----); its value is not shown."
+            for name, value in given.items()
+            if not re.match(rf"-----BEGIN ([A-Z]+ )?{kinds[name]}-----\n", value.strip())
+        ]
+    return []
+
+
 class FilterModule:
     """The filters under their names in templates."""
 
@@ -169,4 +186,5 @@ class FilterModule:
             "redis_password_rules": redis_password_rules,
             "redis_refusals": redis_refusals,
             "redis_rules": redis_rules,
+            "redis_tls_refusals": redis_tls_refusals,
         }

@@ -211,6 +211,10 @@ def apply(redis: Redis, options: dict[str, str], timeout: float, check_mode: boo
             continue
         if same(wanted, before):
             continue
+        if name.startswith("tls-") or (name == "port" and get(redis, "tls-port") != options.get("tls-port", "0")):
+            # The same port cannot change between plain and TLS while it is open, nor certificate and key one by one.
+            reasons.append(f"The option {name} is set at the start.")
+            continue
         if check_mode:
             applied.append(name)
             continue
