@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
@@ -21,6 +22,17 @@ def mask(text: str) -> str:
     for secret in _known_secrets():
         text = text.replace(secret, HIDDEN)
     return text
+
+
+def mask_all(value: Any) -> Any:
+    """Return a value as JSON knows them, with each text in it masked."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, list | tuple):
+        return [mask_all(element) for element in value]
+    if isinstance(value, dict):
+        return {mask_all(name): mask_all(element) for name, element in value.items()}
+    return value
 
 
 @lru_cache

@@ -44,6 +44,12 @@ def fatal() -> None:
 
 
 @celery_app.task
+def talkative() -> None:
+    """Fail with a secret in the error, as clients of providers do."""
+    raise ValueError({"url": f"https://provider.example/?key={os.environ['GEMINI_API_KEY']}"})
+
+
+@celery_app.task
 def greedy() -> None:
     """Ask for more memory than there is."""
     raise MemoryError

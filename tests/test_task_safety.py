@@ -1,7 +1,9 @@
 """No accepted task is lost, whatever dies: children, Redis."""
 
+import base64
 import json
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -93,6 +95,24 @@ def test_a_task_whose_process_was_killed_runs_again(stack: Stack) -> None:
     stack.start_worker()
     assert stack.result(*stack.send("dying.delay(1)"), "SUCCESS", "FAILURE")["result"] == "survived"
     wait_until(stack.nothing_waits)
+
+
+def test_an_error_that_holds_a_secret_tells_it_to_nobody(stack: Stack) -> None:
+    secret = stack.env["GEMINI_API_KEY"] = secrets.token_hex(16)
+    with stack.redis.client(0).pubsub() as events:  # type: ignore[no-untyped-call]
+        events.psubscribe("/0.celeryev/*")
+        worker = stack.start_worker("--task-events")
+        stored = stack.result(*stack.send("talkative.delay()"), "FAILURE")
+        wait_until(lambda: "Task failed" in worker.output())
+
+        def heard() -> str:
+            message: Any = events.get_message(ignore_subscribe_messages=True)
+            return base64.b64decode(json.loads(message["data"])["body"]).decode() if message else ""
+
+        failed = wait_until(lambda: next((text for text in [heard()] if "task-failed" in text), ""))
+    for told in (json.dumps(stored), failed, worker.output()):
+        assert "provider.example/?key=**" in told
+        assert secret not in told
 
 
 def test_a_killed_worker_runs_its_tasks_again_as_soon_as_it_is_back(stack: Stack) -> None:

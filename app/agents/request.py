@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
+from app.masking import mask_all
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class Request(request.Request):
             isinstance(task_args, list | tuple) and isinstance(task_kwargs, dict) and isinstance(embed or {}, dict)
         ):
             raise InvalidTaskError("its body must hold arguments, keyword arguments and options")
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - the base class's name
+        """Tell Flower and whoever else listens; an error must not tell a secret."""
+        super().send_event(type, **(mask_all(fields) if "exception" in fields else fields))
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""

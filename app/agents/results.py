@@ -7,6 +7,7 @@ from celery import Celery, current_app, signals
 from celery.backends.redis import RedisBackend
 
 from app.agents.redis_connection import Connection, SslConnection
+from app.masking import mask_all
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
 MAIN_PROCESS_RETRIES = 5
@@ -14,6 +15,15 @@ MAIN_PROCESS_RETRIES = 5
 
 class ResultStore(RedisBackend):
     """Used through Celery's table of backends."""
+
+    def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
+        """Make an error fit for storage. A client of a provider may have put its key into the message."""
+        return mask_all(super().prepare_exception(*args, **kwargs))
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        return super()._store_result(task_id, result, state, mask_all(traceback), *args, **kwargs)
 
     def _get_pool(self, **params: Any) -> Any:
         encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
