@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 import redis
+import trustme
 
 from app.agents.broker import LEASES, UNACKED
 
@@ -119,6 +120,30 @@ class RedisServer:
     def environment(self, broker: int, results: int) -> dict[str, str]:
         """Return the variables that make our programs use these databases."""
         return {"CELERY_BROKER_URL": self.url(broker), "CELERY_RESULT_BACKEND": self.url(results)}
+
+
+class TlsRedisServer(RedisServer):
+    """A Redis that speaks nothing but TLS."""
+
+    def __init__(
+        self, directory: Path, authority: trustme.CA, ca_file: Path, name: str = "127.0.0.1", **settings: str
+    ) -> None:
+        """Start it with a certificate for ``name``; its clients trust ``ca_file``."""
+        directory.mkdir()
+        self.ca_file = ca_file
+        authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(str(directory / "server.pem"))
+        certificate = str(directory / "server.pem")
+        tls = {"port": "0", "tls_auth_clients": "no", "tls_cert_file": certificate, "tls_key_file": certificate}
+        super().__init__(directory, durable=True, **tls, **settings)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.settings["tls_port"] = str(self.port)
+        super().start()
+
+    def url(self, database: int) -> str:
+        """Return the URL of a database, as the platform writes it."""
+        return super().url(database).replace("redis:", "rediss:") + f"?ssl_ca_certs={self.ca_file}"
 
 
 def nothing_is_held(broker: redis.Redis) -> bool:

@@ -10,32 +10,9 @@ import pytest
 import redis
 import trustme
 
-from tests.support import Api, Program, RedisServer, free_port, start_worker, wait_until
+from tests.support import Api, Program, TlsRedisServer, free_port, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
-
-
-class TlsRedisServer(RedisServer):
-    """A Redis that speaks nothing but TLS."""
-
-    def __init__(self, directory: Path, authority: trustme.CA, ca_file: Path, name: str = "127.0.0.1") -> None:
-        """Start it with a certificate for ``name``; its clients trust ``ca_file``."""
-        directory.mkdir()
-        self.ca_file = ca_file
-        authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(str(directory / "server.pem"))
-        certificate = str(directory / "server.pem")
-        super().__init__(
-            directory, port="0", tls_auth_clients="no", tls_cert_file=certificate, tls_key_file=certificate
-        )
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.settings["tls_port"] = str(self.port)
-        super().start()
-
-    def url(self, database: int) -> str:
-        """Return the URL of a database, as the platform writes it."""
-        return super().url(database).replace("redis:", "rediss:") + f"?ssl_ca_certs={self.ca_file}"
 
 
 @pytest.fixture(scope="module")

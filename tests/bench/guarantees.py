@@ -18,10 +18,11 @@ from pathlib import Path
 
 import click
 import redis
+import trustme
 from rich.console import Console
 from rich.table import Table
 
-from tests.support import Program, RedisServer, free_port, wait_until
+from tests.support import Program, RedisServer, TlsRedisServer, free_port, wait_until
 
 TASKS = 6000
 CONNECTIONS = 64
@@ -42,6 +43,7 @@ class Variant:
     split: bool = True  # a Redis of its own for the queue
     fsync: str = "everysec"
     signing_key: str = ""
+    tls: bool = False
 
 
 VARIANTS = (
@@ -51,6 +53,7 @@ VARIANTS = (
     Variant("+ ledger of accepted tasks"),
     Variant("+ signed messages", signing_key="k" * 64),
     Variant("+ each write on the disk before the answer", signing_key="k" * 64, fsync="always"),
+    Variant("+ Redis over TLS", signing_key="k" * 64, fsync="always", tls=True),
 )
 
 
@@ -116,10 +119,15 @@ def _listens(port: int) -> bool:
 
 def measure(variant: Variant, directory: Path) -> Measured:
     """Run one variant from empty servers to an empty queue, then its API without a worker."""
-    servers = []
+    servers: list[RedisServer] = []
+    authority = trustme.CA()
     for name in ("broker", "results") if variant.split else ("shared",):
         fsync = variant.fsync if name == "broker" else "everysec"
-        servers.append(RedisServer(directory / name, durable=True, appendfsync=fsync))
+        if variant.tls:
+            authority.cert_pem.write_to_path(str(directory / "ca.crt"))
+            servers.append(TlsRedisServer(directory / name, authority, directory / "ca.crt", appendfsync=fsync))
+        else:
+            servers.append(RedisServer(directory / name, durable=True, appendfsync=fsync))
     env = {
         "CELERY_BROKER_URL": servers[0].url(0),
         "CELERY_RESULT_BACKEND": servers[-1].url(1),
