@@ -42,11 +42,12 @@ def test_a_task_runs_across_the_hosts(app_host: Host) -> None:
 
 
 def test_no_client_is_told_of_another_way(app_host: Host) -> None:
-    found = app_host.check_output("cat /etc/typesafe/secrets/*/*URL /etc/typesafe/secrets/*/CELERY_*").split("redis")[
-        1:
-    ]
-    assert len(found) >= 12
-    assert all(rest.startswith("s://") and f"ssl_cert_reqs=required&ssl_ca_certs={CA}" in rest for rest in found)
+    secrets = "/etc/typesafe/secrets/*"
+    urls = app_host.check_output(f"grep -h . {secrets}/REDIS_URL {secrets}/CELERY_BROKER_URL {secrets}/CELERY_RESULT*")
+    assert len(urls.splitlines()) == 12
+    for url in urls.splitlines():
+        assert url.startswith("rediss://")
+        assert url.endswith(f"?ssl_cert_reqs=required&ssl_ca_certs={CA}")
 
 
 @pytest.mark.parametrize("port", PORTS)
