@@ -19,6 +19,22 @@ SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare our marker."""
+    config.addinivalue_line(
+        "markers", "hosts(*names): run the test on these hosts alone; each has its own share of changes"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave a test out on hosts that its marker does not name."""
+    items[:] = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("hosts")) is None or any(name in item.name for name in mark.args)
+    ]
+
+
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
     """Return the first true value of ``condition``, asked four times a second; fail after ``seconds``."""
     deadline = time.monotonic() + seconds

@@ -169,6 +169,7 @@ def test_former_keys_work_until_they_are_retired(rotated: dict[str, str], host: 
     api.wait(api.enqueue())
 
 
+@pytest.mark.hosts("site-debian13")
 def test_another_run_of_the_scenario_changes_nothing(
     rotated: dict[str, str], converge: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

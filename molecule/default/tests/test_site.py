@@ -72,6 +72,7 @@ def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Ap
         api.wait(task, seconds=60)
 
 
+@pytest.mark.hosts("site-debian13")
 def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Host, converge: Converge) -> None:
     before = host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env")
     refused = converge(task_soft_time_limit=60)
@@ -81,6 +82,7 @@ def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Ho
     assert host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env") == before
 
 
+@pytest.mark.hosts("site-debian12")
 def test_a_new_password_and_the_guides_topology_reach_everything_and_no_output_shows_a_secret(
     host: Host, api: Api, converge: Converge, secret: Callable[[str], str]
 ) -> None:
