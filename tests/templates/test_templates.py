@@ -86,6 +86,7 @@ def test_both_supervisions_start_the_same_worker(render: Rendered) -> None:
     directory = render(**CHANGED)
     under_systemd = service(directory, "worker.service")["ExecStart"][0].replace("@%H", "@HOST")
     under_supervisor = " ".join(program(directory)["command"].split()).replace("@%(host_node_name)s", "@HOST")
+    under_supervisor = under_supervisor.removeprefix("/usr/bin/setpriv --no-new-privs ")
     assert under_systemd == under_supervisor
     assert "--concurrency=7" in under_systemd
     assert "--loglevel=warning" in under_systemd

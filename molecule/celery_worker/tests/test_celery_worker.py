@@ -104,8 +104,11 @@ def test_the_sandbox_is_in_force(
     host: Host, supervised: bool, worker: Supervision, process: Callable[[str], Process]
 ) -> None:
     if supervised:
-        # Supervisor has no sandbox; what it can give is a user of its own and a closed umask.
-        assert "Umask:\t0077" in host.check_output(f"cat /proc/{worker.pid()}/status")
+        # Supervisor has no sandbox; what can be had is a user of its own, a closed umask and no way to more rights.
+        status = host.check_output(f"cat /proc/{worker.pid()}/status")
+        assert "Umask:\t0077" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "CapEff:\t0000000000000000" in status
         assert host.check_output("systemctl show --value --property OOMPolicy supervisor") == "continue"
     else:
         process(worker.unit).assert_sandboxed("typesafe")
