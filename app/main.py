@@ -17,6 +17,7 @@ from app.agents.publisher import Publisher
 from app.api import health, metrics, tasks
 from app.api.errors import add_error_handlers
 from app.api.headers import SecurityHeaders, docs_policy
+from app.api.prometheus import Prometheus, instrument
 from app.api.security import Guard, KeyRequired, document_schemes
 from app.logs import log_config
 from app.settings import get_settings
@@ -49,6 +50,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with _redis(settings.celery_broker_url) as broker, _redis(settings.celery_result_backend) as results:
         app.state.broker, app.state.results = broker, results
         app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
+        app.state.prometheus = Prometheus(broker)
         app.state.guard = Guard(settings)
         app.state.draining = False
         watch = asyncio.create_task(app.state.publisher.watch())
@@ -75,6 +77,7 @@ def create_app() -> FastAPI:
     for module in (tasks, health, metrics):
         app.include_router(module.router)
     document_schemes(app)
+    instrument(app)
     return app
 
 

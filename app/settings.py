@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     worker_prefetch_multiplier: PositiveInt = 1
     worker_max_tasks_per_child: PositiveInt = 1000
     worker_concurrency: PositiveInt | None = None  # unset: Celery takes the number of CPUs
+    workers_expected: Annotated[int, Field(ge=0)] = 0  # of all hosts and pools, to compare with those that are there
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
 
     log_level: LogLevel = "info"

@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.agents import broker, signatures
+from app.agents.figures import figures
 from app.agents.redis_connection import connection_class
 from app.settings import get_settings
 
@@ -216,6 +217,8 @@ class Deliveries:
                 self._flush()
                 if time.monotonic() - renewed > RENEW_INTERVAL:
                     self._renew_leases()
+                    oldest = min((delivery.since for delivery in tuple(self._held.values())), default=None)
+                    figures.report(self._redis, self._node, oldest)
                     renewed = time.monotonic()
                 if time.monotonic() - swept > SWEEP_INTERVAL:
                     swept = time.monotonic()
@@ -277,7 +280,12 @@ deliveries = Deliveries()
 def install(app: Celery) -> None:
     """Make workers of ``app`` look after their messages."""
     signals.celeryd_init.connect(_serve)
+    signals.worker_ready.connect(_count_start)
     app.steps["consumer"].add(GiveBack)
+
+
+def _count_start(sender: Any, **_: Any) -> None:
+    figures.started_worker(sender.hostname, sender.pool)
 
 
 def _serve(sender: str, instance: Any, **_: Any) -> None:

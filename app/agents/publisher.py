@@ -9,23 +9,25 @@ import hashlib
 import json
 import logging
 import time
-import uuid
 from typing import Any
 
 from celery import Task
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from uuid_utils import compat
 
 from app.agents.admission import SAMPLE_INTERVAL, Admission
 from app.agents.broker import ENQUEUE, IDEMPOTENCY
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.messages import task_message
 from app.agents.recovery import KEEP_SECONDS, Push, Recovery
+from app.agents.task_ids import created, new_task_id
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
+
+ENQUEUED = Counter("celery_tasks_enqueued", "Tasks that the API has put into a queue.", ["task"])
 
 # Seconds until a client is told that the broker is gone; the promise is one second.
 PUBLISH_BUDGET = 0.8
@@ -71,9 +73,10 @@ class Publisher:
             message = task_message(task, task_id, (task_id, data), queue, request_id)
             return Push(queue, task_id, message, (key, value, get_settings().result_expires) if value else None)
 
-        task_id = str(compat.uuid7())
+        task_id = new_task_id()
         if idempotency_key is None:
             await self._push(push(task_id))
+            ENQUEUED.labels(task.name).inc()
             return task_id
 
         key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
@@ -81,10 +84,12 @@ class Publisher:
         value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
         task_id = _task_of(value, fingerprint)
         earlier = await self._push(push(task_id, value))
-        if earlier is not None:
+        if earlier is None:
+            ENQUEUED.labels(task.name).inc()
+        else:
             value = earlier.decode()
             task_id = _task_of(value, fingerprint)
-            if time.time() - created(task_id) < KEEP_SECONDS:
+            if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
                 # Whoever pushed it may have seen that fail, and not remember it.
                 self._recovery.remember(push(task_id, value))
         return task_id
@@ -156,11 +161,6 @@ class Publisher:
             self._recovery.saw(self._admission.learn(answers))
         except RedisError as error:
             logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
-
-
-def created(task_id: str) -> float:
-    """Return the time in a UUIDv7, in seconds since 1970: its first 48 bits are milliseconds (RFC 9562)."""
-    return (uuid.UUID(task_id).int >> 80) / 1000
 
 
 def _task_of(value: str, fingerprint: str) -> str:

@@ -1,14 +1,24 @@
 """A task in the worker's hands: its result is stored before its message is done with."""
 
 import logging
+import time
 from typing import Any
 
-from celery.exceptions import BackendError, InvalidTaskError, WorkerLostError
+from celery.exceptions import (
+    BackendError,
+    Ignore,
+    InvalidTaskError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.worker import request
 from kombu.exceptions import OperationalError
 from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
+from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
 from app.masking import mask_all
 
 logger = logging.getLogger(__name__)
@@ -46,6 +56,7 @@ class Request(request.Request):
         self._check_form()
         self._storing = False
         self._acknowledge_later = False
+        self._outcome: str | None = SUCCEEDED  # unless we are told otherwise
 
     def _check_form(self) -> None:
         headers = self._request_dict
@@ -65,25 +76,46 @@ class Request(request.Request):
         """Tell Flower and whoever else listens; an error must not tell a secret."""
         super().send_event(type, **(mask_all(fields) if "exception" in fields else fields))
 
+    def on_accepted(self, pid: Any, time_accepted: Any) -> None:
+        """The pool has begun to run it."""
+        super().on_accepted(pid, time_accepted)
+        due = self.eta.timestamp() if self.eta else None
+        # A message that comes back has waited since it was lost: nobody knows for how long.
+        came_back = "redeliveries" in self._request_dict
+        figures.started(self.name, None if came_back else waited(self.id, due))
+
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""
         if self._storing:
             self._acknowledge_later = True
-        else:
-            super().acknowledge()
+            return
+        if not self.acknowledged and self.time_start and self._outcome:
+            figures.ended(self.name, self._outcome, time.time() - self.time_start)
+        super().acknowledge()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
+        self._outcome = self._outcome_of(error)
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
-            retried = isinstance(error, WorkerLostError) and self._context.retries < (self.task.max_retries or 0)
-            if isinstance(error, WorkerLostError) and not retried:
+            if self._outcome == DIED:
                 tag = self.message.delivery_tag
                 deliveries.bury(tag, f"Its process died in each of {self._context.retries + 1} runs: {error}")
             self.acknowledge()
 
+    def _outcome_of(self, error: BaseException) -> str | None:
+        if isinstance(error, WorkerLostError):
+            return RETRIED if self._context.retries < (self.task.max_retries or 0) else DIED
+        if isinstance(error, Ignore | Reject):
+            return None
+        if isinstance(error, Retry):
+            return RETRIED
+        return TIMED_OUT if isinstance(error, SoftTimeLimitExceeded) else FAILED
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit is over."""
+        if not soft:
+            self._outcome = TIMED_OUT
         if self._stored(super().on_timeout, soft, timeout):
             self.acknowledge()
 

@@ -1,15 +1,25 @@
-"""Counts of workers and tasks."""
+"""Counts of workers and tasks: for people, and for Prometheus."""
 
 import asyncio
 
 from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.agents.inspector import Inspector
 from app.api.errors import documented
 from app.api.models import CeleryMetrics, TaskMetrics, WorkerMetrics
+from app.api.prometheus import Prometheus
 from app.api.security import ProtectedRoute
 
 router = APIRouter(prefix="/metrics", tags=["metrics"], route_class=ProtectedRoute, responses=documented(401, 429))
+
+
+@router.get("", response_class=PlainTextResponse)
+async def metrics(request: Request) -> PlainTextResponse:
+    """Return everything that is counted, in Prometheus' text format."""
+    prometheus: Prometheus = request.app.state.prometheus
+    return PlainTextResponse(await prometheus.page(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/celery", responses=documented(503))

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, WithJsonSchema
 from starlette.datastructures import State
 
 from app.agents.broker import ACCEPTED
-from app.agents.publisher import Publisher, created
+from app.agents.publisher import Publisher
+from app.agents.task_ids import created
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 from app.api.body import read_enqueue_request
@@ -103,7 +104,7 @@ async def _look_up(task_id: str, state: State) -> TaskStatus:
     if stored is not None:
         return _describe(task_id, celery_app.backend.decode(stored))
     kept = get_settings().result_expires
-    age = time.time() - created(task_id)
+    age = time.time() - (created(task_id) or 0.0)  # the pattern lets nothing else through
     if age > kept + EXPIRY_ALLOWANCE:
         detail = (
             f"No result is stored any more: the task was enqueued {age:.0f} s ago and results expire after {kept} s."

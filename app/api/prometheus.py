@@ -1,0 +1,213 @@
+"""What Prometheus reads: this API's own figures, and those of queues and workers, which lie in Redis.
+
+However many scrape, Redis is asked once in SNAPSHOT_SECONDS by each process, with about ten commands and one for each
+worker.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_fastapi_instrumentator import Instrumentator
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.agents import broker as keys
+from app.agents.config import DEFAULT_QUEUE
+from app.agents.figures import BUCKETS, FIGURES, OVER, SEPARATOR, WORKERS
+from app.agents.signatures import parse
+from app.agents.task_ids import created
+from app.settings import get_settings
+
+# Seconds that what Redis has said is shown again.
+SNAPSHOT_SECONDS = 5.0
+# Seconds without a report after which a worker counts as gone; it reports every second.
+ALIVE_SECONDS = 15
+# Seconds after which a worker that is gone is shown no more, and its node's start count alone is left.
+REMEMBERED_SECONDS = 24 * 3600
+# Set for several processes of one API: each keeps its counts in files of this directory.
+MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+HISTOGRAMS = {
+    "run": ("celery_task_run_seconds", "Seconds that a run of a task took."),
+    "wait": ("celery_task_wait_seconds", "Seconds between a task's id or ETA and the beginning of its run."),
+}
+
+
+def instrument(app: FastAPI) -> None:
+    """Count the requests of an application: ``http_requests_total`` and ``http_request_duration_seconds``."""
+    Instrumentator(excluded_handlers=["/metrics$"]).instrument(app)
+
+
+@dataclass
+class Snapshot:
+    """What Redis said at one moment."""
+
+    up: bool = False
+    lengths: dict[str, int] = field(default_factory=dict)
+    oldest: dict[str, float] = field(default_factory=dict)  # queue -> age in seconds
+    unacknowledged: int = 0
+    dead_letters: int = 0
+    accepted: int = 0
+    figures: dict[tuple[str, ...], float] = field(default_factory=dict)
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> its state, with "silent" seconds
+
+
+class Prometheus:
+    """Answers scrapes."""
+
+    def __init__(self, broker: Redis) -> None:
+        """Ask ``broker``."""
+        self._broker = broker
+        self._queues = sorted({DEFAULT_QUEUE, *get_settings().task_routes.values()})
+        self._snapshot = Snapshot()
+        self._taken = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def page(self) -> bytes:
+        """Return everything in Prometheus' text format; without Redis' part when it does not answer."""
+        async with self._lock:
+            if time.monotonic() - self._taken > SNAPSHOT_SECONDS:
+                self._snapshot = await self._look()
+                self._taken = time.monotonic()
+        registry = CollectorRegistry()
+        if MULTIPROCESS_DIRECTORY in os.environ:
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(_Queue(self._snapshot))
+        page = generate_latest(registry)
+        return page if MULTIPROCESS_DIRECTORY in os.environ else generate_latest(REGISTRY) + page
+
+    async def _look(self) -> Snapshot:
+        try:
+            pipeline = self._broker.pipeline(transaction=False)
+            pipeline.time()
+            pipeline.hgetall(FIGURES)
+            pipeline.hgetall(WORKERS)
+            pipeline.llen(keys.DEAD_LETTERS)
+            pipeline.hlen(keys.ACCEPTED)
+            pipeline.zrange(keys.LEASES, 0, -1)
+            for queue in self._queues:
+                pipeline.llen(queue)
+                pipeline.lindex(queue, -1)
+            (now, _), figures, workers, dead_letters, accepted, leases, *queues = await pipeline.execute()
+            pipeline = self._broker.pipeline(transaction=False)
+            for unacked in leases:
+                pipeline.llen(unacked)
+            unacknowledged = await pipeline.execute()
+        except (RedisError, OSError):
+            return Snapshot()
+        return Snapshot(
+            up=True,
+            lengths=dict(zip(self._queues, queues[::2], strict=True)),
+            oldest={
+                queue: max(now - _made(raw), 0.0)
+                for queue, raw in zip(self._queues, queues[1::2], strict=True)
+                if raw is not None
+            },
+            unacknowledged=sum(unacknowledged),
+            dead_letters=dead_letters,
+            accepted=accepted,
+            figures={tuple(name.decode().split(SEPARATOR)): float(value) for name, value in figures.items()},
+            workers=dict(_states(workers, now)),
+        )
+
+
+def _made(raw: bytes) -> float:
+    """Return when a message was made; infinity, and so no age, when it does not tell."""
+    message = parse(raw)
+    made = created(message["headers"].get("id", "")) if message else None
+    return float("inf") if made is None else made
+
+
+def _states(workers: dict[bytes, bytes], now: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    for node, value in workers.items():
+        told, _, state = value.decode().partition(" ")
+        silent = now - int(told)
+        if silent < REMEMBERED_SECONDS:
+            yield node.decode(), {**json.loads(state), "silent": silent}
+
+
+class _Queue(Collector):
+    """Turns a snapshot into metrics."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all of them."""
+        seen = self._snapshot
+        yield GaugeMetricFamily("celery_broker_up", "Whether the broker has answered.", int(seen.up))
+        yield GaugeMetricFamily(
+            "celery_workers_expected", "Workers that the inventory wants.", get_settings().workers_expected
+        )
+        if not seen.up:
+            return
+        yield _gauge("celery_queue_length", "Tasks that wait.", "queue", seen.lengths)
+        yield _gauge("celery_queue_oldest_seconds", "Age of the task that waits longest.", "queue", seen.oldest)
+        yield GaugeMetricFamily("celery_accepted_tasks", "Accepted tasks that are not done.", seen.accepted)
+        yield GaugeMetricFamily("celery_dead_letters", "Messages that no worker will run.", seen.dead_letters)
+        yield GaugeMetricFamily(
+            "celery_unacknowledged_tasks", "Tasks in the hands of workers, alive or not.", seen.unacknowledged
+        )
+        yield from _workers(seen.workers)
+        yield from _figures(seen.figures)
+
+
+def _gauge(name: str, text: str, label: str, values: dict[str, Any]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in sorted(values.items()):
+        family.add_metric([value], number)
+    return family
+
+
+def _workers(workers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
+    alive = {node: state for node, state in workers.items() if state["silent"] < ALIVE_SECONDS}
+    yield GaugeMetricFamily("celery_workers_alive", "Workers that have reported lately.", len(alive))
+    yield _gauge(
+        "celery_worker_silent_seconds",
+        "Seconds since a worker's last report.",
+        "worker",
+        {node: state["silent"] for node, state in workers.items()},
+    )
+    for name, text, member in (
+        ("celery_worker_pool_size", "Tasks that a worker can run at once.", "size"),
+        ("celery_worker_busy", "Tasks that a worker runs now.", "busy"),
+        ("celery_worker_start_time_seconds", "When a worker started, in seconds since 1970.", "began"),
+    ):
+        yield _gauge(name, text, "worker", {node: state[member] for node, state in alive.items()})
+    held = [state["held"] + state["silent"] for state in workers.values() if state["held"]]
+    yield GaugeMetricFamily(
+        "celery_unacknowledged_oldest_seconds",
+        "Time that the oldest task is in a worker's hands.",
+        max(held, default=0),
+    )
+
+
+def _figures(figures: dict[tuple[str, ...], float]) -> Iterator[Metric]:
+    counters = {
+        "worker_starts": CounterMetricFamily("celery_worker_starts", "Starts of a worker.", labels=["worker"]),
+        "started": CounterMetricFamily("celery_tasks_started", "Runs that were begun.", labels=["task"]),
+        "ended": CounterMetricFamily("celery_tasks_ended", "Runs that ended.", labels=["task", "outcome"]),
+    }
+    for (name, *labels), value in sorted(figures.items()):
+        if name in counters:
+            counters[name].add_metric(labels, value)
+    yield from counters.values()
+    for name, (metric, text) in HISTOGRAMS.items():
+        family = HistogramMetricFamily(metric, text, labels=["task"])
+        for task in sorted({labels[0] for what, *labels in figures if what == name}):
+            total, buckets = 0.0, []
+            for bound in (*map(str, BUCKETS[name]), OVER):
+                total += figures.get((name, task, bound), 0.0)
+                buckets.append((bound, total))
+            family.add_metric([task], buckets, figures.get((f"{name}_sum", task), 0.0))
+        yield family
