@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import EPHEMERAL, wait_for
+from conftest import EPHEMERAL, security_exposure, wait_for
 from shared import portscan
 from testinfra.host import Host
 
@@ -123,6 +123,10 @@ def test_a_rule_changed_by_hand_is_set_right(host: Host, converge: Converge) -> 
     run = converge()
     assert run.returncode == 0, run.stdout
     assert rules(host) == before
+
+
+def test_the_firewalls_own_unit_can_do_little_else(host: Host) -> None:
+    assert security_exposure(host, "platform-firewall.service") <= 1.5
 
 
 def test_tables_of_other_programs_are_left_alone(host: Host, converge: Converge) -> None:
