@@ -50,6 +50,26 @@ def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:
     assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
 
 
+def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: Api) -> None:
+    assert host.check_output(f"curl -s -o /dev/null -w '%{{http_code}}' {api.url}/metrics") == "401"
+    before = [api.enqueue() for _ in range(8)]
+    for task in before:
+        api.wait(task)
+
+    def numbers() -> dict[str, float]:
+        page = host.check_output(f"{CURL} {api.url}/metrics").splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in page if line[:1] != "#")}
+
+    task = 'task="app.agents.tasks.example_task.example_agent_task"'
+    ended = f'celery_tasks_ended_total{{outcome="succeeded",{task}}}'
+    wait_for(lambda: numbers().get(ended, 0) >= len(before), "the worker's counts")
+    # Whichever process answers, it knows of all requests.
+    seen = {numbers()[f"celery_tasks_enqueued_total{{{task}}}"] for _ in range(6)}
+    assert len(seen) == 1
+    assert seen.pop() >= len(before)
+    assert (numbers()["celery_workers_expected"], numbers()["celery_workers_alive"]) == (1, 1)
+
+
 def test_a_body_over_the_limit_is_refused(host: Host) -> None:
     # Not a pipe: standard input carries the key.
     host.check_output("head -c 300000 /dev/zero >/run/large-body")
