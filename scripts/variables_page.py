@@ -10,7 +10,18 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "variables.md"
 # In the order in which the roles meet a host.
-ROLES = ["stack", "hardening", "firewall", "redis", "app_release", "celery_worker", "api", "flower"]
+ROLES = [
+    "stack",
+    "hardening",
+    "firewall",
+    "redis",
+    "app_release",
+    "celery_worker",
+    "api",
+    "flower",
+    "exporters",
+    "monitoring",
+]
 HEADER = """\
 # Variables
 
