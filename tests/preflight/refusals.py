@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SECRETS = ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
+SECRETS = ("redis_password", "flower_password", "backend_api_key", "task_signing_key", "monitoring_password")
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
 
 
@@ -25,8 +25,11 @@ class Case:
     hidden: str = ""
 
 
-def refusals(cases: dict[str, Case], directory: Path) -> dict[str, str]:
-    """Make each case a host that is in all groups; return each host's error, empty where there was none."""
+def refusals(cases: dict[str, Case], directory: Path, monitoring: tuple[str, ...] = ()) -> dict[str, str]:
+    """Make each case a host that runs everything; return each host's error, empty where there was none.
+
+    The hosts in ``monitoring`` watch all others.
+    """
     hosts = {}
     for name, case in cases.items():
         good: dict[str, Any] = {secret: secrets.token_urlsafe(48) for secret in SECRETS}
@@ -36,6 +39,7 @@ def refusals(cases: dict[str, Case], directory: Path) -> dict[str, str]:
     children: dict[str, Any] = {
         group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
     }
+    children["monitoring"] = {"hosts": {name: {} for name in monitoring}}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
 

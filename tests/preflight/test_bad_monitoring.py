@@ -1,0 +1,35 @@
+"""What is wrong with an inventory that has a monitoring host is refused in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.preflight.refusals import Case, refusals
+
+pytestmark = pytest.mark.timeout(300)
+
+WEAK = "ab" * 12
+CASES = {
+    "reachable": Case({"api_bind": "10.0.0.9"}, []),
+    "unreachable": Case({}, ["api_bind of unreachable is 127.0.0.1", "watcher"]),
+    "watcher": Case({"api_bind": "10.0.0.9"}, []),
+    "weak": Case(
+        {"monitoring_password": WEAK, "api_bind": "10.0.0.9"}, ["monitoring_password", "too weak"], hidden=WEAK
+    ),
+    "times": Case({"monitoring_retention_size": "5", "api_bind": "10.0.0.9"}, ["monitoring_retention_size '5'", "5GB"]),
+    "port": Case({"exporters_node_port": 0, "api_bind": "10.0.0.9"}, ["exporters_node_port is 0", "1 to 65535"]),
+}
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all cases at once."""
+    return refusals(CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_case(messages: dict[str, str], name: str) -> None:
+    case = CASES[name]
+    assert all(words in messages[name] for words in case.words), messages[name]
+    assert bool(messages[name]) == bool(case.words), messages[name]
+    assert not case.hidden or case.hidden not in messages[name]
