@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -147,6 +148,16 @@ def test_dead_letters(main: Host) -> None:
         lambda: main.check_output(f"{login}; redis-cli -p 6380 LPUSH celery poison"),
         lambda: subprocess.run(clear, check=True, capture_output=True),
     )
+
+
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs/runbooks").glob("[A-Z]*[a-z].md")), ids=lambda page: page.stem)
+def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
+    look = page.read_text().partition("## Look")[2].partition("## Mend")[0]
+    (commands,) = re.findall(r"```bash\n(.*?)```", look, re.DOTALL)
+    run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", "monitoring-main", "bash", "-e"]
+    seen = subprocess.run(run, input=commands, capture_output=True, text=True, check=False, timeout=60)
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    assert seen.stdout.strip()
 
 
 def test_the_units_are_sandboxed_and_tell_no_secret(main: Host, secret: Callable[[str], str]) -> None:
