@@ -162,7 +162,7 @@ def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
 
 def test_the_units_are_sandboxed_and_tell_no_secret(main: Host, secret: Callable[[str], str]) -> None:
     for unit in ("prometheus", "prometheus-alertmanager", *EXPORTERS):
-        assert security_exposure(main, f"{unit}.service") <= 2.0, unit
+        assert security_exposure(main, f"{unit}.service") <= 1.5, unit
     lines = main.check_output("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl --no-pager -u 'prometheus*'")
     for name in ("monitoring_password", "redis_exporter_password", "backend_api_key"):
         assert secret(name) not in lines
