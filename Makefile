@@ -33,6 +33,11 @@ deploy: ## Install or update everything in INVENTORY
 	@scripts/setup.sh controller
 	ansible-playbook -i $(INVENTORY) site.yml
 
+.PHONY: doctor
+doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely cause first
+	@scripts/setup.sh controller
+	ansible-playbook -i $(INVENTORY) playbooks/doctor.yml
+
 .PHONY: check
 check: setup lint ## Linters and quick tests
 	pytest -q -n auto --dist loadfile -m "not integration"

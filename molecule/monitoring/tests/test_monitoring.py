@@ -119,6 +119,31 @@ def test_a_calm_platform_raises_nothing_but_the_watchdog(main: Host) -> None:
     assert firing(main) - {"ClockWrong"} <= {"Watchdog", "RedisDenies"}
 
 
+def doctor() -> tuple[int, list[str]]:
+    """Return the doctor's exit code and its sentences."""
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return run.returncode, re.findall(r"^\s+- '?((?:CRITICAL|warning|Nothing) .+?)'?$", run.stdout, re.MULTILINE)
+
+
+def test_the_doctor_finds_nothing_in_calm() -> None:
+    code, sentences = doctor()
+    # The test hosts' clock is the machine's.
+    assert [sentence for sentence in sentences if "ClockWrong" not in sentence and "Nothing" not in sentence] == []
+    assert code == 0
+
+
+def test_the_doctor_names_the_cause_first(main: Host) -> None:
+    main.check_output("systemctl stop redis-server@broker")
+    try:
+        code, sentences = doctor()
+    finally:
+        main.check_output("systemctl start redis-server@broker")
+    assert code != 0
+    assert sentences[0].startswith("CRITICAL monitoring-main: redis-server@broker is inactive -> ")
+    assert any("the API does not reach the broker" in sentence for sentence in sentences)
+
+
 def drill(main: Host, alert: str, fault: Callable[[], object], mend: Callable[[], object]) -> None:
     """Bring a fault, wait for its alert, mend it, and wait for the alert to end."""
     assert alert not in firing(main)
