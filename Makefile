@@ -4,8 +4,8 @@ SHELL := /bin/bash
 INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# make chaos runs chaos_full.
-SCENARIOS := $(filter-out chaos_full,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+# make chaos runs chaos_full, make drills runs monitoring.
+SCENARIOS := $(filter-out chaos_full monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 
 .PHONY: help
 help: ## Show this list
@@ -74,3 +74,7 @@ security: setup ## What attackers try: forged messages, the API's own document, 
 .PHONY: chaos
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
+
+.PHONY: drills
+drills: setup ## Monitoring on two hosts: faults, their alerts, the doctor and what the runbooks look at
+	molecule test --no-command-borders --scenario-name monitoring
