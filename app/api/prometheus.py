@@ -108,11 +108,7 @@ class Prometheus:
         return Snapshot(
             up=True,
             lengths=dict(zip(self._queues, queues[::2], strict=True)),
-            oldest={
-                queue: max(now - _made(raw), 0.0)
-                for queue, raw in zip(self._queues, queues[1::2], strict=True)
-                if raw is not None
-            },
+            oldest={queue: _age(raw, now) for queue, raw in zip(self._queues, queues[1::2], strict=True)},
             unacknowledged=sum(unacknowledged),
             dead_letters=dead_letters,
             accepted=accepted,
@@ -121,11 +117,11 @@ class Prometheus:
         )
 
 
-def _made(raw: bytes) -> float:
-    """Return when a message was made; infinity, and so no age, when it does not tell."""
-    message = parse(raw)
+def _age(raw: bytes | None, now: int) -> float:
+    """Return the seconds since a message was made; none where there is no message, or none that tells."""
+    message = parse(raw) if raw is not None else None
     made = created(message["headers"].get("id", "")) if message else None
-    return float("inf") if made is None else made
+    return max(now - made, 0.0) if made is not None else 0.0
 
 
 def _states(workers: dict[bytes, bytes], now: int) -> Iterator[tuple[str, dict[str, Any]]]:
