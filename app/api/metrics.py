@@ -15,7 +15,7 @@ from app.api.security import ProtectedRoute
 router = APIRouter(prefix="/metrics", tags=["metrics"], route_class=ProtectedRoute, responses=documented(401, 429))
 
 
-@router.get("", response_class=PlainTextResponse)
+@router.get("", response_model=None, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def metrics(request: Request) -> PlainTextResponse:
     """Return everything that is counted, in Prometheus' text format."""
     prometheus: Prometheus = request.app.state.prometheus
