@@ -21,7 +21,7 @@ from tests.support import REPOSITORY, Api, RedisServer, start_worker
 
 pytestmark = pytest.mark.integration
 
-OPERATIONS = 6
+OPERATIONS = 7
 CONFIG = """
 hooks = "tests.test_api_fuzz"
 
