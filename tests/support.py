@@ -1,5 +1,6 @@
 """What the tests share: real servers that start on free ports, and waiting for conditions instead of sleeping."""
 
+import importlib.util
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
@@ -38,6 +40,16 @@ def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float 
             return value
         time.sleep(interval)
     raise AssertionError(f"{condition.__qualname__} did not come true within {timeout} s")
+
+
+def load_plugin(path: str) -> ModuleType:
+    """Import a role's filter plugin, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Program:

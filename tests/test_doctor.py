@@ -1,24 +1,11 @@
 """What the doctor makes of what it found: causes before what follows from them."""
 
-import importlib.util
 import json
-from types import ModuleType
 from typing import Any
 
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, load_plugin
 
-
-def load(path: str) -> ModuleType:
-    """Import a filter plugin, which lies in no package."""
-    spec = importlib.util.spec_from_file_location(path.rpartition("/")[2].removesuffix(".py"), REPOSITORY / path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-doctor = load("roles/stack/filter_plugins/stack_doctor.py")
+doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 
 
 def host(name: str, *findings: tuple[int, str, str]) -> dict[str, Any]:

@@ -1,26 +1,12 @@
 """What the filters of the monitoring role make: password hashes that do not change, and addresses of targets."""
 
-import importlib.util
-from types import ModuleType
-
 import bcrypt
 
-from tests.support import REPOSITORY
-
-
-def load(path: str) -> ModuleType:
-    """Import a filter plugin, which lies in no package."""
-    spec = importlib.util.spec_from_file_location(path.rpartition("/")[2].removesuffix(".py"), REPOSITORY / path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.support import load_plugin
 
 hashes, targets = (
-    load("roles/monitoring/filter_plugins/monitoring.py"),
-    load("roles/stack/filter_plugins/stack_monitoring.py"),
+    load_plugin("roles/monitoring/filter_plugins/monitoring.py"),
+    load_plugin("roles/stack/filter_plugins/stack_monitoring.py"),
 )
 
 
