@@ -76,15 +76,22 @@ wait_until_running() {
   exit 1
 }
 
-start_host() {
-  local name=$1 system=$2
-  shift 2
-  build_image "$system"
+# Several scenarios run side by side: one of them prepares what all of them share.
+prepare() (
+  flock 9
+  build_image "$1"
   "$podman" network exists "$network" || "$podman" network create "$network" >/dev/null
   if [ ! -f "$key_directory/id_ed25519" ]; then
     mkdir -p "$key_directory"
     ssh-keygen -q -t ed25519 -N '' -C testhost -f "$key_directory/id_ed25519"
   fi
+) 9>"$root/.cache/testhost.lock"
+
+start_host() {
+  local name=$1 system=$2
+  shift 2
+  mkdir -p "$root/.cache"
+  prepare "$system"
   if [ "$("$podman" container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" != true ]; then
     stop_host "$name"
     # SYS_ADMIN and SYS_PTRACE let systemd set up its sandboxes, which the tests look at; nothing more is given.

@@ -6,6 +6,7 @@ can tell a new release from the one it has. Wheels are fetched for the host's Py
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import re
@@ -77,7 +78,6 @@ def build(
     if archive.exists():
         return {"id": identity, "archive": str(archive), "built": False}
 
-    output.mkdir(parents=True, exist_ok=True)
     wheels_digest = hashlib.sha256(f"{requirements}{python}{machine}".encode()).hexdigest()[:12]
     wheels = output / f"wheels-{wheels_digest}"
     with tempfile.TemporaryDirectory(dir=output) as scratch:
@@ -113,14 +113,18 @@ def main() -> None:
     parser.add_argument("--machine", required=True, help="the host's architecture, like x86_64")
     parser.add_argument("--output", type=Path, required=True, help="folder for archives and wheels")
     arguments = parser.parse_args()
-    release = build(
-        arguments.source,
-        arguments.package,
-        arguments.requirements,
-        python=arguments.python,
-        machine=arguments.machine,
-        output=arguments.output,
-    )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with (arguments.output / "lock").open("w") as lock:
+        # Several playbooks may run side by side.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = build(
+            arguments.source,
+            arguments.package,
+            arguments.requirements,
+            python=arguments.python,
+            machine=arguments.machine,
+            output=arguments.output,
+        )
     print(json.dumps(release))
 
 
