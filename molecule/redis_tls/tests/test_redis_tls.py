@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, Api
+from conftest import EPHEMERAL, PROJECT, Api, wait_for
 from testinfra.host import Host
 
 PORTS = (6379, 6380)
@@ -92,3 +93,15 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_host: Host, app
     for task in tasks:
         api.wait(task, seconds=60)
     assert len(redis_host.check_output(f"ls {CERTIFICATES}").split()) == 2
+
+
+def test_redis_is_watched_over_tls_from_another_host(app_host: Host) -> None:
+    login = "sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K -"
+    query = f"{login} 'http://127.0.0.1:9090/api/v1/query?query=redis_up'"
+
+    def seen() -> dict[str, str]:
+        found = json.loads(app_host.check_output(query))["data"]["result"]
+        return {one["metric"]["redis"]: one["value"][1] for one in found if one["metric"]["host"] == "tls-redis"}
+
+    wait_for(lambda: seen() == {"main": "1", "broker": "1"}, "both Redis seen", 60)
+    assert app_host.run("timeout 3 bash -c '</dev/tcp/tls-redis/9121'").succeeded

@@ -1,0 +1,29 @@
+"""The providers that the example task pretends to call, as a drill wants them; imported by the worker at its start.
+
+``/var/lib/drill/fail``: calls of tasks that ask for it fail. ``/var/lib/drill/slow``: each call takes as many seconds
+as the file says.
+"""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+WORLD = Path("/var/lib/drill")
+_random, _sleep = random.random, time.sleep
+
+
+def _chance() -> float:
+    return 0.0 if (WORLD / "fail").exists() else _random()
+
+
+def _call(seconds: float) -> None:
+    from celery import current_task  # noqa: PLC0415 - not before the worker has set itself up
+
+    slow = WORLD / "slow"
+    _sleep(float(slow.read_text()) if current_task and slow.exists() else seconds)
+
+
+# Other Python programs of the unit import nothing more.
+if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
+    random.random, time.sleep = _chance, _call

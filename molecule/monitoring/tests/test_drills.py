@@ -1,0 +1,149 @@
+"""Fire drills: a fault, its alert in the real Alertmanager, its runbook as a person would run it, and calm again.
+
+Faults whose alerts take minutes are brought before the others and met after them. The run writes docs/drills.md.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+from conftest import EPHEMERAL, PROJECT, wait_for
+from drills import DRILLS, WITHOUT, Drill
+from test_monitoring import firing
+from testinfra.host import Host
+
+pytestmark = pytest.mark.timeout(2400)
+
+# Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
+LONGEST_ALERT, LONGEST_END = 1500, 1200
+PAGE = PROJECT / "docs/drills.md"
+HEAD = """# Fire drills
+
+Written by `make drills` on {date} UTC, commit {commit}; do not edit. Two hosts on one machine with two cores;
+Prometheus asks every 5 s instead of every 15 s. Each row brings a fault, waits for its alert in Alertmanager, runs the
+runbook's playbook once to look (it must change nothing) and once with `-e confirm=yes`, and waits for the alert's end.
+
+Time to alert counts from the fault. Time to repair counts from the start of the confirmed run until it has verified
+that the fault is gone. An alert that looks at the last minutes goes on for these minutes.
+
+"""
+
+
+@dataclass
+class Row:
+    """What a drill has measured, in seconds; None is what did not happen."""
+
+    began: float
+    to_alert: float | None = None
+    to_repair: float | None = None
+    mended: float | None = None
+    to_end: float | None = None
+
+
+rows: dict[str, Row] = {}
+by_fault = pytest.mark.parametrize(
+    "drill", [*(d for d in DRILLS if not d.slow), *(d for d in DRILLS if d.slow)], ids=lambda d: d.alert
+)
+
+
+def shell(commands: str, *names: str) -> None:
+    """Run commands as root on hosts."""
+    for name in names:
+        run = subprocess.run(
+            [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "bash", "-e"],
+            input=commands,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert run.returncode == 0, f"{name}: {commands}\n{run.stdout}{run.stderr}"
+
+
+def playbook(drill: Drill, *options: str) -> str:
+    """Run the drill's runbook as a person does; return what it says."""
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks" / drill.runbook)]
+    command += [f"--extra-vars={EVIDENCE}", *(["--extra-vars", drill.variables] if drill.variables else []), *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    return run.stdout
+
+
+EVIDENCE = f"evidence_directory={EPHEMERAL / 'evidence'}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page() -> Iterator[None]:
+    """Write docs/drills.md when all drills were run."""
+    yield
+    if len(rows) == len(DRILLS) and all(row.to_end is not None for row in rows.values()):
+        PAGE.write_text(_page())
+
+
+def test_every_alert_has_a_drill_or_a_reason() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (PROJECT / "roles/monitoring/templates/alerts.yml.j2").read_text())
+    drilled = {drill.alert for drill in DRILLS}
+    assert drilled | WITHOUT.keys() == set(alerts)
+    assert not drilled & WITHOUT.keys()
+
+
+def test_slow_faults_are_brought(main: Host) -> None:
+    for drill in DRILLS:
+        if drill.slow:
+            assert drill.alert not in firing(main)
+            rows[drill.fault] = Row(time.monotonic())
+            shell(drill.inject, *drill.on)
+
+
+@by_fault
+def test_fault_alert_and_repair(drill: Drill, main: Host) -> None:
+    if not drill.slow:
+        assert drill.alert not in firing(main), f"{drill.alert} fires before its fault"
+        rows[drill.fault] = Row(time.monotonic())
+        shell(drill.inject, *drill.on)
+    row = rows[drill.fault]
+    try:
+        wait_for(lambda: drill.alert in firing(main), drill.alert, LONGEST_ALERT)
+        row.to_alert = time.monotonic() - row.began
+        if drill.looks:
+            said = playbook(drill)
+            assert "Nothing was changed" in said, said[-3000:]
+        if drill.outside:
+            shell(drill.outside, *drill.on)
+        began = time.monotonic()
+        playbook(drill, "--extra-vars=confirm=yes")
+        row.mended = time.monotonic()
+        row.to_repair = row.mended - began
+    finally:
+        shell(drill.clean, *drill.on)
+
+
+@by_fault
+def test_the_alert_ends(drill: Drill, main: Host) -> None:
+    row = rows[drill.fault]
+    assert row.mended is not None, "its repair failed"
+    wait_for(lambda: drill.alert not in firing(main), f"the end of {drill.alert}", LONGEST_END)
+    row.to_end = time.monotonic() - row.mended
+
+
+def _page() -> str:
+    commit = subprocess.check_output(["git", "-C", PROJECT, "describe", "--always", "--dirty"], text=True).strip()
+    lines = [HEAD.format(date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), commit=commit)]
+    lines.append(
+        "| Fault | Alert | Time to alert | Runbook | Time to repair | Alert over after |\n|---|---|---|---|---|---|\n"
+    )
+    for drill in DRILLS:
+        row = rows[drill.fault]
+        page, name = f"[{drill.alert}](runbooks/{drill.alert}.md)", f"`playbooks/{drill.runbook}`"
+        times = [f"{seconds:.0f} s" for seconds in (row.to_alert, row.to_repair, row.to_end) if seconds is not None]
+        variables = f" `-e '{drill.variables}'`" if drill.variables else ""
+        lines.append(f"| {drill.fault} | {page} | {times[0]} | {name}{variables} | {times[1]} | {times[2]} |\n")
+    lines.append("\n## Alerts without a drill\n\n")
+    lines += [f"- [{alert}](runbooks/{alert}.md): {reason}\n" for alert, reason in sorted(WITHOUT.items())]
+    return "".join(lines)
