@@ -15,7 +15,7 @@ from testinfra.host import Host
 
 HOSTS = ("site-debian12", "site-debian13")
 USERS = ("worker", "api", "flower", "exporter", "operator")
-SINGLE = ("redis_password", "flower_password", "backend_api_key", "task_signing_key", "monitoring_password")
+SINGLE = ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
 SECRETS = EPHEMERAL / "secrets"
 ROTATION = EPHEMERAL / "rotation"
 VAULT = ROTATION / "group_vars/all/vault.yml"
@@ -167,21 +167,6 @@ def test_former_keys_work_until_they_are_retired(rotated: dict[str, str], host: 
         assert run.returncode == 0, run.stdout
     assert (answer(old), answer(new)) == ("401", "200")
     api.wait(api.enqueue())
-
-
-@pytest.mark.hosts("site-debian13")
-def test_the_monitoring_host_has_changed_over(rotated: dict[str, str], host: Host) -> None:
-    name, old, new = str(host.backend.hostname), rotated["monitoring_password"], secret_of("monitoring_password")
-
-    def answer(password: str, query: str) -> str:
-        return podman(
-            name, "curl", "-s", "-K", "-", f"http://127.0.0.1:9090/api/v1/{query}", given=f'user = "admin:{password}"'
-        )
-
-    assert answer(old, "targets") == "Unauthorized\n"
-    # With the new passwords of exporters and API.
-    wait_for(lambda: '"value":' in answer(new, "query?query=min(up)==1"), "all targets up", 60)
-    wait_for(lambda: '"value":' in answer(new, "query?query=min(redis_up)==1"), "both Redis seen", 60)
 
 
 @pytest.mark.hosts("site-debian13")

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import EPHEMERAL, PROJECT, wait_for
-from drills import DRILLS, WITHOUT, Drill
-from test_monitoring import firing
+from monitoring.tests.drills import DRILLS, WITHOUT, Drill
+from monitoring.tests.test_monitoring import firing
 from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(2400)
