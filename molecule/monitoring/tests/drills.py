@@ -1,4 +1,4 @@
-"""The fire drills: each brings a fault, waits for its alert, and repairs it as the alert's page says."""
+"""The fire drills: each brings a fault, waits for its alerts, and repairs it as the alerts' pages say."""
 
 from __future__ import annotations
 
@@ -7,29 +7,200 @@ from dataclasses import dataclass
 MAIN, WORKER = "monitoring-main", "monitoring-worker"
 
 # Begin a command: the administrator's redis-cli, and a client of the API; their secrets come from files.
-REDIS = "REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf) redis-cli -e -p 6380"
+REDIS = (
+    "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf);"
+    'redis() { redis-cli -e --no-auth-warning -p 6380 "$@" >/dev/null; };'
+    "used_memory() { redis-cli -p 6380 INFO memory | sed -n 's/^used_memory:\\([0-9]*\\).*/\\1/p'; };"
+)
 API = (
     "grep -o '[^, ]*' /etc/typesafe/secrets/api/BACKEND_API_KEY | sed 's/^/X-API-Key: /;q' >/run/drill-key;"
-    "curl -sS -o /dev/null -H @/run/drill-key -H 'Content-Type: application/json' http://127.0.0.1:8000"
+    "enqueue() { curl -s -o /dev/null -H @/run/drill-key -H 'Content-Type: application/json'"
+    ' http://127.0.0.1:8000/tasks/enqueue -d "{\\"data\\": $1}"; };'
 )
-
-
-def tasks(count: int, data: str = "{}") -> str:
-    """Return a command that hands in tasks."""
-    return f"for i in $(seq {count}); do {API}/tasks/enqueue -d '{{\"data\": {data}}}'; done"
+# A kind of task that no worker of the scenario serves, handed in again and again.
+FLOOD = """
+import itertools, time
+from app.agents.worker import celery_app
+for number in itertools.count():
+    celery_app.send_task("app.agents.tasks.reports.report", queue="reports")
+    time.sleep(0 if number < 120 else 1)
+"""
 
 
 @dataclass(frozen=True)
 class Drill:
-    """One row of docs/drills.md."""
+    """One row of docs/drills.md. Commands are bash, as root."""
 
     fault: str
-    alert: str
-    inject: str  # commands, as root
+    alerts: tuple[str, ...]  # none: a procedure that no alert asks for
+    inject: str
     runbook: str  # below playbooks/
     variables: str = ""  # that the person gives it
     on: tuple[str, ...] = (MAIN,)  # where the commands run
     outside: str = ""  # what others mend meanwhile: a provider, a network
+    well: str = "true"  # commands that succeed when the fault is gone, beside what the runbook itself verifies
     clean: str = "true"  # what the drill itself has left
-    slow: bool = False  # its alert takes minutes: begun before the others, met after them
+    slow: bool = False  # its alerts take minutes: begun before the others, met after them
     looks: bool = True  # whether the runbook has a first look that changes nothing
+
+
+DRILLS = (
+    Drill(
+        "A kind of task floods a queue that no worker serves",
+        ("QueueTooOld", "BacklogGrowing"),
+        "systemd-run --quiet --unit=drill-flood --uid=typesafe --working-directory=/opt/typesafe/backend"
+        f" --setenv=SECRETS_DIRECTORY=/etc/typesafe/secrets/worker venv/bin/python -c '{FLOOD}'",
+        "runbooks/queue_backlog.yml",
+        "verb=drop task=app.agents.tasks.reports.report",
+        outside="systemctl stop drill-flood",
+        clean="systemctl stop drill-flood 2>/dev/null || true",
+        slow=True,
+    ),
+    Drill(
+        "A provider answers with errors",
+        ("TasksFail", "TasksRetry"),
+        "touch /var/lib/drill/fail; [ ! -e /etc/typesafe/secrets/api ] || {"
+        f"{API} for i in $(seq 40); do enqueue '{{\"simulate_failure\": true}}'; sleep 1; done; }}",
+        "smoke.yml",
+        on=(WORKER, MAIN),
+        outside="rm -f /var/lib/drill/fail",
+        clean="rm -f /var/lib/drill/fail",
+        slow=True,
+        looks=False,
+    ),
+    Drill(
+        "A file system is full",
+        ("DiskFilling",),
+        "mount -t tmpfs -o size=64m drill /var/cache/apt/archives;"
+        "head -c 60M /dev/zero >/var/cache/apt/archives/old_1.0_all.deb",
+        "runbooks/disk_full.yml",
+        clean="umount /var/cache/apt/archives 2>/dev/null || true",
+        slow=True,
+    ),
+    Drill(
+        "An exporter is stopped",
+        ("TargetDown",),
+        "systemctl stop prometheus-node-exporter",
+        "monitoring.yml",
+        on=(WORKER,),
+        slow=True,
+        looks=False,
+    ),
+    Drill(
+        "The workers of one host are stopped",
+        ("WorkersMissing",),
+        "systemctl stop typesafe-celery",
+        "runbooks/no_workers.yml",
+        on=(WORKER,),
+    ),
+    Drill(
+        "All workers are stopped",
+        ("NoWorkers",),
+        "systemctl stop typesafe-celery",
+        "runbooks/no_workers.yml",
+        on=(MAIN, WORKER),
+    ),
+    Drill(
+        "A message that is no task",
+        ("DeadLetters",),
+        f"{REDIS} redis LPUSH celery poison",
+        "runbooks/stuck_task.yml",
+    ),
+    Drill(
+        "A provider never answers, and the worker's threads know no limit",
+        ("TaskStuck",),
+        "echo 100000 >/var/lib/drill/slow; [ ! -e /etc/typesafe/secrets/api ] || {"
+        f"{API} for i in $(seq 12); do enqueue '{{}}'; done; }}",
+        "runbooks/stuck_task.yml",
+        on=(WORKER, MAIN),
+        outside="rm -f /var/lib/drill/slow",
+        clean="rm -f /var/lib/drill/slow",
+    ),
+    Drill(
+        "A provider has become slow",
+        ("TasksTimeOut",),
+        "echo 7 >/var/lib/drill/slow; [ ! -e /etc/typesafe/secrets/api ] || {"
+        f"{API} for i in $(seq 16); do enqueue '{{}}'; done; }}",
+        "runbooks/tasks_time_out.yml",
+        "task_soft_time_limit=60 task_time_limit=80",
+        on=(WORKER, MAIN),
+        clean="rm -f /var/lib/drill/slow",
+    ),
+    Drill(
+        "Somebody has edited the settings, and the worker does not start",
+        ("UnitRestartLoop",),
+        "sed -i 's/^TASK_SOFT_TIME_LIMIT=.*/TASK_SOFT_TIME_LIMIT=9999/' /etc/typesafe/backend.env;"
+        "systemctl restart --no-block typesafe-celery",
+        "runbooks/worker_crashes.yml",
+    ),
+    Drill(
+        "A task kills its worker, again and again",
+        ("WorkerRestartLoop",),
+        "touch /var/lib/drill/kill; [ ! -e /etc/typesafe/secrets/api ] || {"
+        f"rm /var/lib/drill/kill; {API} for i in $(seq 12); do enqueue '{{}}'; done; }}",
+        "runbooks/stuck_task.yml",
+        on=(WORKER, MAIN),
+        outside="rm -f /var/lib/drill/kill",
+        clean="rm -f /var/lib/drill/kill",
+    ),
+    Drill(
+        "The broker is stopped",
+        ("RedisDown",),
+        "systemctl stop redis-server@broker",
+        "runbooks/redis_connection.yml",
+    ),
+    Drill(
+        "Redis does not know the API's password any more",
+        ("BrokerUnreachable", "ApiErrors"),
+        f"{REDIS} redis ACL SETUSER api resetpass '>somebody-has-changed-it'; redis CLIENT KILL USER api;"
+        f"{API} for i in $(seq 60); do enqueue '{{}}'; sleep 0.5; done",
+        "runbooks/redis_connection.yml",
+    ),
+    Drill(
+        "Redis may not write into its directory any more",
+        ("RedisCannotSave",),
+        f"{REDIS} chown root: /var/lib/redis/broker/appendonlydir; redis BGREWRITEAOF",
+        "runbooks/aof_broken.yml",
+    ),
+    Drill(
+        "The broker's append-only file is broken in its middle",
+        ("RedisDown",),
+        "systemctl stop redis-server@broker; file=$(ls /var/lib/redis/broker/appendonlydir/*.incr.aof | tail -1);"
+        "printf '\\377garbage' | dd of=$file bs=1 seek=$(($(stat -c %s $file) / 2)) conv=notrunc status=none;"
+        "systemctl start --no-block redis-server@broker",
+        "runbooks/aof_broken.yml",
+    ),
+    Drill(
+        "The broker's memory runs out",
+        ("RedisMemoryHigh",),
+        f"{REDIS} used=$(used_memory);redis CONFIG SET maxmemory $((used * 100 / 74))",
+        "runbooks/redis_memory.yml",
+        "maxmemory=256mb",
+    ),
+    Drill(
+        "Somebody has told the broker to evict",
+        ("BrokerEvicts",),
+        # The oldest keys go first, and those are the drill's own: workers touch theirs every second.
+        f"{REDIS} for i in $(seq 200); do redis SET drill:$i $(head -c 7500 /dev/zero | tr '\\0' x); done; sleep 3;"
+        "used=$(used_memory);"
+        "redis CONFIG SET maxmemory-policy allkeys-lru; redis CONFIG SET maxmemory $((used - 500000))",
+        "runbooks/redis_memory.yml",
+        "maxmemory=256mb",
+        clean=f"{REDIS} for i in $(seq 200); do redis DEL drill:$i; done",
+    ),
+    Drill(
+        "The live release is gone",
+        ("ApiDown",),
+        "ln -sfn /opt/typesafe/releases/none /opt/typesafe/backend; systemctl restart --no-block typesafe-api",
+        "runbooks/failed_deploy.yml",
+    ),
+)
+
+# Why an alert has no drill.
+WITHOUT = {
+    "ApiSlow": "The API answers or refuses within a second whatever Redis does, so only a starved CPU makes it slow; "
+    "that would slow down what measures it. promtool tests the rule.",
+    "ClockWrong": "The test hosts' clock is that of the machine. promtool tests the rule.",
+    "MemoryLow": "The test hosts' memory is that of the machine. promtool tests the rule.",
+    "Watchdog": "It fires always; the drills would notice when it did not.",
+}

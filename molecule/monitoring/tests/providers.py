@@ -1,10 +1,12 @@
 """The providers that the example task pretends to call, as a drill wants them; imported by the worker at its start.
 
 ``/var/lib/drill/fail``: calls of tasks that ask for it fail. ``/var/lib/drill/slow``: each call takes as many seconds
-as the file says.
+as the file says. ``/var/lib/drill/kill``: each call kills the process.
 """
 
+import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,10 +22,12 @@ def _chance() -> float:
 def _call(seconds: float) -> None:
     from celery import current_task  # noqa: PLC0415 - not before the worker has set itself up
 
+    if current_task and (WORLD / "kill").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
     slow = WORLD / "slow"
     _sleep(float(slow.read_text()) if current_task and slow.exists() else seconds)
 
 
 # Other Python programs of the unit import nothing more.
 if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
-    random.random, time.sleep = _chance, _call
+    random.random, time.sleep = _chance, _call  # type: ignore[assignment]  # the example passes a float
