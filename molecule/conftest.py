@@ -196,3 +196,35 @@ def security_exposure(host: Host, unit: str) -> float:
     """Return the exposure that systemd-analyze computes: 0 is closed, 10 is wide open."""
     report = host.check_output(f"systemd-analyze security --no-pager {unit}")
     return float(report.splitlines()[-1].split(":")[1].split()[0])
+
+
+PROMETHEUS = "http://127.0.0.1:9090"
+# Begins a command: curl with user and password, which come through a pipe, because sudo logs each command.
+PROMETHEUS_LOGIN = "sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K -"
+
+
+def ask(host: Host, path: str) -> Any:
+    """Return what Prometheus' API says."""
+    answer = json.loads(host.check_output(f"{PROMETHEUS_LOGIN} '{PROMETHEUS}/api/v1/{path}'"))
+    assert answer["status"] == "success", f"{path}: {answer['error']}"
+    return answer["data"]
+
+
+def metrics(expression: str) -> set[str]:
+    """Return the names of an expression's metrics: what begins like ours, or like the exporters'."""
+    return set(re.findall(r"\b(?:celery|http|node|redis)_\w+|\bup\b", re.sub(r'"[^"]*"', "", expression)))
+
+
+def assert_seen(host: Host, names: set[str]) -> None:
+    """Check that Prometheus knows these metrics, after one task has run and Redis has refused something."""
+    api = Api(host)
+    api.wait(api.enqueue())
+    host.run("redis-cli ping")  # without a password: an error for Redis to count
+
+    def missing() -> set[str]:
+        return names - set(ask(host, "label/__name__/values"))
+
+    try:
+        wait_for(lambda: not missing(), "all metrics", 60)
+    finally:
+        print("missing:", missing())  # noqa: T201 - what the failure is about
