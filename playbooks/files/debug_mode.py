@@ -102,8 +102,9 @@ def main() -> None:
     if not any(file.exists() for file in workers.files):
         print("Debug mode is off.")
     else:
-        ends = run("systemctl", "list-timers", "--no-legend", f"{timer}.timer").partition("  ")[0]
-        print(f"Debug mode is on until {' '.join(ends.split()[:4])}.")
+        # Day, date, time and zone; nothing when somebody has stopped the timer.
+        ends = run("systemctl", "list-timers", "--no-legend", f"{timer}.timer").split()[:4]
+        print(f"Debug mode is on until {' '.join(ends) or 'somebody ends it, with minutes=0'}.")
     if arguments.minutes or (on and arguments.minutes == 0):
         print("changed")
 
