@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import jinja2
 import pytest
 
-from tests.support import load_plugin
+from tests.support import REPOSITORY, load_plugin
 
+debug_mode = load_plugin("playbooks/files/debug_mode.py")
 workers = load_plugin("roles/stack/filter_plugins/stack_workers.py")
 
 MIB = 2**20
@@ -141,3 +143,39 @@ def test_times_are_told_task_by_task() -> None:
     assert sentence.startswith("t: 4 runs hit a time limit within the last hour (10 of 100 ever;")
     assert "half of all runs end within 1 s, 95 % within 60 s" in sentence
     assert workers.task_times_judged(hosts[1:]) == []
+
+
+def render(template: str) -> str:
+    """Return one of the role's templates for a pool of each kind."""
+    pools = [{"name": "default"}, {"name": "slow", "queues": ["slow"]}]
+    values = {
+        "ansible_facts": {"distribution_major_version": "13"},
+        "celery_worker_app": "app.agents.worker",
+        "celery_worker_concurrency": 2,
+        "celery_worker_directory": "/opt/typesafe/backend",
+        "celery_worker_log_level": "info",
+        "celery_worker_name": "typesafe",
+        "celery_worker_pools": pools,
+        "celery_worker_secrets": ["TASK_SIGNING_KEY"],
+        "__celery_worker_programs": ["typesafe-celery-worker", "typesafe-celery-worker-slow"],
+        "__celery_worker_stop_seconds": 90,
+        "pool": pools[1],
+    }
+    loader = jinja2.FileSystemLoader(REPOSITORY / "roles/celery_worker/templates")
+    text: str = jinja2.Environment(loader=loader, trim_blocks=True).get_template(template).render(values)  # noqa: S701 - no HTML
+    return text + "\n"
+
+
+def test_debug_mode_changes_nothing_of_a_unit_but_its_level() -> None:
+    first, second, *command = debug_mode.drop_in(render("worker.service.j2")).splitlines()
+    assert [first, second] == ["[Service]", "ExecStart="]
+    assert command[0] == "ExecStart=/opt/typesafe/backend/venv/bin/celery -A app.agents.worker worker \\"
+    assert command[-1] == "  --loglevel=debug --task-events"
+    assert "  --queues=slow \\" in command
+
+
+def test_debug_mode_changes_nothing_of_a_program_but_its_level() -> None:
+    text = debug_mode.other_commands(render("supervisor.conf.j2"))
+    assert text.count("[program:") == text.count("command=") == text.count("--loglevel=debug --task-events") == 2
+    assert "  --queues=slow\n" in text
+    assert "environment" not in text

@@ -33,6 +33,18 @@ def run(*command: str) -> str:
     return done.stdout.strip()
 
 
+def drop_in(unit: str) -> str:
+    """Return the drop-in that replaces the command of a unit, given its text."""
+    start = re.search(r"^ExecStart=(?:.*\\\n)*.*\n", unit, re.MULTILINE)
+    return f"[Service]\nExecStart=\n{LEVEL.sub(DEBUG, start[0])}" if start else ""
+
+
+def other_commands(programs: str) -> str:
+    """Return sections that replace the commands of supervisor's programs, given the text of their file."""
+    sections = re.findall(r"^(\[program:.*\]\n)(?:;.*\n)*(command=.*\n(?:[ \t]+.*\n)*)", programs, re.MULTILINE)
+    return "".join(name + LEVEL.sub(DEBUG, command) for name, command in sections)
+
+
 class Systemd:
     """Workers that are units: each gets a drop-in of systemd's runtime directory."""
 
@@ -47,12 +59,8 @@ class Systemd:
     def begin(self) -> None:
         """Write the drop-ins and restart."""
         for unit, file in zip(self.units, self.files, strict=True):
-            text = Path(f"/etc/systemd/system/{unit}.service").read_text()
-            start = re.search(r"^ExecStart=(?:.*\\\n)*.*\n", text, re.MULTILINE)
-            if start is None:
-                sys.exit(f"{unit} has no ExecStart=: run playbooks/app.yml")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"[Service]\nExecStart=\n{LEVEL.sub(DEBUG, start[0])}")
+            file.write_text(drop_in(Path(f"/etc/systemd/system/{unit}.service").read_text()))
         run("systemctl", "daemon-reload")
         run("systemctl", "restart", *self.units)
 
@@ -69,10 +77,7 @@ class Supervisor:
 
     def begin(self) -> None:
         """Write the file and let supervisor take it up, which restarts the programs."""
-        sections = re.findall(
-            r"^(\[program:.*\]\n)(?:;.*\n)*(command=.*\n(?:[ \t]+.*\n)*)", self.programs.read_text(), re.MULTILINE
-        )
-        self.files[0].write_text("".join(name + LEVEL.sub(DEBUG, command) for name, command in sections))
+        self.files[0].write_text(other_commands(self.programs.read_text()))
         if not self.link.is_symlink():
             self.link.symlink_to(self.files[0])
         run("supervisorctl", "update")

@@ -39,8 +39,8 @@ PLANS = {
     "start": "start and enable {unit}",
     "restart": "restart {unit}",
     "install": "write {unit} again, as playbooks/app.yml does",
-    "deploy": "write settings, secrets and units again as the inventory says, and restart {unit}",
-    "rebuild": "build the release's virtual environment anew, and restart {unit}",
+    "deploy": "deploy this checkout with the inventory's settings and secrets, and restart {unit}",
+    "rebuild": "deploy this checkout with a new virtual environment, and restart {unit}",
 }
 
 
