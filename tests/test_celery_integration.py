@@ -160,11 +160,12 @@ class TestStop:
 
 
 def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path: Path) -> None:
-    """``--loglevel`` beats LOG_LEVEL, and debug lines hold no arguments either."""
-    env = {**redis_server.environment(12, 13), "LOG_LEVEL": "error"}
+    """``--loglevel`` beats LOG_LEVEL, and debug lines hold neither arguments nor secrets."""
+    signing_key = secrets.token_hex(32)
+    env = {**redis_server.environment(12, 13), "LOG_LEVEL": "error", "TASK_SIGNING_KEY": signing_key}
     command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "worker", "-c", "1"]
     quiet = Program(command, tmp_path / "quiet.log", env)
-    loud = Program([*command, "--loglevel=debug", "-n", "loud"], tmp_path / "loud.log", env)
+    loud = Program([*command, "--loglevel=debug", "--task-events", "-n", "loud"], tmp_path / "loud.log", env)
     loud.wait_for_output("ready.")
     enqueue = (
         "from app.agents.tasks.example_task import example_agent_task; "
@@ -175,4 +176,5 @@ def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path:
     assert quiet.stop() == loud.stop() == 0
     assert "INFO" not in quiet.output()
     assert {"DEBUG"} < {line["level"] for line in loud.log_lines()}
-    assert CANARY not in quiet.output() + loud.output()
+    for hidden in (CANARY, signing_key, redis_server.password):
+        assert hidden not in quiet.output() + loud.output()

@@ -1,4 +1,7 @@
-"""Each alert has a page in docs/runbooks that says what it means and what to do, and each page an alert."""
+"""Each alert has a page in docs/runbooks that says what it means and what to do, and each such page an alert.
+
+Pages in lower case are procedures that no alert asks for.
+"""
 
 import re
 from pathlib import Path
@@ -7,7 +10,9 @@ from tests.support import REPOSITORY
 
 PAGES = REPOSITORY / "docs/runbooks"
 ALERTS = REPOSITORY / "roles/monitoring/templates/alerts.yml.j2"
+PLAYBOOKS = REPOSITORY / "playbooks/runbooks"
 SECTIONS = ["Look", "Mend", "Verify", "Why this threshold"]
+SECTIONS_OF_A_PROCEDURE = ["Look", "Do", "Verify"]
 
 
 def alerts() -> list[str]:
@@ -16,8 +21,13 @@ def alerts() -> list[str]:
 
 
 def pages() -> list[Path]:
-    """Return the pages, without their list."""
-    return sorted(page for page in PAGES.glob("*.md") if page.name != "README.md")
+    """Return the alerts' pages, without their list."""
+    return sorted(page for page in PAGES.glob("[A-Z]*.md") if page.name != "README.md")
+
+
+def procedures() -> list[Path]:
+    """Return the pages that belong to no alert."""
+    return sorted(PAGES.glob("[a-z]*.md"))
 
 
 def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
@@ -26,12 +36,25 @@ def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
 
 
 def test_each_page_says_all_that_is_needed() -> None:
-    for page in pages():
+    for page in pages() + procedures():
         text = page.read_text()
-        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS, page
+        sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert sections == (SECTIONS if page in pages() else SECTIONS_OF_A_PROCEDURE), page
         assert "**Meaning.** " in text, page
         assert "**Impact.** " in text, page
-        assert "```bash" in text.partition("## Look")[2].partition("## Mend")[0], page
+        assert "```bash" in text.partition("## Look")[2].partition("## ")[0], page
+
+
+def test_playbooks_that_pages_name_are_there() -> None:
+    for page in PAGES.glob("*.md"):
+        for playbook in re.findall(r"playbooks/runbooks/(\w+\.yml)", page.read_text()):
+            assert (PLAYBOOKS / playbook).exists(), f"{page}: {playbook}"
+
+
+def test_each_runbook_is_on_a_page() -> None:
+    text = "".join(page.read_text() for page in PAGES.glob("*.md"))
+    for playbook in PLAYBOOKS.glob("*.yml"):
+        assert f"playbooks/runbooks/{playbook.name}" in text, playbook
 
 
 def test_links_lead_somewhere() -> None:

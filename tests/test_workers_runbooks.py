@@ -1,0 +1,181 @@
+"""What the runbooks for workers make of what they see: states, causes, remedies, plans."""
+
+import json
+from typing import Any
+
+import jinja2
+import pytest
+
+from tests.support import REPOSITORY, load_plugin
+
+debug_mode = load_plugin("playbooks/files/debug_mode.py")
+workers = load_plugin("roles/stack/filter_plugins/stack_workers.py")
+
+MIB = 2**20
+
+
+def worker(state: str = "running", **further: Any) -> dict[str, Any]:
+    """Return what is seen of a worker."""
+    process = {"pid": 7, "age": 500, "rss": 70, "pss": 40, "halted": 0}
+    seen = {"unit": "typesafe-celery", "node": "default@h", "state": state, "enabled": True, "ends": 0, "oom_kills": 0}
+    words = {"status": "", "last_exit": "", "last_log": "", "memory_max": 0, "processes": [process]}
+    return {**seen, **words, **further}
+
+
+def host(*seen: dict[str, Any], name: str = "h", **further: Any) -> dict[str, Any]:
+    """Return a host's variables after it was examined."""
+    told = {"workers": list(seen), "obstacle": {}, "releases": {"live": "b", "others": ["a"]}, **further}
+    return {"inventory_hostname": name, "workers_examined": {"stdout": json.dumps(told)}}
+
+
+def redis(signs: dict[str, int] | None) -> dict[str, Any]:
+    """Return the variables of the broker's host."""
+    return {"inventory_hostname": "r", "workers_examined": {"stdout": json.dumps({"signs": signs})}}
+
+
+def judge(*hosts: dict[str, Any]) -> dict[str, Any]:
+    """Return the first worker as it was judged."""
+    found: dict[str, Any] = workers.workers_judged(list(hosts))[0]
+    return found
+
+
+def test_a_healthy_worker_needs_nothing() -> None:
+    found = judge(host(worker()), redis({"default@h": 1}))
+    assert (found["state"], found["remedy"], found["plan"]) == ("running", "", "")
+
+
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [("stopped", "start"), ("failed", "start"), ("halted", "restart"), ("masked", "install"), ("missing", "install")],
+)
+def test_each_state_has_its_remedy(state: str, remedy: str) -> None:
+    found = judge(host(worker(state)), redis({"default@h": 99}))
+    assert found["remedy"] == remedy
+    assert "typesafe-celery on h" in found["plan"]
+
+
+def test_one_that_is_not_enabled_is_enabled() -> None:
+    found = judge(host(worker(enabled=False)), redis({"default@h": 1}))
+    assert found["remedy"] == "start"
+    assert "would not start after a boot" in found["says"]
+
+
+@pytest.mark.parametrize("signs", [{"default@h": 16}, {}])
+def test_one_that_runs_without_a_sign_of_life_is_restarted(signs: dict[str, int]) -> None:
+    found = judge(host(worker()), redis(signs))
+    assert (found["state"], found["remedy"]) == ("silent", "restart")
+
+
+def test_one_that_has_just_started_is_given_time() -> None:
+    process = {"pid": 7, "age": 5, "rss": 70, "pss": 40, "halted": 0}
+    assert judge(host(worker(processes=[process])), redis({}))["state"] == "running"
+
+
+def test_nothing_is_started_while_redis_is_away() -> None:
+    for found in workers.workers_judged([host(worker("stopped"), worker()), redis(None)]):
+        assert found["remedy"] == "redis"
+        assert found["plan"] == ""
+        assert "Redis does not answer" in found["says"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("secrets", "deploy"),
+        ("settings", "deploy"),
+        ("password", "deploy"),
+        ("venv", "rebuild"),
+        ("release", "release"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_mended_not_started(kind: str, remedy: str) -> None:
+    obstacle = {"kind": kind, "says": "TASK_TIME_LIMIT is wrong"}
+    found = judge(host(worker("crashing", ends=5), obstacle=obstacle), redis({}))
+    assert found["remedy"] == remedy
+    assert "TASK_TIME_LIMIT is wrong" in found["says"]
+
+
+def test_a_loop_without_a_known_cause_shows_its_last_words() -> None:
+    found = judge(host(worker("crashing", ends=5, last_log="who knows")), redis({}))
+    assert found["remedy"] == "examine"
+    assert "who knows" in found["says"]
+    assert judge(host(worker("crashing", ends=5, oom_kills=1)), redis({}))["remedy"] == "memory"
+
+
+def test_the_plan_names_the_release() -> None:
+    obstacle = {"kind": "release", "says": "no python"}
+    broken = judge(host(worker("crashing"), obstacle=obstacle))
+    assert "former release a" in workers.workers_plans([broken])[0]
+    assert "former release z" in workers.workers_plans([broken], "z")[0]
+    alone = judge(host(worker("crashing"), obstacle=obstacle, releases={"live": "b", "others": []}))
+    assert "this checkout's release anew" in workers.workers_plans([alone])[0]
+
+
+def test_memory_of_a_normal_worker_is_left_alone() -> None:
+    memory = {"h": {"total": 4000, "available": 3000, "kernel_kills": 0, "largest": []}}
+    assert workers.fat_workers([{**worker(memory_max=2000 * MIB), "host": "h"}], memory) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "available", "why"),
+    [
+        ([70, 900], 1000, 3000, "80 %"),
+        ([70, 400], 0, 300, "are left"),
+        ([70, 350], 0, 3000, "grown"),
+    ],
+)
+def test_who_takes_too_much(sizes: list[int], limit: int, available: int, why: str) -> None:
+    memory = {"h": {"total": 4000, "available": available, "kernel_kills": 0, "largest": []}}
+    processes = [{"pid": 7, "age": 500, "rss": size, "pss": size, "halted": 0} for size in sizes]
+    fat = workers.fat_workers([{**worker(processes=processes, memory_max=limit * MIB), "host": "h"}], memory)
+    assert len(fat) == 1
+    assert why in fat[0]["why"]
+
+
+def test_times_are_told_task_by_task() -> None:
+    run = {"1.0": 50.0, "60.0": 96.0, "+Inf": 100.0}
+    figures = {"tasks": {"t": {"ended": {"succeeded": 90.0, "timed_out": 10.0}, "run": run}}}
+    hosts = [
+        {"inventory_hostname": "w", "times_examined": {"stdout": json.dumps({"hour": {"t": 4}})}},
+        {"inventory_hostname": "a", "times_examined": {"stdout": json.dumps(figures)}},
+    ]
+    (sentence,) = workers.task_times_judged(hosts)
+    assert sentence.startswith("t: 4 runs hit a time limit within the last hour (10 of 100 ever;")
+    assert "half of all runs end within 1 s, 95 % within 60 s" in sentence
+    assert workers.task_times_judged(hosts[1:]) == []
+
+
+def render(template: str) -> str:
+    """Return one of the role's templates for a pool of each kind."""
+    pools = [{"name": "default"}, {"name": "slow", "queues": ["slow"]}]
+    values = {
+        "ansible_facts": {"distribution_major_version": "13"},
+        "celery_worker_app": "app.agents.worker",
+        "celery_worker_concurrency": 2,
+        "celery_worker_directory": "/opt/typesafe/backend",
+        "celery_worker_log_level": "info",
+        "celery_worker_name": "typesafe",
+        "celery_worker_pools": pools,
+        "celery_worker_secrets": ["TASK_SIGNING_KEY"],
+        "__celery_worker_programs": ["typesafe-celery-worker", "typesafe-celery-worker-slow"],
+        "__celery_worker_stop_seconds": 90,
+        "pool": pools[1],
+    }
+    loader = jinja2.FileSystemLoader(REPOSITORY / "roles/celery_worker/templates")
+    text: str = jinja2.Environment(loader=loader, trim_blocks=True).get_template(template).render(values)  # noqa: S701 - no HTML
+    return text + "\n"
+
+
+def test_debug_mode_changes_nothing_of_a_unit_but_its_level() -> None:
+    first, second, *command = debug_mode.drop_in(render("worker.service.j2")).splitlines()
+    assert [first, second] == ["[Service]", "ExecStart="]
+    assert command[0] == "ExecStart=/opt/typesafe/backend/venv/bin/celery -A app.agents.worker worker \\"
+    assert command[-1] == "  --loglevel=debug --task-events"
+    assert "  --queues=slow \\" in command
+
+
+def test_debug_mode_changes_nothing_of_a_program_but_its_level() -> None:
+    text = debug_mode.other_commands(render("supervisor.conf.j2"))
+    assert text.count("[program:") == text.count("command=") == text.count("--loglevel=debug --task-events") == 2
+    assert "  --queues=slow\n" in text
+    assert "environment" not in text
