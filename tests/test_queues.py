@@ -103,7 +103,7 @@ def test_nothing_is_lost_or_doubled_while_workers_consume(operator: Operator) ->
     assert operator.broker.llen(DEFERRED) == operator.broker.llen(DEAD_LETTERS) == 0
 
 
-def test_a_dropped_task_says_so_and_never_runs(operator: Operator, tmp_path: Path) -> None:
+def test_a_dropped_task_says_so_and_never_runs(operator: Operator) -> None:
     dropped = operator.send_recorded(range(20), seconds=0.2)
     operator.queues("defer", "--task", RECORDED)
     dropped += operator.send_recorded(range(20, 60), seconds=0.2)
@@ -116,12 +116,22 @@ def test_a_dropped_task_says_so_and_never_runs(operator: Operator, tmp_path: Pat
     ran = {int(number) for number in operator.events("start")}
     assert f"{60 - len(ran)} tasks of celery are ended" in said
     assert ran
+    for number, task_id in enumerate(dropped):
+        state = "SUCCESS" if number in ran else "REVOKED"
+        stored = operator.result(task_id, state)
+        assert number in ran or stored["result"]["exc_message"] == ["Sent twice."]
+
+
+def test_clients_are_told_what_became_of_deferred_and_dropped_tasks(operator: Operator, tmp_path: Path) -> None:
     api = Api(tmp_path / "api.log", operator.env)
     try:
-        for number, task_id in enumerate(dropped):
-            told = api.status(task_id)
-            assert told["status"] == ("SUCCESS" if number in ran else "REVOKED"), told
-            assert told["error"] == (None if number in ran else "TaskRevokedError: Sent twice.")
+        task_id, example = api.enqueue({}), "app.agents.tasks.example_task.example_agent_task"
+        operator.queues("defer", "--task", example)
+        assert api.status(task_id)["status"] == "PENDING"
+        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.client.get("/metrics").text
+        operator.queues("drop", "--task", example, "--reason", "Sent twice.")
+        told = api.status(task_id)
+        assert (told["status"], told["error"]) == ("REVOKED", "TaskRevokedError: Sent twice.")
     finally:
         api.stop()
 
@@ -149,7 +159,7 @@ def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
     operator.send_recorded(range(1))
     operator.queues("defer", "--task", RECORDED)
     worker = operator.start_worker("--pool=threads")
-    held, *_ = operator.send("sleeping.delay(60)", "sleeping.delay(60)", "sleeping.delay(60)")
+    held, *_ = operator.send("sleeping.delay(60)", "sleeping.delay(60)")
     wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     (waiting,) = operator.send("recorded.delay('x', '/dev/null', 0)")
     wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 1)
@@ -165,7 +175,7 @@ def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
     assert "No message" not in operator.queues("bury", held, succeeds=False)  # an error goes to stderr
     worker.stop(signal.SIGKILL)
     operator.start_worker("--pool=threads")
-    wait_until(lambda: operator.broker.hlen(ACCEPTED) == 2)
+    wait_until(lambda: operator.broker.hlen(ACCEPTED) == 1)
     wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     assert operator.result(held, "FAILURE")
 
@@ -209,18 +219,20 @@ class TestVerdict:
     """Each cause of a backlog has its sentence."""
 
     @staticmethod
-    def _backlog(operator: Operator, *calls: str) -> None:
-        operator.send(f"*[{', '.join(calls)} for number in range(102)]")
+    def _backlog(operator: Operator, seconds: float) -> None:
+        # Of three minutes ago.
+        task_id = "str(__import__('uuid_utils').uuid7(int(time.time()) - 180))"
+        operator.send(f"*[sleeping.apply_async(({seconds},), task_id={task_id}) for number in range(102)]")
 
     def test_workers_away(self, operator: Operator) -> None:
         operator.env["WORKERS_EXPECTED"] = "1"
-        self._backlog(operator, "sleeping.delay(1)")
+        self._backlog(operator, 1)
         told = operator.asked("examine", "--seconds=0.1")
         assert told["wrong"]
         assert told["verdict"].startswith("1 of 1 workers are away")
 
     def test_nobody_takes_from_the_queue(self, operator: Operator) -> None:
-        self._backlog(operator, "sleeping.delay(1)")
+        self._backlog(operator, 1)
         operator.start_worker("--queues=other")
         wait_until(lambda: operator.broker.hlen("workers") == 1)
         assert "No worker takes from the queue celery" in operator.asked("examine", "--seconds=0.1")["verdict"]
@@ -228,26 +240,26 @@ class TestVerdict:
     def test_one_kind_floods(self, operator: Operator) -> None:
         operator.start_worker()
         operator.result(*operator.send("dying.delay(0)"))
-        self._backlog(operator, "sleeping.delay(5)")
-        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("action"), timeout=30)
+        self._backlog(operator, 5)
+        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
         told = operator.asked("examine", "--seconds=0.1")
-        assert (told["action"], told["task"]) == ("defer", SLEEPING)
+        assert (told["verb"], told["task"]) == ("defer", SLEEPING)
         operator.queues("defer", "--task", told["task"])
         assert operator.asked("examine", "--seconds=0.1")["wrong"] is False
 
     def test_too_few_slots(self, operator: Operator) -> None:
         operator.start_worker()
-        self._backlog(operator, "sleeping.delay(5)")
-        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("action"), timeout=30)
+        self._backlog(operator, 5)
+        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
         told = operator.asked("examine", "--seconds=0.1")
-        assert (told["action"], told["slots"]) == ("scale", 2)
+        assert (told["verb"], told["slots"]) == ("scale", 2)
 
     def test_tasks_are_slower(self, operator: Operator) -> None:
         operator.start_worker("-c", "8")
         operator.send("*[sleeping.delay(0) for _ in range(30)]")
         wait_until(operator.nothing_waits)
         time.sleep(2)
-        self._backlog(operator, "sleeping.delay(1)")
+        self._backlog(operator, 1)
         wait_until(lambda: "slower than before" in operator.asked("examine", "--seconds=2")["verdict"], timeout=20)
 
 
@@ -256,7 +268,6 @@ class TestFind:
 
     def test_fates(self, operator: Operator, tmp_path: Path) -> None:
         operator.env["RESULT_EXPIRES"] = "5"
-        (waiting,) = operator.send("recorded.delay('a', '/dev/null', 3)")
         unknown = new_task_id()
         api = Api(tmp_path / "api.log", operator.env)
 
@@ -267,6 +278,7 @@ class TestFind:
             return answer["verdict"], code
 
         try:
+            waiting = api.enqueue({})
             assert "waits in the queue celery, 0 tasks are before it" in told(waiting)[0]
             assert told(unknown)[1] == 404
             assert "never accepted here" in told(unknown)[0]

@@ -1,6 +1,7 @@
-"""The queues, for an operator: ``python -m app.agents.queues examine|list|stuck|find|defer|resume|drop|bury|reclaim``.
+"""The queues, for an operator: ``python -m app.agents.queues COMMAND``.
 
-The first four only look. Those that move messages need a worker's Redis user: see playbooks/runbooks/queue_backlog.yml.
+list, examine, held, stuck and find only look. Those that move messages need a worker's Redis user:
+playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take it.
 """
 
 import json
@@ -48,6 +49,23 @@ def examine(seconds: float) -> None:
     first = survey.look(client)
     time.sleep(seconds)
     click.echo(json.dumps(survey.backlog(first, survey.look(client))))
+
+
+@main.command("held")
+def show_held() -> None:
+    """Say, as JSON, what each worker holds, alive or not."""
+    entries = [
+        {
+            "node": held.node,
+            "queue": held.queue,
+            "silent": held.silent,
+            "alive": held.silent <= LEASE_MARGIN,
+            "count": len(held.messages),
+            "oldest": survey.age(held.messages),
+        }
+        for held in survey.held(_connect())
+    ]
+    click.echo(json.dumps(entries))
 
 
 @main.command()

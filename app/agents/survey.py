@@ -126,6 +126,12 @@ def ours(queue: str, raw: bytes) -> dict[str, Any] | None:
     return message if message and isinstance(message["headers"].get("task"), str) else None
 
 
+def age(messages: list[dict[str, Any]]) -> float:
+    """Return the seconds since the oldest of some messages was made, by their headers; 0 where none tells."""
+    times = [made for headers in messages if (made := created(headers.get("id", ""))) is not None]
+    return max(time.time() - min(times), 0.0) if times else 0.0
+
+
 def held(client: redis.Redis) -> list[Held]:
     """Return the lists of all workers, alive or not."""
     now = client.time()[0]
@@ -164,7 +170,7 @@ def look(client: redis.Redis) -> Look:
 
 
 def backlog(first: Look, last: Look) -> dict[str, Any]:
-    """Say whether there is a backlog, why, and which action of queue_backlog.yml helps, if any does."""
+    """Say whether there is a backlog, why, and which verb of queue_backlog.yml helps, if any does."""
     late = {
         name: queue
         for name, queue in last.queues.items()
@@ -175,20 +181,22 @@ def backlog(first: Look, last: Look) -> dict[str, Any]:
     waits = sum(queue.length for queue in last.queues.values())
     grows = (waits - sum(queue.length for queue in first.queues.values())) / seconds
     cause, advice = (
-        next(_causes(first, last, late, drains, grows)) if late else ("No queue is too long or too old", {"action": ""})
+        next(_causes(first, last, late, drains, grows)) if late else ("No queue is too long or too old", {"verb": ""})
     )
     figures = (
         f"{waits} tasks wait, {last.busy} of {last.size} slots are busy, {drains:.1f} runs end and the queues "
         f"{'grow' if grows > 0 else 'shrink'} by {abs(grows):.1f} tasks each second"
     )
-    return {"wrong": bool(late), "verdict": f"{cause} ({figures}).", **advice, "lines": last.lines()}
+    deferred = sum(entry.length for entry in last.deferred.values())
+    aside = f" {deferred} tasks are deferred: verb=resume puts them back." if deferred else ""
+    return {"wrong": bool(late), "verdict": f"{cause} ({figures}).{aside}", **advice, "lines": last.lines()}
 
 
 def _causes(
     first: Look, last: Look, late: dict[str, Waiting], drains: float, grows: float
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what explains a backlog, with what helps; what others follow from comes first."""
-    settings, name, by_hand = get_settings(), max(late, key=lambda queue: late[queue].length), {"action": ""}
+    settings, name, by_hand = get_settings(), max(late, key=lambda queue: late[queue].length), {"verb": ""}
     if (missing := settings.workers_expected - len(last.workers)) > 0:
         yield f"{missing} of {settings.workers_expected} workers are away: no_workers.yml starts them", by_hand
     if name not in {entry.queue for entry in last.held if entry.silent <= LEASE_MARGIN}:
@@ -205,7 +213,7 @@ def _causes(
         slots = math.ceil(last.size / len(last.workers))
         yield (
             f"Tasks are slower than before, {lately:.1f} s a run instead of {usual:.1f} s: what they call is slow",
-            {"action": "scale", "slots": slots},
+            {"verb": "scale", "slots": slots},
         )
     kinds: Counter[str] = sum((entry.kinds for entry in late.values()), Counter())
     task, count = kinds.most_common(1)[0]
@@ -213,11 +221,11 @@ def _causes(
     known = {labels[0] for figure, *labels in last.figures if figure == "started"} | set(kinds)
     if task != NOT_OURS and len(known) > 1 and count >= FLOOD * kinds.total():
         share = count / kinds.total()
-        yield f"One kind floods {name}: {share:.0%} of what waits is {task}", {"action": "defer", "task": task}
+        yield f"One kind floods {name}: {share:.0%} of what waits is {task}", {"verb": "defer", "task": task}
     more = max(math.ceil(last.size * max(grows, 0) / drains) if drains else 0, last.size)
     yield (
         f"There are too few slots for {name}: {last.size} cannot keep up",
-        {"action": "scale", "slots": math.ceil(more / len(last.workers))},
+        {"verb": "scale", "slots": math.ceil(more / len(last.workers))},
     )
 
 
@@ -325,10 +333,9 @@ def _waiting(client: redis.Redis, queue: str, name: str) -> Waiting:
     raws: list[bytes] = client.lrange(name, -SAMPLE, -1)  # type: ignore[assignment]
     messages = [ours(queue, raw) for raw in raws]
     headers = [message["headers"] if message else {} for message in messages]
-    made = created(headers[-1].get("id", "")) if headers else None
     return Waiting(
         length=int(client.llen(name)),
-        oldest=max(time.time() - made, 0.0) if made is not None else 0.0,
+        oldest=age(headers[-1:]),
         kinds=Counter(header.get("task", NOT_OURS) for header in headers),
         returned=[header for header in headers if _deaths(header)],
     )
@@ -376,7 +383,7 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
                 return f"waits in the queue {queue}, {before} tasks are before it"
             if name in signs:
                 return _doing(signs[name], app, task_id)
-            return f"is deferred from {queue}: queue_backlog.yml -e action=resume puts it back"
+            return f"is deferred from {queue}: queue_backlog.yml -e verb=resume puts it back"
     return ""
 
 
