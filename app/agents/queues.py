@@ -1,6 +1,6 @@
 """The queues, for an operator: ``python -m app.agents.queues COMMAND``.
 
-list, examine, held, stuck and find only look. Those that move messages need a worker's Redis user:
+list, examine, gone, stuck and find only look. Those that move messages need a worker's Redis user:
 playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take it.
 """
 
@@ -51,21 +51,13 @@ def examine(seconds: float) -> None:
     click.echo(json.dumps(survey.backlog(first, survey.look(client))))
 
 
-@main.command("held")
-def show_held() -> None:
-    """Say, as JSON, what each worker holds, alive or not."""
-    entries = [
-        {
-            "node": held.node,
-            "queue": held.queue,
-            "silent": held.silent,
-            "alive": held.silent <= LEASE_MARGIN,
-            "count": len(held.messages),
-            "oldest": survey.age(held.messages),
-        }
-        for held in survey.held(_connect())
-    ]
-    click.echo(json.dumps(entries))
+@main.command()
+@click.option("--host", "hosts", multiple=True, help="A host that could be asked which workers run.")
+@click.option("--running", multiple=True, metavar="NODE", help="A worker that runs there.")
+@click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
+def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> None:
+    """Say, as JSON, which workers are dead and hold tasks."""
+    click.echo(json.dumps(survey.gone(survey.held(_connect()), hosts, running, declared)))
 
 
 @main.command()
