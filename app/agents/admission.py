@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
-from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES
+from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list
 from app.agents.config import DEFAULT_QUEUE
 from app.settings import get_settings
 
@@ -81,7 +81,7 @@ class Admission:
         for queue in self._queues:
             pipeline.llen(queue)
         pipeline.zrange(LEASES, 0, -1)
-        keys = [*self._queues, *self._unacked, ACCEPTED, DEAD_LETTERS]
+        keys = [*self._queues, *map(deferred_list, self._queues), *self._unacked, ACCEPTED, DEAD_LETTERS]
         # Where Redis evicts, what was touched a moment ago goes last.
         pipeline.touch(LEASES, *keys)
         for key in keys:

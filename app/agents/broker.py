@@ -8,6 +8,7 @@
 ``accepted``              hash    task id -> number of its messages in the broker; the answer to "is it still
                                   on its way?"
 ``dead_letters``          list    messages that no worker will run, each with the reason
+``deferred:<queue>``      list    messages that an operator has taken out of ``<queue>`` for a while; still accepted
 ``idempotency:<digest>``  string  the task that a client's Idempotency-Key has made
 ========================  ======  ===========================================================================
 
@@ -19,6 +20,7 @@ ACCEPTED = "accepted"
 DEAD_LETTERS = "dead_letters"
 LEASES = "unacked_leases"
 UNACKED = "unacked:"
+DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
 
 # KEYS queue, accepted[, idempotency key]; ARGV message, task id[, value, seconds to keep].
@@ -66,6 +68,18 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
 end
 """
 
+# KEYS list, other list; ARGV messages, the oldest first. Returns how many were still there to be moved.
+MOVE = """#!lua flags=allow-oom
+local moved = 0
+for _, message in ipairs(ARGV) do
+  if redis.call('LREM', KEYS[1], -1, message) == 1 then
+    redis.call('LPUSH', KEYS[2], message)
+    moved = moved + 1
+  end
+end
+return moved
+"""
+
 # KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
 # ARGV number of lists. Redis's own clock counts: hosts may disagree.
 RENEW = """#!lua flags=allow-oom
@@ -98,3 +112,8 @@ def unacked_list(node: str, queue: str) -> str:
 def queue_of(unacked: str) -> str:
     """Return the queue that the messages of an unacked list came from."""
     return unacked.removeprefix(UNACKED).partition(":")[2]
+
+
+def deferred_list(queue: str) -> str:
+    """Return the name of the list of messages that were taken out of ``queue`` for a while."""
+    return f"{DEFERRED}{queue}"

@@ -137,7 +137,8 @@ class Deliveries:
         """Put the message where only an operator takes it from."""
         if delivery := self._held.get(tag):
             keys = [delivery.unacked, broker.DEAD_LETTERS, broker.ACCEPTED]
-            self._tell(Notice(tag, broker.BURY, keys, _dead_letter(delivery.unacked, delivery.raw, reason)))
+            letter = dead_letter(broker.queue_of(delivery.unacked), delivery.raw, reason)
+            self._tell(Notice(tag, broker.BURY, keys, letter))
 
     def reclaim(self, waiting: Collection[str] = ()) -> None:
         """Requeue what lies in our lists but is not in our hands: of an earlier life, or of a lost connection.
@@ -158,6 +159,15 @@ class Deliveries:
                 for raw in self._messages(unacked):
                     if raw not in held:
                         self._return(unacked, raw)
+
+    def take_over(self, app: Celery, unacked: str) -> int:
+        """Requeue what lies in the list of a worker that is gone, for an operator who knows that; return how many."""
+        self._app = app
+        messages = self._messages(unacked)
+        for raw in messages:
+            self._return(unacked, raw)
+        self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+        return len(messages)
 
     def give_back(self) -> None:
         """Requeue everything; nothing of it runs any more."""
@@ -271,7 +281,7 @@ class Deliveries:
 
     def _bury(self, unacked: str, raw: bytes, reason: str) -> None:
         keys = (unacked, broker.DEAD_LETTERS, broker.ACCEPTED)
-        self._redis.eval(broker.BURY, len(keys), *keys, *_dead_letter(unacked, raw, reason))
+        self._redis.eval(broker.BURY, len(keys), *keys, *dead_letter(broker.queue_of(unacked), raw, reason))
 
 
 deliveries = Deliveries()
@@ -300,9 +310,8 @@ class GiveBack(bootsteps.StartStopStep):
         deliveries.give_back()
 
 
-def _dead_letter(unacked: str, raw: bytes, reason: str) -> list[str | bytes]:
-    """Return the arguments of the script that buries a message."""
-    queue = broker.queue_of(unacked)
+def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
+    """Return the arguments of the script that buries a message of ``queue``."""
     # What a forged message says of itself must change nothing: the id may be that of a task of ours.
     message = None if signatures.refusal(queue, raw) else signatures.parse(raw)
     headers = message["headers"] if message else {}

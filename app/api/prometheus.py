@@ -55,6 +55,7 @@ class Snapshot:
     up: bool = False
     lengths: dict[str, int] = field(default_factory=dict)
     oldest: dict[str, float] = field(default_factory=dict)  # queue -> age in seconds
+    deferred: dict[str, int] = field(default_factory=dict)
     unacknowledged: int = 0
     dead_letters: int = 0
     accepted: int = 0
@@ -98,6 +99,7 @@ class Prometheus:
             for queue in self._queues:
                 pipeline.llen(queue)
                 pipeline.lindex(queue, -1)
+                pipeline.llen(keys.deferred_list(queue))
             (now, _), figures, workers, dead_letters, accepted, leases, *queues = await pipeline.execute()
             pipeline = self._broker.pipeline(transaction=False)
             for unacked in leases:
@@ -107,8 +109,9 @@ class Prometheus:
             return Snapshot()
         return Snapshot(
             up=True,
-            lengths=dict(zip(self._queues, queues[::2], strict=True)),
-            oldest={queue: _age(raw, now) for queue, raw in zip(self._queues, queues[1::2], strict=True)},
+            lengths=dict(zip(self._queues, queues[::3], strict=True)),
+            oldest={queue: _age(raw, now) for queue, raw in zip(self._queues, queues[1::3], strict=True)},
+            deferred=dict(zip(self._queues, queues[2::3], strict=True)),
             unacknowledged=sum(unacknowledged),
             dead_letters=dead_letters,
             accepted=accepted,
@@ -149,6 +152,7 @@ class _Queue(Collector):
             return
         yield _gauge("celery_queue_length", "Tasks that wait.", "queue", seen.lengths)
         yield _gauge("celery_queue_oldest_seconds", "Age of the task that waits longest.", "queue", seen.oldest)
+        yield _gauge("celery_deferred_tasks", "Tasks that an operator has put aside.", "queue", seen.deferred)
         yield GaugeMetricFamily("celery_accepted_tasks", "Accepted tasks that are not done.", seen.accepted)
         yield GaugeMetricFamily("celery_dead_letters", "Messages that no worker will run.", seen.dead_letters)
         yield GaugeMetricFamily(

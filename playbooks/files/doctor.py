@@ -162,6 +162,9 @@ def api(url: str, key_file: str, hard_limit: int) -> Iterator[Finding]:
     if figures.get("celery_unacknowledged_oldest_seconds", 0) > hard_limit + STUCK_MARGIN:
         held = figures["celery_unacknowledged_oldest_seconds"]
         yield Finding(CRITICAL, f"a task has been in a worker's hands for {held:.0f} s", "TaskStuck")
+    if deferred := sum(number for name, number in figures.items() if name.startswith("celery_deferred_tasks")):
+        resume = "playbooks/runbooks/queue_backlog.yml -e verb=resume -e confirm=yes puts them back"
+        yield Finding(WARNING, f"{deferred:.0f} tasks are deferred; {resume}", "")
     if letters := figures.get("celery_dead_letters", 0):
         yield Finding(WARNING, f"{letters:.0f} dead letters", "DeadLetters")
 

@@ -1,0 +1,213 @@
+"""The queues, for an operator: ``python -m app.agents.queues COMMAND``.
+
+list, examine, gone, stuck and find only look. Those that move messages need a worker's Redis user:
+playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take it.
+"""
+
+import json
+import time
+from collections.abc import Callable
+
+import click
+import redis
+from celery import states
+from celery.exceptions import TaskRevokedError, Terminated
+
+from app.agents import broker, survey
+from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
+from app.agents.worker import celery_app
+from app.settings import get_settings
+
+# Messages that one step reads or moves: they may be large, and Redis does nothing else meanwhile.
+BATCH = 100
+# A message can be overlooked when workers take others at the same time; what is left after that many looks is new.
+PASSES = 3
+
+Wanted = Callable[[str, bytes], bool]  # queue, message
+
+kind = click.option("--task", required=True, metavar="NAME", help="Name of the task, as `list` shows it.")
+as_reason = click.option("--reason", default="An operator ended it.", show_default=True, help="What its status says.")
+
+
+@click.group()
+def main() -> None:
+    """Look after the messages that wait, and those that workers hold."""
+
+
+@main.command("list")
+def list_queues() -> None:
+    """Show what waits, is deferred and is in the hands of workers, by queue and kind of task."""
+    for line in survey.look(_connect()).lines():
+        click.echo(line)
+
+
+@main.command()
+@click.option("--seconds", default=5.0, show_default=True, help="Time between two looks.")
+def examine(seconds: float) -> None:
+    """Look twice and say, as JSON, whether there is a backlog, why, and what helps."""
+    client = _connect()
+    first = survey.look(client)
+    time.sleep(seconds)
+    click.echo(json.dumps(survey.backlog(first, survey.look(client))))
+
+
+@main.command()
+@click.option("--host", "hosts", multiple=True, help="A host that could be asked which workers run.")
+@click.option("--running", multiple=True, metavar="NODE", help="A worker that runs there.")
+@click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
+def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> None:
+    """Say, as JSON, which workers are dead and hold tasks."""
+    click.echo(json.dumps(survey.gone(survey.held(_connect()), hosts, running, declared)))
+
+
+@main.command()
+@click.argument("task_id", metavar="[ID]", default="")
+def stuck(task_id: str) -> None:
+    """Say, as JSON, which tasks run for too long or kill their workers, or what one task does."""
+    click.echo(json.dumps(survey.stuck(survey.look(_connect()), celery_app, task_id)))
+
+
+@main.command()
+@click.argument("task_id", metavar="ID")
+def find(task_id: str) -> None:
+    """Say in one sentence what became of a task, as JSON."""
+    results = redis.Redis.from_url(get_settings().celery_result_backend.get_secret_value())
+    click.echo(json.dumps(survey.find(_connect(), results, celery_app, task_id)))
+
+
+@main.command()
+@kind
+def defer(task: str) -> None:
+    """Put the waiting tasks of one kind aside. They stay accepted, and run after `resume`."""
+    client = _connect()
+    for queue in survey.queues(client):
+        moved = _move(client, queue, queue, broker.deferred_list(queue), _is(task))
+        click.echo(f"{moved} tasks of {queue} are deferred.")
+
+
+@main.command()
+@click.option("--task", metavar="NAME", help="Only those of this kind.")
+def resume(task: str | None) -> None:
+    """Put deferred tasks back into their queues, behind what waits there now."""
+    client = _connect()
+    for queue in survey.queues(client):
+        # Without a kind everything goes back: what no worker wants becomes a dead letter there.
+        wanted = _is(task) if task else lambda *_: True
+        moved = _move(client, queue, broker.deferred_list(queue), queue, wanted)
+        click.echo(f"{moved} tasks are in {queue} again.")
+
+
+@main.command()
+@kind
+@as_reason
+def drop(task: str, reason: str) -> None:
+    """End the waiting and the deferred tasks of one kind: their status becomes REVOKED. What runs goes on."""
+    client = _connect()
+    for queue in survey.queues(client):
+        deferred = broker.deferred_list(queue)
+
+        def end(messages: list[bytes], queue: str = queue, deferred: str = deferred) -> int:
+            for raw in messages:
+                task_id = _id(queue, raw)
+                celery_app.backend.store_result(task_id, TaskRevokedError(reason), states.REVOKED)
+                client.eval(broker.ACKNOWLEDGE, 2, deferred, broker.ACCEPTED, raw, task_id)
+            return len(messages)
+
+        # Among the deferred no worker takes them, and each keeps its message until its status is stored.
+        _move(client, queue, queue, deferred, _is(task))
+        click.echo(f"{_work_off(client, queue, deferred, _is(task), end)} tasks of {queue} are ended.")
+
+
+@main.command()
+@click.argument("task_id", metavar="ID")
+@as_reason
+def bury(task_id: str, reason: str) -> None:
+    """Make a task a dead letter, wherever its message lies: its status becomes FAILURE.
+
+    A worker that runs it goes on: kill that worker afterwards.
+    """
+    client, found = _connect(), 0
+
+    def is_it(queue: str, raw: bytes) -> bool:
+        return _id(queue, raw) == task_id
+
+    for name, queue in survey.lists(client):
+        if name == queue:
+            # Where no worker takes it from; the list of the deferred comes next.
+            _move(client, queue, queue, broker.deferred_list(queue), is_it)
+            continue
+
+        def put_aside(messages: list[bytes], name: str = name, queue: str = queue) -> int:
+            keys = (name, broker.DEAD_LETTERS, broker.ACCEPTED)
+            for raw in messages:
+                celery_app.backend.store_result(task_id, Terminated(reason), states.FAILURE)
+                client.eval(broker.BURY, len(keys), *keys, *dead_letter(queue, raw, reason))
+                click.echo(f"{task_id} was in {name} and is a dead letter now.")
+            return len(messages)
+
+        found += _work_off(client, queue, name, is_it, put_aside)
+    if not found:
+        raise click.UsageError(f"No message of task {task_id} lies in the broker; see `find`.")
+
+
+@main.command()
+@click.argument("node")
+def reclaim(node: str) -> None:
+    """Put back what a worker held that is gone for good; NODE is its name, like default@host.
+
+    If it does run still, its tasks run twice.
+    """
+    client = _connect()
+    held = [held for held in survey.held(client) if held.node == node]
+    if not held:
+        raise click.UsageError(f"{node} holds nothing; see `list`.")
+    if any(silent.silent <= LEASE_MARGIN for silent in held):
+        raise click.UsageError(f"{node} has given a sign of life within the last {LEASE_MARGIN} s; nothing is taken.")
+    for entry in held:
+        count = deliveries.take_over(celery_app, entry.name)
+        click.echo(f"{count} tasks of {entry.queue} are not in the hands of {node} any more.")
+
+
+def _connect() -> redis.Redis:
+    return redis.Redis.from_url(get_settings().celery_broker_url.get_secret_value())
+
+
+def _is(task: str) -> Wanted:
+    return lambda queue, raw: (message := survey.ours(queue, raw)) is not None and message["headers"]["task"] == task
+
+
+def _id(queue: str, raw: bytes) -> str:
+    message = survey.ours(queue, raw)
+    return message["headers"].get("id", "") if message else ""
+
+
+def _move(client: redis.Redis, queue: str, source: str, target: str, wanted: Wanted) -> int:
+    """Move messages of ``queue`` between two lists, the oldest first, while workers take others; return how many."""
+
+    def move(messages: list[bytes]) -> int:
+        return int(client.eval(broker.MOVE, 2, source, target, *messages))
+
+    total = 0
+    for _ in range(PASSES):
+        moved = _work_off(client, queue, source, wanted, move)
+        total += moved
+        if not moved:
+            break
+    return total
+
+
+def _work_off(client: redis.Redis, queue: str, name: str, wanted: Wanted, take: Callable[[list[bytes]], int]) -> int:
+    """Let ``take`` take the wanted messages out of a list, the oldest first; return how many it has taken."""
+    taken = kept = 0
+    while True:
+        chunk: list[bytes] = client.lrange(name, -kept - BATCH, -kept - 1)  # type: ignore[assignment]
+        if not chunk:
+            return taken
+        chosen = [raw for raw in reversed(chunk) if wanted(queue, raw)]
+        if chosen:
+            taken += take(chosen)
+        kept += len(chunk) - len(chosen)
+
+
+if __name__ == "__main__":
+    main()

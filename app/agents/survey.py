@@ -1,0 +1,426 @@
+"""What an operator asks about queues and single tasks, answered with the cause and not only with figures.
+
+Everything here only reads, with the operator's Redis user.
+"""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.states import READY_STATES
+
+from app.agents import broker, signatures
+from app.agents.config import DEFAULT_QUEUE
+from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES
+from app.agents.figures import FIGURES, SEPARATOR, WORKERS
+from app.agents.task_ids import created
+from app.settings import get_settings
+
+# The alerts' thresholds (roles/monitoring/templates/alerts.yml.j2): seconds that a task waits, tasks that wait,
+# seconds beyond the hard limit.
+OLD, LONG, STUCK_MARGIN = 120, 100, 60
+# Messages of a list that are looked into: the oldest.
+SAMPLE = 2000
+# Share of what waits from which one kind floods the others.
+FLOOD = 0.8
+# A task whose workers died that often comes back again and again.
+POISON = 3
+# Runs between two looks that say whether tasks are slower than usual, and how much slower they must be.
+RUNS_TO_COMPARE, SLOWER = 3, 2.0
+# Seconds for a worker's answer.
+PATIENCE = 2.0
+NOT_OURS = "(forged or broken)"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A list of messages that no worker holds."""
+
+    length: int
+    oldest: float  # seconds
+    kinds: Counter[str]  # of the oldest SAMPLE
+    returned: list[dict[str, Any]]  # headers of those that a worker had before
+
+
+@dataclass(frozen=True)
+class Held:
+    """A worker's list of messages."""
+
+    name: str
+    node: str
+    queue: str
+    silent: float  # seconds since the worker's last sign of life
+    messages: list[dict[str, Any]]  # headers
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the broker says at one moment."""
+
+    at: float
+    queues: dict[str, Waiting]
+    deferred: dict[str, Waiting]
+    held: list[Held]
+    workers: dict[str, dict[str, Any]]  # node -> what it told last, of those that live
+    figures: dict[tuple[str, ...], float]
+    dead_letters: int
+
+    @property
+    def size(self) -> int:
+        """Tasks that can run at once."""
+        return sum(worker["size"] for worker in self.workers.values())
+
+    @property
+    def busy(self) -> int:
+        """Tasks that run."""
+        return sum(worker["busy"] for worker in self.workers.values())
+
+    def total(self, name: str) -> float:
+        """Return a count of all tasks together."""
+        return sum(value for (counted, *_), value in self.figures.items() if counted == name)
+
+    def lines(self) -> list[str]:
+        """Return all of it for a person."""
+        lines = []
+        for title, lists in (("waiting", self.queues), ("deferred", self.deferred)):
+            for queue, waiting in lists.items():
+                kinds = "".join(f", {count} x {task}" for task, count in waiting.kinds.most_common(5))
+                lines.append(f"{queue}: {waiting.length} {title}, the oldest for {waiting.oldest:.0f} s{kinds}")
+        for entry in self.held:
+            sign = f"last sign of life {entry.silent:.0f} s ago"
+            lines.append(f"{entry.node}: holds {len(entry.messages)} of {entry.queue}, {sign}")
+        missing = max(get_settings().workers_expected - len(self.workers), 0)
+        lines.append(
+            f"{len(self.workers)} workers, {self.busy} of {self.size} slots busy, {missing} workers missing, "
+            f"{self.dead_letters} dead letters"
+        )
+        return lines
+
+
+def queues(client: redis.Redis) -> list[str]:
+    """Return all queues: those that the settings name, and those that workers take from."""
+    leases: list[bytes] = client.zrange(broker.LEASES, 0, -1)  # type: ignore[assignment]
+    known = {broker.queue_of(lease.decode()) for lease in leases}
+    return sorted({DEFAULT_QUEUE, *get_settings().task_routes.values(), *known})
+
+
+def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:
+    """Return each list that can hold a message, with the queue that the message is of."""
+    for queue in queues(client):
+        yield queue, queue
+        yield broker.deferred_list(queue), queue
+    leases: list[bytes] = client.zrange(broker.LEASES, 0, -1)  # type: ignore[assignment]
+    for lease in leases:
+        yield lease.decode(), broker.queue_of(lease.decode())
+
+
+def ours(queue: str, raw: bytes) -> dict[str, Any] | None:
+    """Return a message of ours that names a task, else nothing."""
+    message = None if signatures.refusal(queue, raw) else signatures.parse(raw)
+    return message if message and isinstance(message["headers"].get("task"), str) else None
+
+
+def age(messages: list[dict[str, Any]]) -> float:
+    """Return the seconds since the oldest of some messages was made, by their headers; 0 where none tells."""
+    times = [made for headers in messages if (made := created(headers.get("id", ""))) is not None]
+    return max(time.time() - min(times), 0.0) if times else 0.0
+
+
+def held(client: redis.Redis) -> list[Held]:
+    """Return the lists of all workers, alive or not."""
+    now = client.time()[0]
+    leases: list[tuple[bytes, float]] = client.zrange(broker.LEASES, 0, -1, withscores=True)  # type: ignore[assignment]
+    found = []
+    for lease, sign in leases:
+        name = lease.decode()
+        queue = broker.queue_of(name)
+        node = name.removeprefix(broker.UNACKED).partition(":")[0]
+        raws: list[bytes] = client.lrange(name, 0, -1)  # type: ignore[assignment]
+        messages = [message["headers"] if (message := ours(queue, raw)) else {} for raw in raws]
+        found.append(Held(name, node, queue, now - sign, messages))
+    return found
+
+
+def look(client: redis.Redis) -> Look:
+    """Look at everything once."""
+    now = client.time()[0]
+    workers = {}
+    told_by: dict[bytes, bytes] = client.hgetall(WORKERS)  # type: ignore[assignment]
+    for node, value in told_by.items():
+        told, _, state = value.decode().partition(" ")
+        if now - int(told) <= LEASE_MARGIN:
+            workers[node.decode()] = json.loads(state)
+    figures: dict[bytes, bytes] = client.hgetall(FIGURES)  # type: ignore[assignment]
+    names = queues(client)
+    return Look(
+        at=time.monotonic(),
+        queues={queue: _waiting(client, queue, queue) for queue in names},
+        deferred={queue: _waiting(client, queue, broker.deferred_list(queue)) for queue in names},
+        held=held(client),
+        workers=workers,
+        figures={tuple(name.decode().split(SEPARATOR)): float(value) for name, value in figures.items()},
+        dead_letters=int(client.llen(broker.DEAD_LETTERS)),
+    )
+
+
+def backlog(first: Look, last: Look) -> dict[str, Any]:
+    """Say whether there is a backlog, why, and which verb of queue_backlog.yml helps, if any does."""
+    late = {
+        name: queue
+        for name, queue in last.queues.items()
+        if queue.oldest > OLD or (queue.length > LONG and queue.length >= first.queues[name].length)
+    }
+    seconds = last.at - first.at
+    drains = (last.total("ended") - first.total("ended")) / seconds
+    waits = sum(queue.length for queue in last.queues.values())
+    grows = (waits - sum(queue.length for queue in first.queues.values())) / seconds
+    cause, advice = (
+        next(_causes(first, last, late, drains, grows)) if late else ("No queue is too long or too old", {"verb": ""})
+    )
+    figures = (
+        f"{waits} tasks wait, {last.busy} of {last.size} slots are busy, {drains:.1f} runs end and the queues "
+        f"{'grow' if grows > 0 else 'shrink'} by {abs(grows):.1f} tasks each second"
+    )
+    deferred = sum(entry.length for entry in last.deferred.values())
+    aside = f" {deferred} tasks are deferred: verb=resume puts them back." if deferred else ""
+    return {"wrong": bool(late), "verdict": f"{cause} ({figures}).{aside}", **advice, "lines": last.lines()}
+
+
+def _causes(
+    first: Look, last: Look, late: dict[str, Waiting], drains: float, grows: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what explains a backlog, with what helps; what others follow from comes first."""
+    settings, name, by_hand = get_settings(), max(late, key=lambda queue: late[queue].length), {"verb": ""}
+    if (missing := settings.workers_expected - len(last.workers)) > 0:
+        yield f"{missing} of {settings.workers_expected} workers are away: no_workers.yml starts them", by_hand
+    if name not in {entry.queue for entry in last.held if entry.silent <= LEASE_MARGIN}:
+        yield f"No worker takes from the queue {name}: celery_worker_pools must name it", by_hand
+    oldest = max((worker["held"] for worker in last.workers.values()), default=0)
+    if oldest > settings.task_time_limit + STUCK_MARGIN:
+        yield f"Workers are stuck: one has held a task for {oldest:.0f} s; stuck_task.yml frees it", by_hand
+    if last.busy < last.size and not drains:
+        rate = settings.task_default_rate_limit
+        why = f"task_default_rate_limit is {rate}" if rate else "its workers take none, stuck_task.yml looks at them"
+        yield f"Slots are free and tasks of {name} wait: {why}", by_hand
+    usual, lately = _mean(last), _mean(last, first)
+    if lately > SLOWER * usual:
+        slots = math.ceil(last.size / len(last.workers))
+        yield (
+            f"Tasks are slower than before, {lately:.1f} s a run instead of {usual:.1f} s: what they call is slow",
+            {"verb": "scale", "slots": slots},
+        )
+    kinds: Counter[str] = sum((entry.kinds for entry in late.values()), Counter())
+    task, count = kinds.most_common(1)[0]
+    # A flood hurts the other kinds; where there is none, all that helps is more slots.
+    known = {labels[0] for figure, *labels in last.figures if figure == "started"} | set(kinds)
+    if task != NOT_OURS and len(known) > 1 and count >= FLOOD * kinds.total():
+        share = count / kinds.total()
+        yield f"One kind floods {name}: {share:.0%} of what waits is {task}", {"verb": "defer", "task": task}
+    more = max(math.ceil(last.size * max(grows, 0) / drains) if drains else 0, last.size)
+    yield (
+        f"There are too few slots for {name}: {last.size} cannot keep up",
+        {"verb": "scale", "slots": math.ceil(more / len(last.workers))},
+    )
+
+
+def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
+    """Say which tasks run for too long or come back again and again; with an id, where that one is."""
+    asked = app.control.inspect(timeout=PATIENCE)
+    running = {
+        entry["id"]: time.time() - entry["time_start"]
+        for entries in (asked.active() or {}).values()
+        for entry in entries
+        if entry["time_start"]
+    }
+    scheduled = {entry["request"]["id"] for entries in (asked.scheduled() or {}).values() for entry in entries}
+    found, notes = [], []
+    for entry in seen.held:
+        if entry.silent > LEASE_MARGIN:
+            if entry.messages:
+                silent = f"which is silent for {entry.silent:.0f} s: unacknowledged.yml"
+                notes.append(f"{len(entry.messages)} tasks are in the hands of {entry.node}, {silent}")
+            continue
+        held_too_long = seen.workers.get(entry.node, {}).get("held", 0) > get_settings().task_time_limit + STUCK_MARGIN
+        for headers in filter(None, entry.messages):
+            name, seconds = f"{headers['id']} ({headers['task']})", running.get(headers["id"])
+            why = _why_stuck(headers, seconds, held_too_long and headers["id"] not in scheduled)
+            if held_too_long and seconds is not None and not why:
+                notes.append(
+                    f"{name} has run for {seconds:.0f} s on {entry.node}; its limits allow {_limit(headers):.0f} s"
+                )
+            if headers["id"] == task_id or (why and not task_id):
+                found.append(_culprit(headers, entry.node, f"{name} on {entry.node} {why or 'is under way'}"))
+    for queue, waiting in seen.queues.items():
+        for headers in waiting.returned:
+            name, why = f"{headers['id']} ({headers['task']})", _why_stuck(headers, None, False)
+            if headers["id"] == task_id or (why and not task_id):
+                found.append(_culprit(headers, "", f"{name} in the queue {queue} {why or 'waits'}"))
+    if seen.dead_letters:
+        notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/dead_letters.yml")
+    sentences = [entry["reason"] for entry in found] + notes
+    return {"tasks": found, "verdict": "; ".join(sentences) or "No task is stuck, and none kills its worker"}
+
+
+def _why_stuck(headers: dict[str, Any], seconds: float | None, held_too_long: bool) -> str:
+    """Return what is wrong with a task; nothing where nothing is."""
+    if (deaths := _deaths(headers)) >= POISON:
+        return (
+            f"comes back again and again: {deaths} workers have died with it (after {MAX_REDELIVERIES} it is put aside)"
+        )
+    if seconds is not None and seconds > _limit(headers) + STUCK_MARGIN:
+        return f"has run for {seconds:.0f} s, its limit is {_limit(headers):.0f} s"
+    return "is held, but neither runs nor waits for its time" if seconds is None and held_too_long else ""
+
+
+def gone(entries: list[Held], hosts: Collection[str], running: Collection[str], declared: str) -> dict[str, Any]:
+    """Say which workers are dead and hold tasks: silent, and proven not to run.
+
+    Args:
+        entries: what all workers hold.
+        hosts: names of the hosts that could be asked which workers run there.
+        running: names of the workers that run there.
+        declared: a worker of which an operator knows that it is dead.
+    """
+    silent = sorted({entry.node for entry in entries if entry.messages and entry.silent > LEASE_MARGIN})
+    dead = [node for node in silent if node == declared or (node.partition("@")[2] in hosts and node not in running)]
+    sentences = [f"{node} is dead and holds tasks" for node in dead]
+    for node in set(silent) - set(dead):
+        why = "its process runs and does not reach Redis" if node in running else "its host could not be asked"
+        sentences.append(
+            f"{node} is silent and holds tasks, but {why}: look there. If you know that it is dead, say "
+            f"-e node={node}; if you are wrong, its tasks run twice"
+        )
+    return {
+        "dead": dead,
+        "verdict": "; ".join(sentences) or "No worker that is gone holds a task",
+        "lines": [
+            f"{entry.node}: {len(entry.messages)} tasks of {entry.queue}, the oldest enqueued "
+            f"{age(entry.messages):.0f} s ago, last sign of life {entry.silent:.0f} s ago"
+            for entry in entries
+        ],
+    }
+
+
+def find(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> dict[str, Any]:
+    """Say in one sentence what became of a task, which status the API gives it, and what would help."""
+    verdict, code, mend = next(_fates(client, results, app, task_id))
+    return {"verdict": verdict, "code": code, "mend": mend}
+
+
+def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> Iterator[tuple[str, int, str]]:
+    made, kept = created(task_id), get_settings().result_expires
+    # Ids of tasks that the API has not made do not tell.
+    since = (
+        f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(made))} UTC, {time.time() - made:.0f} s ago"
+        if made
+        else ""
+    )
+    accepted = client.hexists(broker.ACCEPTED, task_id)
+    if place := _place(client, app, task_id):
+        yield f"It {place}; it was enqueued{since}", 200, ""
+    letter = _dead_letter(client, task_id)
+    mend = f"playbooks/dead_letters.yml -e verb=requeue -e letters={task_id}, when the cause is mended"
+    key = f"celery-task-meta-{task_id}"
+    stored: Any = results.get(key)
+    if stored is not None:
+        state = app.backend.decode(stored)["status"]
+        why = f"; it is a dead letter since {letter['time']} because: {letter['reason']}" if letter else ""
+        ended = "has ended" if state in READY_STATES else "is not done"
+        sentence = f"It {ended}, its status is {state} and is kept for {results.ttl(key)} s more{why}"
+        yield sentence, 200, mend if letter else ""
+    if letter:
+        yield f"It is a dead letter since {letter['time']} because: {letter['reason']}", 404, mend
+    if accepted:
+        yield "It is accepted, and its message was moving from one list to another: ask again", 200, ""
+    if made is None:
+        yield "It is no id of ours: those are UUIDs of version 7, as the enqueue request returns them", 422, ""
+        return
+    if time.time() - made > kept:
+        sentence = f"Its result has expired: it was enqueued{since}, and results are kept for {kept} s"
+        yield sentence, 410, f"result_expires above {kept} in the inventory, if clients must be able to ask that late"
+    evicted, limit = (
+        results.info(part)[name] for part, name in (("stats", "evicted_keys"), ("memory", "maxmemory_human"))
+    )
+    if evicted:
+        sentence = f"Its result was evicted to make room, or it was never accepted here: enqueued{since}"
+        mend = f"stack_redis_maxmemory twice as large (it is {limit}), or a shorter result_expires (it is {kept})"
+        yield f"{sentence}, {evicted} results were evicted since Redis' start", 404, mend
+    yield (
+        f"It was never accepted here: its id was made{since}; results are kept for {kept} s, none was evicted",
+        404,
+        "",
+    )
+
+
+def _waiting(client: redis.Redis, queue: str, name: str) -> Waiting:
+    raws: list[bytes] = client.lrange(name, -SAMPLE, -1)  # type: ignore[assignment]
+    messages = [ours(queue, raw) for raw in raws]
+    headers = [message["headers"] if message else {} for message in messages]
+    return Waiting(
+        length=int(client.llen(name)),
+        oldest=age(headers[-1:]),
+        kinds=Counter(header.get("task", NOT_OURS) for header in headers),
+        returned=[header for header in headers if _deaths(header)],
+    )
+
+
+def _mean(last: Look, first: Look | None = None) -> float:
+    """Return the seconds of a run, of all runs or of those between two looks; 0 where they are too few to tell."""
+    runs = last.total("ended") - (first.total("ended") if first else 0)
+    seconds = last.total("run_sum") - (first.total("run_sum") if first else 0)
+    return seconds / runs if runs >= RUNS_TO_COMPARE else 0.0
+
+
+def _limit(headers: dict[str, Any]) -> float:
+    hard, _ = headers.get("timelimit") or (None, None)
+    return float(hard or get_settings().task_time_limit)
+
+
+def _deaths(headers: dict[str, Any]) -> int:
+    return int(headers.get("redeliveries", 0))
+
+
+def _culprit(headers: dict[str, Any], node: str, reason: str) -> dict[str, Any]:
+    return {"id": headers["id"], "node": node, "reason": reason, "poison": _deaths(headers) >= POISON}
+
+
+def _dead_letter(client: redis.Redis, task_id: str) -> dict[str, Any] | None:
+    letters: list[bytes] = client.lrange(broker.DEAD_LETTERS, 0, -1)  # type: ignore[assignment]
+    for raw in letters:
+        letter: dict[str, Any] = json.loads(raw)
+        if letter["id"] == task_id:
+            return letter
+    return None
+
+
+def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
+    """Say what is the case with a task whose message lies in the broker; nothing when there is none."""
+    signs = {entry.name: entry for entry in held(client)}
+    for name, queue in lists(client):
+        raws: list[bytes] = client.lrange(name, 0, -1)  # type: ignore[assignment]
+        for before, raw in enumerate(reversed(raws)):
+            message = ours(queue, raw) if task_id.encode() in raw else None
+            if message is None or message["headers"].get("id") != task_id:
+                continue
+            if name == queue:
+                return f"waits in the queue {queue}, {before} tasks are before it"
+            if name in signs:
+                return _doing(signs[name], app, task_id)
+            return f"is deferred from {queue}: queue_backlog.yml -e verb=resume puts it back"
+    return ""
+
+
+def _doing(holder: Held, app: Celery, task_id: str) -> str:
+    if holder.silent > LEASE_MARGIN:
+        return f"is in the hands of {holder.node}, which is silent for {holder.silent:.0f} s: unacknowledged.yml"
+    asked: Any = app.control.inspect(destination=[holder.node], timeout=PATIENCE).query_task(task_id) or {}
+    doing, request = asked.get(holder.node, {}).get(task_id, ("reserved", {}))
+    if doing == "active":
+        return f"has been running on {holder.node} for {time.time() - request['time_start']:.0f} s"
+    return f"is in the hands of {holder.node} and waits for {'its time' if doing == 'scheduled' else 'a slot'}"

@@ -1,0 +1,309 @@
+"""What an operator does with queues: nothing is lost or doubled, and what is said of a task is true."""
+
+import json
+import secrets
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from app.agents.config import DEFAULT_QUEUE
+from app.agents.task_ids import new_task_id
+from tests.support import Api, Program, wait_until
+from tests.test_task_safety import POISON, Stack
+
+pytestmark = pytest.mark.integration
+
+RECORDED, SLEEPING = "tests.faulty_worker.recorded", "tests.faulty_worker.sleeping"
+DEFERRED = deferred_list(DEFAULT_QUEUE)
+
+
+class Operator(Stack):
+    """Signed messages, and the commands of an operator."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start Redis alone."""
+        super().__init__(directory)
+        self.env["TASK_SIGNING_KEY"] = secrets.token_hex(32)
+        self.broker = self.redis.client(0)
+
+    def queues(self, *arguments: str, succeeds: bool = True) -> str:
+        """Run a command and return what it says."""
+        command = [sys.executable, "-m", "app.agents.queues", *arguments]
+        program = Program(command, self.directory / "queues.log", self.env)
+        assert (program.process.wait(30) == 0) is succeeds, program.output()
+        return program.output()
+
+    def asked(self, *arguments: str) -> dict[str, Any]:
+        """Run a command that answers in JSON."""
+        answer: dict[str, Any] = json.loads(self.queues(*arguments))
+        return answer
+
+    def send_recorded(self, numbers: range, seconds: float = 0) -> list[str]:
+        """Send tasks that write down that they run."""
+        call = f"recorded.delay(number, '{self.ledger}', {seconds})"
+        return self.send(f"*[{call} for number in range({numbers.start}, {numbers.stop})]")
+
+    def names(self, name: str) -> list[str]:
+        """Return the tasks' names in a list, the next to be taken first."""
+        return [json.loads(entry)["headers"]["task"] for entry in reversed(self.broker.lrange(name, 0, -1))]
+
+    def ids(self, name: str) -> list[str]:
+        """Return the tasks' ids in a list, the next to be taken first."""
+        return [json.loads(entry)["headers"]["id"] for entry in reversed(self.broker.lrange(name, 0, -1))]
+
+
+def old_id() -> str:
+    """Return an id as the API makes them, of three minutes ago (RFC 9562: milliseconds, version, variant)."""
+    milliseconds = int((time.time() - 180) * 1000)
+    return str(uuid.UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62 | secrets.randbits(62)))
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    """Redis of this test alone."""
+    operator = Operator(tmp_path)
+    yield operator
+    for worker in operator.workers:
+        worker.stop(signal.SIGKILL)
+    operator.redis.stop()
+
+
+def test_deferred_tasks_stay_accepted_and_come_back_in_their_order(operator: Operator) -> None:
+    first = operator.send_recorded(range(250))
+    others = operator.send("sleeping.delay(0)", "sleeping.delay(0)")
+    later = operator.send_recorded(range(250, 260))
+    assert "260 tasks of celery are deferred" in operator.queues("defer", "--task", RECORDED)
+    assert operator.ids(DEFAULT_QUEUE) == others
+    assert operator.ids(DEFERRED) == first + later
+    assert operator.broker.hlen(ACCEPTED) == 262
+    assert "celery: 260 deferred" in operator.queues("list")
+    assert "is deferred" in operator.asked("find", first[0])["verdict"]
+    assert "0 tasks are in celery again" in operator.queues("resume", "--task", SLEEPING)
+    assert "260 tasks are in celery again" in operator.queues("resume")
+    assert operator.ids(DEFAULT_QUEUE) == others + first + later
+    operator.start_worker()
+    wait_until(operator.nothing_waits, timeout=30)
+    assert sorted(map(int, operator.events("end"))) == list(range(260))
+    assert operator.broker.llen(DEAD_LETTERS) == 0
+
+
+def test_nothing_is_lost_or_doubled_while_workers_consume(operator: Operator) -> None:
+    operator.send_recorded(range(3000))
+    operator.start_worker("--concurrency=4", "--prefetch-multiplier=8")
+    for _ in range(3):
+        done = len(operator.events("end"))
+        operator.queues("defer", "--task", RECORDED)
+        assert operator.broker.llen(DEFERRED) > 0, "all done too early"
+        assert operator.broker.llen(DEFAULT_QUEUE) == 0
+        operator.queues("resume")
+        wait_until(lambda: len(operator.events("end")) > done)  # noqa: B023 - called at once
+    wait_until(operator.nothing_waits, timeout=60)
+    assert sorted(map(int, operator.events("start"))) == list(range(3000))
+    assert operator.broker.llen(DEFERRED) == operator.broker.llen(DEAD_LETTERS) == 0
+
+
+def test_a_dropped_task_says_so_and_never_runs(operator: Operator) -> None:
+    dropped = operator.send_recorded(range(20), seconds=0.2)
+    operator.queues("defer", "--task", RECORDED)
+    dropped += operator.send_recorded(range(20, 60), seconds=0.2)
+    kept = operator.send("sleeping.delay(0)")
+    operator.start_worker()
+    wait_until(lambda: operator.events("start"))
+    said = operator.queues("drop", "--task", RECORDED, "--reason", "Sent twice.")
+    wait_until(operator.nothing_waits)
+    operator.result(*kept)
+    ran = {int(number) for number in operator.events("start")}
+    assert f"{60 - len(ran)} tasks of celery are ended" in said
+    assert ran
+    for number, task_id in enumerate(dropped):
+        state = "SUCCESS" if number in ran else "REVOKED"
+        stored = operator.result(task_id, state)
+        assert number in ran or stored["result"]["exc_message"] == ["Sent twice."]
+
+
+def test_clients_are_told_what_became_of_deferred_and_dropped_tasks(operator: Operator, tmp_path: Path) -> None:
+    api = Api(tmp_path / "api.log", operator.env)
+    try:
+        task_id, example = api.enqueue({}), "app.agents.tasks.example_task.example_agent_task"
+        operator.queues("defer", "--task", example)
+        assert api.status(task_id)["status"] == "PENDING"
+        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.client.get("/metrics").text
+        operator.queues("drop", "--task", example, "--reason", "Sent twice.")
+        told = api.status(task_id)
+        assert (told["status"], told["error"]) == ("REVOKED", "TaskRevokedError: Sent twice.")
+    finally:
+        api.stop()
+
+
+def test_forged_messages_are_left_alone(operator: Operator) -> None:
+    forged = json.dumps(
+        {"headers": {"task": RECORDED, "id": new_task_id()}, "body": "", "properties": {"delivery_info": {}}}
+    )
+    for entry in (*POISON.values(), forged):
+        operator.broker.lpush(DEFAULT_QUEUE, entry)
+    operator.send_recorded(range(5))
+    operator.broker.lpush(DEFERRED, forged)
+    assert f"{len(POISON) + 1} x (forged or broken)" in operator.queues("list")
+    assert "5 tasks of celery are deferred" in operator.queues("defer", "--task", RECORDED)
+    assert operator.broker.llen(DEFAULT_QUEUE) == len(POISON) + 1
+    assert "5 tasks of celery are ended" in operator.queues("drop", "--task", RECORDED)
+    assert operator.broker.lrange(DEFERRED, 0, -1) == [forged]
+    # It counts for nothing, and its id may be that of somebody else's task.
+    assert operator.broker.hlen(ACCEPTED) == 0
+    assert operator.asked("stuck")["tasks"] == []
+    assert operator.asked("examine", "--seconds=0.1")["wrong"] is False
+
+
+def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
+    operator.send_recorded(range(1))
+    operator.queues("defer", "--task", RECORDED)
+    worker = operator.start_worker("--pool=threads")
+    held, *_ = operator.send("sleeping.delay(60)", "sleeping.delay(60)")
+    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    (waiting,) = operator.send("recorded.delay('x', '/dev/null', 0)")
+    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 1)
+    (deferred,) = operator.ids(DEFERRED)
+    for task_id in (held, waiting, deferred):
+        assert "is a dead letter now" in operator.queues("bury", task_id, "--reason", "It hangs.")
+        failed = operator.result(task_id, "FAILURE")["result"]
+        assert failed["exc_message"] == ["It hangs."]
+        told = operator.asked("find", task_id)
+        assert "its status is FAILURE" in told["verdict"]
+        assert "because: It hangs." in told["verdict"]
+        assert not operator.broker.hexists(ACCEPTED, task_id)
+    assert "No message" not in operator.queues("bury", held, succeeds=False)  # an error goes to stderr
+    worker.stop(signal.SIGKILL)
+    operator.start_worker("--pool=threads")
+    wait_until(lambda: operator.broker.hlen(ACCEPTED) == 1)
+    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    assert operator.result(held, "FAILURE")
+
+
+def test_a_gone_workers_tasks_are_taken_back_at_once(operator: Operator) -> None:
+    gone = operator.start_worker(name="gone")
+    node = f"gone@{socket.gethostname()}"
+    operator.send_recorded(range(2), seconds=1)
+    wait_until(lambda: len(operator.events("start")) == 2)
+    gone.stop(signal.SIGKILL)
+    operator.queues("reclaim", node, succeeds=False)
+    unacked = unacked_list(node, DEFAULT_QUEUE)
+    operator.broker.zadd(LEASES, {unacked: time.time() - 20})
+    assert f"{node}, which is silent for" in operator.asked("stuck")["verdict"]
+    assert "2 tasks of celery are not in the hands" in operator.queues("reclaim", node)
+    assert operator.broker.zscore(LEASES, unacked) is None
+    assert {json.loads(entry)["headers"]["redeliveries"] for entry in operator.broker.lrange(DEFAULT_QUEUE, 0, -1)} == {
+        1
+    }
+    operator.start_worker(name="other")
+    wait_until(operator.nothing_waits)
+    assert sorted(operator.events("end")) == ["0", "1"]
+    operator.queues("reclaim", node, succeeds=False)
+
+
+def test_what_comes_back_again_and_again_is_called_so(operator: Operator) -> None:
+    (poison,) = operator.send("fatal.delay()")
+    for _ in range(3):
+        worker = operator.start_worker("--pool=threads", name="x")
+        worker.process.wait(10)
+    node = f"x@{socket.gethostname()}"
+    operator.broker.zadd(LEASES, {unacked_list(node, DEFAULT_QUEUE): time.time() - 20})
+    operator.queues("reclaim", node)
+    told = operator.asked("stuck")
+    assert [(task["id"], task["poison"]) for task in told["tasks"]] == [(poison, True)]
+    assert "3 workers have died with it" in told["verdict"]
+
+
+class TestVerdict:
+    """Each cause of a backlog has its sentence."""
+
+    @staticmethod
+    def _backlog(operator: Operator, seconds: float) -> None:
+        ids = [old_id() for _ in range(102)]
+        operator.send(f"*[sleeping.apply_async(({seconds},), task_id=task_id) for task_id in {ids}]")
+
+    def test_workers_away(self, operator: Operator) -> None:
+        operator.env["WORKERS_EXPECTED"] = "1"
+        self._backlog(operator, 1)
+        told = operator.asked("examine", "--seconds=0.1")
+        assert told["wrong"]
+        assert told["verdict"].startswith("1 of 1 workers are away")
+
+    def test_nobody_takes_from_the_queue(self, operator: Operator) -> None:
+        self._backlog(operator, 1)
+        operator.start_worker("--queues=other")
+        wait_until(lambda: operator.broker.hlen("workers") == 1)
+        assert "No worker takes from the queue celery" in operator.asked("examine", "--seconds=0.1")["verdict"]
+
+    def test_one_kind_floods(self, operator: Operator) -> None:
+        operator.start_worker()
+        operator.result(*operator.send("dying.delay(0)"))
+        self._backlog(operator, 5)
+        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        told = operator.asked("examine", "--seconds=0.1")
+        assert (told["verb"], told["task"]) == ("defer", SLEEPING)
+        operator.queues("defer", "--task", told["task"])
+        assert operator.asked("examine", "--seconds=0.1")["wrong"] is False
+
+    def test_too_few_slots(self, operator: Operator) -> None:
+        operator.start_worker()
+        self._backlog(operator, 5)
+        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        told = operator.asked("examine", "--seconds=0.1")
+        assert (told["verb"], told["slots"]) == ("scale", 2)
+
+    def test_tasks_are_slower(self, operator: Operator) -> None:
+        operator.start_worker("-c", "8")
+        operator.send("*[sleeping.delay(0) for _ in range(30)]")
+        wait_until(operator.nothing_waits)
+        time.sleep(2)
+        self._backlog(operator, 1)
+        wait_until(lambda: "slower than before" in operator.asked("examine", "--seconds=2")["verdict"], timeout=20)
+
+
+class TestFind:
+    """Each fate of a task has its sentence, and the API's status code."""
+
+    def test_fates(self, operator: Operator, tmp_path: Path) -> None:
+        operator.env["RESULT_EXPIRES"] = "5"
+        unknown = new_task_id()
+        api = Api(tmp_path / "api.log", operator.env)
+
+        def told(task_id: str) -> tuple[str, int]:
+            answer = operator.asked("find", task_id)
+            code = api.client.get(f"/tasks/status/{task_id}").status_code
+            assert answer["code"] == code, answer
+            return answer["verdict"], code
+
+        try:
+            waiting = api.enqueue({})
+            assert "waits in the queue celery, 0 tasks are before it" in told(waiting)[0]
+            assert told(unknown)[1] == 404
+            assert "never accepted here" in told(unknown)[0]
+            assert told("00000000-0000-4000-8000-000000000000")[1] == 422
+            operator.start_worker(name="w")
+            wait_until(lambda: "has been running on w@" in operator.asked("find", waiting)["verdict"])
+            operator.result(waiting)
+            assert "its status is SUCCESS" in told(waiting)[0]
+            wait_until(lambda: api.client.get(f"/tasks/status/{waiting}").status_code == 410, timeout=20)
+            assert "has expired" in told(waiting)[0]
+        finally:
+            api.stop()
+
+    def test_evicted(self, operator: Operator) -> None:
+        results = operator.redis.client(1)
+        results.config_set("maxmemory-policy", "allkeys-lru")
+        used = results.info("memory")["used_memory"]
+        results.config_set("maxmemory", used + 200_000)
+        for number in range(100):
+            results.set(f"celery-task-meta-{number}", "x" * 10_000)
+        told = operator.asked("find", new_task_id())
+        assert "evicted to make room" in told["verdict"]
+        assert "stack_redis_maxmemory" in told["mend"]
