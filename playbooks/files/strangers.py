@@ -22,7 +22,7 @@ SINCE = "-24 hours"
 # Failed logins within that time which are nobody's slip.
 FAILED = 10
 # The API's line of a request, and Flower's, as JSON.
-LOGIN = re.compile(r'HTTP/1\.1\\\\" 401|"message": "401 ')
+LOGIN = re.compile(r'HTTP/1\.1\\" 401|"message": "401 ')
 
 
 @dataclass
