@@ -62,6 +62,9 @@ def redis(config: Path) -> dict[str, str]:
     suffix = config.stem.removeprefix("redis")
     password = re.search(r"^requirepass (\S+)", config.read_text(), re.MULTILINE)
     client = ["redis-cli", "-s", f"/run/redis{suffix}/redis-server.sock", "--no-auth-warning"]
+    # One that hangs would take PATIENCE for each question.
+    if (answer := say(*client, "PING", password=password[1] if password else "")) != "PONG\n":
+        return {f"Redis {config.name}": answer}
     asked = {
         "INFO everything": ["INFO", "everything"],
         "ACL LOG": ["ACL", "LOG", "20"],
