@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -217,14 +218,15 @@ def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Findi
 
 
 def halted(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Iterator[Finding]:
-    """Name processes that were stopped by a signal or hang in the kernel."""
-    for number in numbers:
-        if (found := re.search(r"^State:\s+(\w)", text(f"/proc/{number}/status"), re.MULTILINE)) is None:
-            continue
-        command = text(f"/proc/{number}/comm").strip()
-        if found[1] in "Tt":
-            what = f"process {number} ({command}) of {unit} is halted by a signal: kill -CONT {number}"
-            yield Finding(CRITICAL, what, runbook, layer, certain=True)
+    """Name processes that were stopped by a signal."""
+    found = {
+        number: text(f"/proc/{number}/comm").strip()
+        for number in numbers
+        if re.search(r"^State:\s+[Tt]", text(f"/proc/{number}/status"), re.MULTILINE)
+    }
+    if found:
+        which = f"{next(iter(found.values()))} of {unit}, process {' '.join(found)}, is halted by a signal"
+        yield Finding(CRITICAL, f"{which}: kill -CONT {' '.join(found)}", runbook, layer, certain=True)
 
 
 def programs(names: list[str], app: str) -> Iterator[Finding]:
@@ -259,7 +261,8 @@ class Connection:
         """Send one command and return its answer."""
         parts = [word.encode() for word in words]
         self.stream.write(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
-        self.stream.flush()
+        with contextlib.suppress(BrokenPipeError):  # it may have said why before it closed
+            self.stream.flush()
         return self._answer()
 
     def _answer(self) -> object:
