@@ -3,28 +3,53 @@
 
 Runs on the host as root, with the system's Python alone. Thresholds are those of the alerts
 (roles/monitoring/templates/alerts.yml.j2), whose pages say why.
+
+A finding has a layer: what lies lower causes what lies higher, so the filter doctor_findings sorts by it. A suspect is
+harmless by itself, but explains what fails above it, unless something that is certain by itself explains that.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
+import hashlib
 import json
 import os
+import pwd
 import re
 import shutil
+import socket
+import ssl
+import stat
 import subprocess
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-CRITICAL, WARNING = 1, 2
+# A note is told only beside something critical; facts are for the comparison between hosts.
+FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
+HOST, NETWORK, REDIS, REACH, RIGHTS, FILES, UNITS, WORKERS, QUEUES, LATER = range(1, 11)
 # Shares of a whole, and seconds.
-DISK_LEFT, MEMORY_LEFT, BROKER_MEMORY = 0.1, 0.1, 0.7
+DISK_LEFT, MEMORY_LEFT, BROKER_MEMORY, MEMORY_FULL = 0.1, 0.1, 0.7, 0.97
 OLD_TASK, STUCK_MARGIN = 120, 60
 CERTIFICATE_WARNING, CERTIFICATE_CRITICAL = 20 * 24 * 3600, 3 * 24 * 3600
-PATIENCE = 5
+CLOCKS_DIFFER, SLOW_NETWORK, RECENT = 2, 0.25, 300
+PATIENCE = 4
+# Of quoted logs.
+LONGEST_QUOTE = 200
+# Where each unit stands, by the page that helps when it is away.
+LAYERS = {"": NETWORK, "RedisDown": REDIS, "ApiDown": UNITS, "NoWorkers": WORKERS}
+REASON = re.compile(
+    r"Failed with result|Main process exited|Failed at step|Failed to (?!kill)|[Ee]rror|ERROR|CRITICAL|FATAL|Can't"
+    r"|refuse|already in use|denied|No such file|Killed|[Bb]ad directive|Invalid"
+)
 
 
 @dataclass
@@ -34,97 +59,628 @@ class Finding:
     severity: int
     what: str
     runbook: str
+    layer: int = LATER
+    suspect: bool = False
+    certain: bool = False
 
 
 def say(*command: str, **environment: str) -> tuple[bool, str]:
     """Run a command; return whether it succeeded and what it says, also when it takes too long or is not there."""
     try:
         run = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**os.environ, **environment}
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            errors="replace",
+            env={**os.environ, **environment},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
     return run.returncode == 0, run.stdout.strip()
 
 
+def text(file: Path | str) -> str:
+    """Return what a file holds, nothing if there is none."""
+    try:
+        return Path(file).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# Units and processes
+
+
 def units(wanted: dict[str, str]) -> Iterator[Finding]:
     """Look whether each unit runs and comes back after a boot; ``wanted`` names each unit's runbook."""
+    names = "Id LoadState ActiveState SubState Result ExecMainCode ExecMainStatus NRestarts UnitFileState ControlGroup"
+    names += " FreezerState DropInPaths NeedDaemonReload StateChangeTimestampMonotonic"
     for unit, runbook in wanted.items():
-        active, state = say("systemctl", "is-active", unit)
-        if not active:
-            yield Finding(CRITICAL, f"{unit} is {state}", runbook)
-        elif not say("systemctl", "is-enabled", unit)[0]:
-            yield Finding(WARNING, f"{unit} would not start after a boot", runbook)
+        _, told = say("systemctl", "show", f"--property={names.replace(' ', ',')}", unit)
+        yield from state(unit, runbook, dict(line.split("=", 1) for line in told.splitlines() if "=" in line))
     for line in say("systemctl", "list-units", "--failed", "--plain", "--no-legend")[1].splitlines():
         if (unit := line.split()[0].removesuffix(".service")) not in wanted:
-            yield Finding(WARNING, f"{unit} has failed", "UnitRestartLoop")
+            yield Finding(WARNING, f"{unit} has failed{because(unit)}", "UnitRestartLoop")
 
 
-def programs(names: list[str]) -> Iterator[Finding]:
+def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Finding]:
+    """Judge what systemd says of a unit."""
+    layer = LAYERS.get(runbook, LATER)
+    active, result = properties.get("ActiveState", "unknown"), properties.get("Result", "")
+    since = time.monotonic() - int(properties.get("StateChangeTimestampMonotonic") or 0) / 1e6
+    restarts = int(properties.get("NRestarts") or 0)
+    yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
+    if properties.get("LoadState") == "masked":
+        yield Finding(
+            CRITICAL, f"{unit} is masked, it cannot start: systemctl unmask {unit}", runbook, layer, certain=True
+        )
+    elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
+        problem = properties["LoadState"].replace("-", " ")
+        yield Finding(CRITICAL, f"{unit} has no unit file that systemd can read ({problem})", runbook, layer)
+    elif properties.get("FreezerState", "running") not in ("running", ""):
+        yield Finding(
+            CRITICAL, f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}", runbook, layer, certain=True
+        )
+    elif properties.get("SubState") == "auto-restart":
+        failed = f"{unit} fails again and again ({restarts} restarts, {how(properties)}){because(unit)}"
+        yield Finding(CRITICAL, failed, runbook, layer)
+    elif active == "inactive" and result in ("success", ""):
+        yield Finding(CRITICAL, f"{unit} is inactive: it was stopped {since:.0f} s ago", runbook, layer, certain=True)
+    elif active == "activating" and since < 10:
+        yield Finding(WARNING, f"{unit} is starting", runbook, layer)
+    elif active not in ("active", "reloading"):
+        yield Finding(CRITICAL, f"{unit} is {active} ({how(properties)}){because(unit)}", runbook, layer)
+    else:
+        yield from processes(unit, runbook, layer, properties.get("ControlGroup", ""))
+        if restarts > 2 and since < RECENT:
+            yield Finding(
+                WARNING,
+                f"{unit} was restarted {restarts} times, last {since:.0f} s ago{because(unit)}",
+                runbook,
+                layer,
+                suspect=True,
+            )
+    if properties.get("UnitFileState", "enabled") in ("disabled", "linked", "enabled-runtime"):
+        yield Finding(WARNING, f"{unit} is {properties['UnitFileState']}: it would not start after a boot", runbook)
+    if properties.get("NeedDaemonReload") == "yes":
+        changed = f"{unit}'s unit file was changed and is not in force yet: systemctl daemon-reload"
+        yield Finding(WARNING, changed, "drift", FILES, suspect=True)
+
+
+def how(properties: dict[str, str]) -> str:
+    """Say how a unit's process ended."""
+    code = {"1": "exit code", "2": "signal", "3": "signal"}.get(properties.get("ExecMainCode", ""), "")
+    return f"{properties.get('Result')}, {code} {properties.get('ExecMainStatus')}" if code else properties["Result"]
+
+
+def because(unit: str) -> str:
+    """Return the last lines of a unit's log that look like a reason, and who has its port if it is taken."""
+    _, log = say("journalctl", "--no-pager", "--output=cat", "--lines=60", f"--unit={unit}")
+    lines = [line for line in log.splitlines() if REASON.search(line)]
+    own = [line for line in lines if not re.search(r"Failed with result|Main process exited|Failed to start", line)]
+    reason = quote((own or lines or [""])[-1])
+    if unit.startswith("redis-server") and not own:
+        name = unit.partition("@")[2]
+        log = text(f"/var/log/redis/redis-server{'-' * bool(name)}{name}.log")[-4000:]
+        reason = quote(([line for line in log.splitlines() if " # " in line] or [reason])[-1])
+    if "in use" in log and (port := re.search(r"(?:ListenStream=|:)\S*?(\d{2,5})\b", say("systemctl", "cat", unit)[1])):
+        reason += listener(int(port[1]))
+    return f": {reason}" if reason else ""
+
+
+def quote(line: str) -> str:
+    """Shorten a log's line, and take out what may be a secret."""
+    if line.startswith("{"):
+        try:
+            entry = json.loads(line)
+            line = str(entry.get("message") or entry.get("event") or line)
+        except ValueError:
+            pass
+    line = re.sub(r"(://[^\s:/@]*:)[^\s/@]+@", r"\1**@", line)
+    line = re.sub(r"[A-Za-z0-9_-]{24,}", lambda word: "**" if re.search(r"\d", word[0]) else word[0], line)
+    return " ".join(line.split())[:LONGEST_QUOTE]
+
+
+def listener(port: int) -> str:
+    """Say which program has a port."""
+    found = re.search(r'"([^"]+)",pid=(\d+)', say("ss", "-ltnpH", f"sport = :{port}")[1])
+    return f" (port {port} is held by {found[1]}, process {found[2]})" if found else ""
+
+
+def drop_ins(unit: str, layer: int, files: list[str]) -> Iterator[Finding]:
+    """Name what somebody has changed about a unit besides us and Debian."""
+    for file in files:
+        content = text(file)
+        if file.startswith(("/usr/lib/", "/lib/")) or "Ansible managed" in content or file.endswith("/restart.conf"):
+            continue
+        lines = [line for line in content.splitlines() if "=" in line and not line.startswith(("#", ";"))]
+        what = f"{file}, not ours, changes {unit}: {quote(', '.join(lines[:4]))}"
+        yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
+
+
+def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Finding]:
+    """Look at a unit's processes: halted, killed for want of memory, slowed down."""
+    if not group:
+        return
+    place = Path("/sys/fs/cgroup") / group.lstrip("/")
+    yield from halted(unit, runbook, layer, text(place / "cgroup.procs").split())
+    for file, field, what in (
+        ("memory.events", "oom_kill", "processes of {} were killed for want of memory since it started"),
+        ("pids.events", "max", "times {} could not start a process or thread (TasksMax)"),
+    ):
+        count = re.search(rf"^{field} (\d+)", text(place / file), re.MULTILINE)
+        if count and int(count[1]):
+            yield Finding(WARNING, f"{count[1]} {what.format(unit)}", runbook, layer, suspect=True)
+    throttled = dict(line.split() for line in text(place / "cpu.stat").splitlines())
+    if int(throttled.get("nr_throttled", 0)) > 0.5 * int(throttled.get("nr_periods", 0)):
+        yield Finding(CRITICAL, f"{unit} is held back: it has used up its CPUQuota", runbook, layer)
+
+
+def halted(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Iterator[Finding]:
+    """Name processes that were stopped by a signal."""
+    found = {
+        number: text(f"/proc/{number}/comm").strip()
+        for number in numbers
+        if re.search(r"^State:\s+[Tt]", text(f"/proc/{number}/status"), re.MULTILINE)
+    }
+    if found:
+        which = f"{next(iter(found.values()))} of {unit}, process {' '.join(found)}, is halted by a signal"
+        yield Finding(CRITICAL, f"{which}: kill -CONT {' '.join(found)}", runbook, layer, certain=True)
+
+
+def programs(names: list[str], app: str) -> Iterator[Finding]:
     """Look at supervisor's programs."""
     for line in say("supervisorctl", "status", *names)[1].splitlines():
+        words = line.split()
         if "RUNNING" not in line:
-            yield Finding(CRITICAL, " ".join(line.split()), "NoWorkers")
+            log = Path(f"/var/log/{app}/{words[0].removeprefix(f'{app}-')}.log")
+            lines = [entry for entry in text(log)[-8000:].splitlines() if REASON.search(entry)]
+            reason = f": {quote(lines[-1])}" if lines and "STOPPED" not in line else ""
+            yield Finding(CRITICAL, " ".join(words) + reason, "NoWorkers", WORKERS, certain="STOPPED" in line)
+        elif number := re.search(r"pid (\d+)", line):
+            children = text(f"/proc/{number[1]}/task/{number[1]}/children").split()
+            yield from halted(words[0], "NoWorkers", WORKERS, [number[1], *children])
 
 
-def redis(name: str) -> Iterator[Finding]:
-    """Look into one instance."""
+# Redis
+
+
+class RefusedError(Exception):
+    """Redis has answered with an error."""
+
+
+class Connection:
+    """A connection to Redis, spoken over a socket: passwords stay out of every process list."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        """Take a connected socket."""
+        self.stream = connected.makefile("rwb")
+
+    def ask(self, *words: str) -> object:
+        """Send one command and return its answer."""
+        parts = [word.encode() for word in words]
+        self.stream.write(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+        with contextlib.suppress(BrokenPipeError):  # it may have said why before it closed
+            self.stream.flush()
+        return self._answer()
+
+    def _answer(self) -> object:
+        line = self.stream.readline().rstrip(b"\r\n").decode(errors="replace")
+        if not line:
+            raise ConnectionResetError("Redis closed the connection")
+        kind, rest = line[0], line[1:]
+        if kind == "-":
+            raise RefusedError(rest)
+        if kind == ":":
+            return int(rest)
+        if kind == "$":
+            return "" if rest == "-1" else self.stream.read(int(rest) + 2)[:-2].decode(errors="replace")
+        if kind == "*":
+            return [self._answer() for _ in range(int(rest))]
+        return rest
+
+
+def redis(name: str, port: int) -> Iterator[Finding]:
+    """Look into one instance, through its socket on this host."""
     suffix = "" if name == "main" else f"-{name}"
     config = Path(f"/etc/redis/redis{suffix}.conf")
-    password = re.search(r"^requirepass (\S+)", config.read_text(), re.MULTILINE) if config.exists() else None
+    password = re.search(r"^requirepass (\S+)", text(config), re.MULTILINE)
     if password is None:
-        yield Finding(CRITICAL, f"Redis {name} is not configured", "RedisDown")
+        yield Finding(CRITICAL, f"Redis {name} is not configured: {config} has no requirepass", "RedisDown", REDIS)
         return
-    client = ["redis-cli", "-s", f"/run/redis{suffix}/redis-server.sock", "--no-auth-warning"]
-    _, told = say(*client, "INFO", "everything", REDISCLI_AUTH=password[1])
+    if port and not re.search(rf"^(tls-)?port {port}$", text(config), re.MULTILINE):
+        wrong = f"Redis {name} does not listen on port {port}: {config} says something else"
+        yield Finding(CRITICAL, wrong, "RedisDown", REDIS)
+    yield from data_directory(name, text(config))
+    try:
+        with socket.socket(socket.AF_UNIX) as local:
+            local.settimeout(PATIENCE)
+            local.connect(f"/run/redis{suffix}/redis-server.sock")
+            connection = Connection(local)
+            try:
+                connection.ask("AUTH", password[1])
+            except RefusedError as error:
+                if "WRONGPASS" not in str(error) and "without any password" not in str(error):
+                    raise
+                wrong = f"Redis {name} has another administrator's password than {config} ({str(error)[:60]})"
+                yield Finding(CRITICAL, wrong, "RedisDown", RIGHTS)
+                return
+            yield from instance(name, config, connection)
+    except RefusedError as error:
+        layer = REDIS if "max number of clients" in str(error) or "LOADING" in str(error) else RIGHTS
+        yield Finding(CRITICAL, f"Redis {name} refuses: {error}", "RedisDown", layer)
+    except TimeoutError:
+        slow = f"Redis {name} does not answer within {PATIENCE} s: halted, busy with a slow command, or CLIENT PAUSE"
+        yield Finding(CRITICAL, slow, "RedisDown", REACH)
+    except OSError as error:
+        yield Finding(CRITICAL, f"Redis {name} does not answer ({error.strerror or error})", "RedisDown", REACH)
+
+
+def instance(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
+    """Judge what an instance says of itself."""
+    told = str(connection.ask("INFO", "everything"))
     info = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
-    if "redis_version" not in info:
-        yield Finding(CRITICAL, f"Redis {name} does not answer", "RedisDown")
-        return
     if info.get("loading") == "1":
-        yield Finding(CRITICAL, f"Redis {name} is loading its data", "RedisDown")
+        yield Finding(CRITICAL, f"Redis {name} is loading its data", "RedisDown", REDIS)
+    if info.get("role") == "slave":
+        master = f"{info.get('master_host')}:{info.get('master_port')}"
+        what = f"Redis {name} was made a replica of {master} and refuses to write: REPLICAOF NO ONE"
+        yield Finding(CRITICAL, what, "RedisDown", REDIS)
+    if info.get("paused_actions", "none") != "none":
+        yield Finding(CRITICAL, f"Redis {name} holds commands back (CLIENT PAUSE): CLIENT UNPAUSE", "RedisDown", REDIS)
+    if int(info["connected_clients"]) > 0.95 * int(info.get("maxclients", 0) or 1e9):
+        full = f"Redis {name} has {info['connected_clients']} of {info['maxclients']} possible clients"
+        yield Finding(CRITICAL, full, "RedisDown", REDIS)
     for field in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
         if info.get(field, "ok") != "ok":
-            yield Finding(CRITICAL, f"Redis {name} cannot write to its disk ({field})", "RedisCannotSave")
+            yield Finding(CRITICAL, f"Redis {name} cannot write to its disk ({field})", "RedisCannotSave", REDIS)
     if info.get("aof_enabled") == "0":
-        yield Finding(CRITICAL, f"Redis {name} keeps no append-only file", "RedisCannotSave")
-    if (refused := re.search(r"count=(\d+)", info.get("errorstat_NOPERM", ""))) is not None:
-        yield Finding(WARNING, f"Redis {name} has refused {refused[1]} commands since its start", "RedisDenies")
+        yield Finding(CRITICAL, f"Redis {name} keeps no append-only file", "RedisCannotSave", RIGHTS)
+    yield from settings(name, config, connection)
+    yield from rights(name, config, connection)
+    if re.search(r"count=(\d+)", info.get("errorstat_NOPERM", "")):
+        yield from denials(name, connection)
+    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
     if name == "broker":
         yield from broker(info)
+    if limit and used > MEMORY_FULL * limit and info.get("maxmemory_policy") == "noeviction":
+        full = f"Redis {name} is full and refuses to write: it uses {used >> 20} of {limit >> 20} MiB (maxmemory)"
+        yield Finding(CRITICAL, full, "RedisMemoryHigh", RIGHTS)
 
 
 def broker(info: dict[str, str]) -> Iterator[Finding]:
     """Look at what holds for the queue's instance alone."""
     if info.get("maxmemory_policy") != "noeviction":
-        yield Finding(
-            CRITICAL, f"the broker evicts ({info.get('maxmemory_policy')}): tasks may be lost", "BrokerEvicts"
-        )
+        evicts = f"the broker evicts ({info.get('maxmemory_policy')}): tasks may be lost"
+        yield Finding(CRITICAL, evicts, "BrokerEvicts", RIGHTS)
     if int(info.get("evicted_keys", 0)):
-        yield Finding(CRITICAL, f"the broker has evicted {info['evicted_keys']} keys", "BrokerEvicts")
+        yield Finding(CRITICAL, f"the broker has evicted {info['evicted_keys']} keys", "BrokerEvicts", RIGHTS)
     limit = int(info.get("maxmemory", 0))
     if limit and int(info["used_memory"]) > BROKER_MEMORY * limit:
         share = int(info["used_memory"]) / limit
-        yield Finding(WARNING, f"the broker uses {share:.0%} of its memory", "RedisMemoryHigh")
+        yield Finding(WARNING, f"the broker uses {share:.0%} of its memory", "RedisMemoryHigh", RIGHTS)
+
+
+def settings(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
+    """Compare the running server's settings with its file."""
+    wanted: dict[str, list[str]] = {"min-replicas-to-write": ["0"]}
+    for line in text(config).splitlines():
+        key, _, value = line.partition(" ")
+        if re.fullmatch(r"[a-z][a-z-]+", key) and key not in ("user", "requirepass", "logfile", "pidfile"):
+            wanted.setdefault(key, []).append(value.strip().strip('"'))
+    wanted["min-replicas-to-write"] = wanted["min-replicas-to-write"][-1:]
+    for key, values in wanted.items():
+        answer = connection.ask("CONFIG", "GET", key)
+        live = answer[1] if isinstance(answer, list) and len(answer) > 1 else " ".join(values)
+        if live != " ".join(values) and key != "unixsocketperm":
+            what = f"the running Redis {name} has {key} {live or 'empty'}, {config} says {' '.join(values) or 'empty'}"
+            yield Finding(WARNING, what, "drift", REDIS, suspect=True)
+
+
+def rights(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
+    """Compare the users of the running server with those of its file, and try what they must be able to do."""
+    answer = connection.ask("ACL", "LIST")
+    live = {line.split()[1]: line.split() for line in answer} if isinstance(answer, list) else {}
+    if "nopass" in live.get("default", []):
+        yield Finding(CRITICAL, f"everybody may use Redis {name} without a password", "RedisDenies", RIGHTS)
+    for user, words in re.findall(r"^user (\S+) (.*)$", text(config), re.MULTILINE):
+        if user not in live:
+            yield Finding(CRITICAL, f"Redis {name} does not know the user {user} of its file", "RedisDenies", RIGHTS)
+        elif "off" in live[user]:
+            yield Finding(CRITICAL, f"the user {user} of Redis {name} is switched off", "RedisDenies", RIGHTS)
+        elif {word for word in words.split() if word[0] == "#"} - set(live[user]):
+            changed = f"the running Redis {name} has another password for the user {user} than {config}"
+            yield Finding(CRITICAL, changed, "RedisDenies", RIGHTS)
+    denied: dict[str, str] = {}
+    for user, command in re.findall(r"^# may (\S+) (.*)$", text(config), re.MULTILINE):
+        if user in live and user not in denied and not str(_try(connection, user, command)).startswith("OK"):
+            denied[user] = command
+    for user, command in denied.items():
+        what = f"Redis {name} denies its user {user} what its file allows: {command}"
+        yield Finding(CRITICAL, what, "RedisDenies", RIGHTS)
+
+
+def _try(connection: Connection, user: str, command: str) -> object:
+    try:
+        return connection.ask("ACL", "DRYRUN", user, *command.split())
+    except RefusedError as error:
+        return "OK" if "unknown" in str(error).lower() else error
+
+
+def denials(name: str, connection: Connection) -> Iterator[Finding]:
+    """Name who was denied what lately."""
+    log = connection.ask("ACL", "LOG", "20")
+    told = set()
+    for entry in log if isinstance(log, list) else []:
+        fields = dict(zip(entry[::2], entry[1::2], strict=False))
+        who = f"{fields['username']}: {fields['reason']} {fields['object']}"
+        if fields["reason"] != "auth" and float(fields["age-seconds"]) < RECENT and who not in told:
+            told.add(who)
+            yield Finding(WARNING, f"Redis {name} has denied {who}", "RedisDenies", RIGHTS)
+
+
+def data_directory(name: str, config: str) -> Iterator[Finding]:
+    """Look whether Redis may write where its data is."""
+    if (found := re.search(r"^dir (\S+)", config, re.MULTILINE)) is None:
+        return
+    try:
+        directory = Path(found[1]).stat()
+        owner = pwd.getpwuid(directory.st_uid).pw_name
+    except (OSError, KeyError) as error:
+        yield Finding(CRITICAL, f"the data directory of Redis {name} is not there: {error}", "RedisCannotSave", HOST)
+        return
+    if owner != "redis" or not directory.st_mode & stat.S_IWUSR:
+        mode = f"{stat.S_IMODE(directory.st_mode):04o}"
+        what = f"Redis {name} may not write into {found[1]}: it belongs to {owner}, mode {mode}"
+        yield Finding(CRITICAL, what, "RedisCannotSave", HOST)
 
 
 def certificates() -> Iterator[Finding]:
     """Look how long Redis' certificate is valid."""
     for file in Path("/etc/redis/tls").glob("*.pem"):
-        for seconds, severity in ((CERTIFICATE_CRITICAL, CRITICAL), (CERTIFICATE_WARNING, WARNING)):
+        for seconds, severity in ((0, CRITICAL), (CERTIFICATE_CRITICAL, CRITICAL), (CERTIFICATE_WARNING, WARNING)):
             if not say("openssl", "x509", "-in", str(file), "-noout", "-checkend", str(seconds))[0]:
-                days = seconds // (24 * 3600)
-                yield Finding(
-                    severity, f"Redis' certificate ends within {days} days: run site.yml", "BrokerUnreachable"
-                )
+                ends = f"ends within {seconds // (24 * 3600)} days" if seconds else "has ended, or cannot be read"
+                what = f"Redis' certificate {ends}: run site.yml"
+                yield Finding(severity, what, "CertificateExpires", REDIS, suspect=True)
                 break
 
 
-def ask(url: str, key: str) -> tuple[int, str]:
-    """Return status and body of a GET, 0 when nobody answers."""
-    request = urllib.request.Request(url, headers={"X-API-Key": key})
+# Clients of Redis
+
+
+def clients(app: str, services: list[str], host: str, ports: list[int]) -> Iterator[Finding]:
+    """Reach Redis from here as each service does: name, TCP, TLS, user and password, answer, clock."""
+    told: dict[tuple[str, str, int, int], set[str]] = {}
+    endpoints: dict[tuple[str, str], set[str]] = {}
+    for service in services:
+        for file in sorted(Path(f"/etc/{app}/secrets/{service}").glob("*")):
+            value = text(file).strip()
+            if re.match(r"rediss?://", value):
+                endpoints.setdefault((value, service), set()).add(file.name)
+    with ThreadPoolExecutor(16) as pool:
+        asked = pool.map(lambda key: reach(key[0], key[1], host, ports), endpoints)
+        for (value, service), found in zip(endpoints, asked, strict=True):
+            for finding in found:
+                key = (finding.what, finding.runbook, finding.layer, finding.severity)
+                told.setdefault(key, set()).update(f"{service}/{name}" for name in endpoints[value, service])
+    for (what, runbook, layer, severity), names in told.items():
+        whose = sorted({name.partition("/")[0] for name in names})
+        yield Finding(severity, f"{what} (for {', '.join(whose)})", runbook, layer)
+
+
+def reach(secret: str, service: str, host: str, ports: list[int]) -> list[Finding]:
+    """Reach Redis with one secret URL, and say where that ends."""
+    page = "BrokerUnreachable"
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        url = urlsplit(secret)
+        name, port = str(url.hostname), url.port or 6379
+    except ValueError:
+        return [Finding(CRITICAL, f"a secret of {service} is no URL of Redis", page, FILES)]
+    where = f"{name}:{port}"
+    if host and (name != host.lower() or port not in ports or url.username != service):
+        meant = f"{service}@{host}, ports {' and '.join(map(str, ports))}"
+        wrong = f"a secret of {service} names {url.username}@{where}, the inventory {meant}"
+        return [Finding(CRITICAL, wrong, "drift", FILES)]
+    try:
+        address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0]
+    except OSError as error:
+        return [Finding(CRITICAL, f"the name {name} is unknown here: {error.strerror or error}", page, NETWORK)]
+    at = where if address == name else f"{where} ({address})"
+    try:
+        with socket.create_connection((str(address), port), PATIENCE) as plain:
+            return talk(plain, url, at)
+    except TimeoutError:
+        return [Finding(CRITICAL, f"{at} does not answer: packets are dropped, or nobody is there", page, REACH)]
+    except OSError as error:
+        return [Finding(CRITICAL, f"{at} cannot be reached: {error.strerror or error}", page, REACH)]
+
+
+def talk(plain: socket.socket, url: SplitResult, at: str) -> list[Finding]:
+    """Speak with Redis over a connection."""
+    page, speaking = "BrokerUnreachable", plain
+    try:
+        if url.scheme == "rediss":
+            authority = parse_qs(url.query).get("ssl_ca_certs", [""])[0]
+            speaking = ssl.create_default_context(cafile=authority).wrap_socket(plain, server_hostname=url.hostname)
+        connection = Connection(speaking)
+        connection.ask("AUTH", unquote(url.username or ""), unquote(url.password or ""))
+        took, sent = [], time.time()
+        for _ in range(3):
+            before = time.monotonic()
+            connection.ask("PING")
+            took.append(time.monotonic() - before)
+        found = []
+        if min(took) > SLOW_NETWORK:
+            found.append(Finding(CRITICAL, f"{at} is slow: an answer takes {min(took):.1f} s", page, NETWORK))
+        if url.username in ("worker", "operator") and url.path == "/0":
+            sent, answer = time.time(), connection.ask("TIME")
+            seconds = float(answer[0]) + float(answer[1]) / 1e6 if isinstance(answer, list) else sent
+            ahead = (sent + time.time()) / 2 - seconds
+            if abs(ahead) > CLOCKS_DIFFER:
+                way = "ahead of" if ahead > 0 else "behind"
+                found.append(Finding(CRITICAL, f"the clock is {abs(ahead):.0f} s {way} {at}'s", "ClockWrong", HOST))
+        return found
+    except RefusedError as error:
+        if "WRONGPASS" in str(error):
+            what = f"{at} refuses the password of {url.username} that its secret file holds, or the user is off"
+            return [Finding(CRITICAL, what, page, RIGHTS)]
+        crowded = "max number of clients" in str(error) or "LOADING" in str(error)
+        return [Finding(CRITICAL, f"{at} refuses: {quote(str(error))}", page, REDIS if crowded else RIGHTS)]
+    except TimeoutError:
+        what = f"{at} takes connections and does not answer within {PATIENCE} s"
+        return [Finding(CRITICAL, what, page, REACH)]
+    except (ssl.SSLError, ssl.CertificateError, FileNotFoundError) as error:
+        return [Finding(CRITICAL, f"TLS with {at} fails: {quote(str(error))}", page, REACH)]
+    except OSError as error:
+        return [Finding(CRITICAL, f"{at} breaks off: {error.strerror or error}", page, REACH)]
+
+
+def firewall(ports: list[int]) -> Iterator[Finding]:
+    """Look for our table and its rules, and for others that drop what must come through."""
+    there, table = say("nft", "list", "table", "inet", "platform")
+    if not there:
+        yield Finding(CRITICAL, "the firewall's table inet platform is gone: every port is open", "", NETWORK)
+    wanted = Counter(re.findall(r'accept comment "([^"]+)"', text("/etc/nftables-platform.conf")))
+    for name in wanted - Counter(re.findall(r'accept comment "([^"]+)"', table)) if there else ():
+        what = f"the firewall has lost its rule for {name}: systemctl restart platform-firewall"
+        yield Finding(CRITICAL, what, "BrokerUnreachable", NETWORK)
+    yield from foreign_rules(ports)
+    for line in say("tc", "qdisc", "show")[1].splitlines():
+        if re.search(r"\b(netem|tbf)\b", line):
+            what = f"somebody slows packets down: {line.strip()}"
+            yield Finding(WARNING, what, "BrokerUnreachable", NETWORK, suspect=True)
+    for line in say("ip", "route", "show")[1].splitlines():
+        if line.startswith(("blackhole", "unreachable", "prohibit")):
+            yield Finding(WARNING, f"a route leads nowhere: {line}", "BrokerUnreachable", NETWORK, suspect=True)
+
+
+def foreign_rules(ports: list[int]) -> Iterator[Finding]:
+    """Name rules that drop packets for our ports, or for all, in other tables than ours and in ours."""
+    table, base = "", False
+    for line in map(str.strip, say("nft", "list", "ruleset")[1].splitlines()):
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif words[:1] == ["chain"]:
+            base = False
+        elif words[:3] == ["type", "filter", "hook"]:
+            base = table != "inet platform" and words[3] in ("input", "output", "prerouting")
+            if base and "policy drop" in line:
+                what = f"the table {table}, not ours, drops what it does not know"
+                yield Finding(WARNING, what, "BrokerUnreachable", NETWORK, suspect=True)
+        elif re.search(r"\b(drop|reject)\b", line):
+            number = re.search(r"[ds]port (\{[^}]*\}|\S+)", line)
+            if any(re.search(rf"\b{port}\b", number[1]) for port in ports) if number else base:
+                what = f"a rule of the table {table} that is not ours drops packets: {line}"
+                yield Finding(WARNING, what, "BrokerUnreachable", NETWORK, suspect=True)
+
+
+# Files
+
+
+def files(app: str, services: list[str]) -> Iterator[Finding]:
+    """Look at the release, the settings and the secrets."""
+    settings_file = Path(f"/etc/{app}/backend.env")
+    if not text(settings_file):
+        yield Finding(CRITICAL, f"the settings {settings_file} are missing or empty", "UnitRestartLoop", FILES)
+    live = Path(f"/opt/{app}/backend")
+    for needed in ("", ".complete", ".env", "app/__init__.py", "venv/bin/python"):
+        if not (live / needed).exists():
+            what = f"the release is incomplete: {live / needed} is missing or leads nowhere"
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+            break
+    for place in (live, live / "app", live / "venv/bin/python", settings_file):
+        if place.exists() and not place.stat().st_mode & (0o001 if place.is_dir() else 0o004):
+            what = f"{place} cannot be read by the services (mode {stat.S_IMODE(place.stat().st_mode):04o})"
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+    keys = {}
+    for service in services:
+        directory = Path(f"/etc/{app}/secrets/{service}")
+        wanted = {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL"}
+        wanted |= {"api": {"TASK_SIGNING_KEY", "BACKEND_API_KEY"}, "flower": set()}.get(service, {"TASK_SIGNING_KEY"})
+        user = app if service == "worker" else f"{app}-{service}"
+        yield from secrets(directory, sorted(wanted), user)
+        if service != "flower":
+            keys[service] = set(text(directory / "TASK_SIGNING_KEY").replace(",", " ").split())
+    for service, own in keys.items():
+        if own and keys["operator"] and not own & keys["operator"]:
+            what = f"TASK_SIGNING_KEY of {service} is not that of the operator: its tasks become dead letters"
+            yield Finding(CRITICAL, what, "DeadLetters", FILES)
+    for unit in Path("/etc/systemd/system").glob(f"{app}-*.service"):
+        for secret in re.findall(r"^LoadCredential=[^:]+:(\S+)", text(unit), re.MULTILINE):
+            if not secret.startswith(f"/etc/{app}/secrets/") and not text(secret).strip():
+                what = f"the secret {secret} of {unit.stem} is missing or empty"
+                yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+        yield from outdated(unit.stem, live, settings_file, text(unit))
+
+
+def secrets(directory: Path, wanted: list[str], user: str) -> Iterator[Finding]:
+    """Look at one service's secret files."""
+    page = "UnitRestartLoop"
+    try:
+        group = pwd.getpwnam(user).pw_gid
+    except KeyError:
+        yield Finding(CRITICAL, f"the user {user} is gone", page, FILES)
+        return
+    for name in wanted:
+        if not text(directory / name).strip():
+            yield Finding(CRITICAL, f"the secret {directory / name} is missing or empty", page, FILES)
+    for file in (directory, *directory.glob("*")):
+        if not file.exists():
+            continue
+        seen, mode = file.stat(), stat.S_IMODE(file.stat().st_mode)
+        if mode & 0o007:
+            yield Finding(WARNING, f"everybody on the host may get at {file} (mode {mode:04o})", "drift", FILES)
+        elif mode != (0o750 if file.is_dir() else 0o640) or (seen.st_uid, seen.st_gid) != (0, group):
+            what = f"{file} has another owner or mode ({mode:04o}) than it was installed with"
+            yield Finding(WARNING, what, "drift", FILES, suspect=True)
+
+
+def outdated(unit: str, live: Path, settings_file: Path, content: str) -> Iterator[Finding]:
+    """Look whether a service runs with the release, settings and secrets that are on the disk."""
+    number = say("systemctl", "show", "--property=MainPID", "--value", unit)[1]
+    process = Path(f"/proc/{number}")
+    if number in ("", "0") or not process.exists():
+        return
+    runs = process / "cwd"
+    if runs.exists() and live.exists() and runs.resolve() != live.resolve():
+        what = f"{unit} runs release {runs.resolve().name}, but {live} is {live.resolve().name}: restart it"
+        yield Finding(WARNING, what, "drift", FILES, suspect=True)
+    started = process.stat().st_mtime
+    read = [settings_file, *map(Path, re.findall(r"^LoadCredential=[^:]+:(\S+)", content, re.MULTILINE))]
+    for file in read:
+        if file.exists() and file.stat().st_mtime > started + 1:
+            what = f"{unit} runs with what {file} held before it was changed: restart it"
+            yield Finding(WARNING, what, "drift", FILES, suspect=True)
+
+
+def facts(app: str) -> Iterator[dict[str, object]]:
+    """Tell what must be the same on all hosts."""
+    live = Path(f"/opt/{app}/backend")
+    code = hashlib.sha256()
+    for file in sorted((live / "app").rglob("*.py")):
+        code.update(str(file.relative_to(live)).encode() + text(file).encode())
+    names = ("TASK_ROUTES", "TASK_TIME_LIMIT", "TASK_SOFT_TIME_LIMIT", "RESULT_EXPIRES", "ENVIRONMENT")
+    known = dict(re.findall(r"^([A-Z_]+)='(.*)'$", text(f"/etc/{app}/backend.env"), re.MULTILINE))
+    # The digest of a long random key tells nothing about it.
+    key = text(f"/etc/{app}/secrets/operator/TASK_SIGNING_KEY").replace(",", " ").split()
+    told = {f"the setting {name}": known.get(name) for name in names if name in known}
+    if live.exists():
+        told["the application's code"] = code.hexdigest()[:12]
+    if key:
+        told["the task signing key"] = hashlib.sha256(key[0].encode()).hexdigest()[:12]
+    yield {"severity": FACTS, "what": "", "runbook": "", "facts": told}
+
+
+# The API and what it sees
+
+
+def ask(url: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Return status and body of a GET, 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, ""
@@ -132,90 +688,256 @@ def ask(url: str, key: str) -> tuple[int, str]:
         return 0, ""
 
 
-def api(url: str, key_file: str, hard_limit: int) -> Iterator[Finding]:
+def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]:
     """Look at the API, and at what it says of queues and workers."""
-    key = Path(key_file).read_text().replace(",", " ").split()[0] if Path(key_file).exists() else ""
-    if not key:
-        yield Finding(CRITICAL, f"the API has no key ({key_file})", "ApiDown")
-    if ask(f"{url}/health", key)[0] != 200:
-        yield Finding(CRITICAL, "the API does not answer", "ApiDown")
+    keys = text(key_file).replace(",", " ").split()
+    headers = {"X-API-Key": keys[0]} if keys else {}
+    if not keys:
+        yield Finding(CRITICAL, f"the API has no key ({key_file})", "ApiDown", FILES)
+    if ask(f"{url}/health", headers)[0] != 200:
+        port = urlsplit(url).port or 80
+        yield Finding(CRITICAL, f"the API does not answer at {url}{listener(port)}", "ApiDown", UNITS)
         return
-    if ask(f"{url}/health/ready", key)[0] != 200:
-        yield Finding(CRITICAL, "the API does not reach the broker", "BrokerUnreachable")
+    if ask(f"{url}/health/ready", headers)[0] != 200:
+        yield Finding(CRITICAL, "the API does not reach the broker", "BrokerUnreachable", UNITS)
         return
-    status, page = ask(f"{url}/metrics", key)
+    status, page = ask(f"{url}/metrics", headers)
     if status != 200:
-        yield Finding(CRITICAL, f"the API answers its own key with {status}", "ApiDown")
+        what = f"the API answers the key of {key_file} with {status}: it runs with another one, restart it"
+        yield Finding(CRITICAL, what if keys else f"the API answers with {status}", "ApiDown", UNITS)
         return
     lines = [line.rsplit(" ", 1) for line in page.splitlines() if line[:1] not in ("", "#")]
     figures = {name: float(value) for name, value in lines}
     alive, expected = figures.get("celery_workers_alive", 0), figures.get("celery_workers_expected", 0)
     if alive == 0:
-        yield Finding(CRITICAL, "no worker is alive", "NoWorkers")
-    elif ask(f"{url}/health/celery", key)[0] != 200:
-        yield Finding(CRITICAL, "no worker answers", "NoWorkers")
+        yield Finding(CRITICAL, "no worker is alive", "NoWorkers", WORKERS)
+    elif ask(f"{url}/health/celery", headers)[0] != 200:
+        yield Finding(CRITICAL, "no worker answers", "NoWorkers", WORKERS)
     elif alive < expected:
-        yield Finding(WARNING, f"{alive:.0f} of {expected:.0f} workers are alive", "WorkersMissing")
-    for name, age in figures.items():
-        if name.startswith("celery_queue_oldest_seconds") and age > OLD_TASK:
-            yield Finding(WARNING, f"a task has waited for {age:.0f} s ({name})", "QueueTooOld")
+        yield Finding(WARNING, f"{alive:.0f} of {expected:.0f} workers are alive", "WorkersMissing", WORKERS)
+    waits = {
+        name.partition('"')[2].rpartition('"')[0]: age
+        for name, age in figures.items()
+        if name.startswith("celery_queue_oldest_seconds") and age > RECENT / 10
+    }
+    yield from consumers(app, sorted(waits)) if waits and alive else ()
+    for queue, age in waits.items():
+        if age > OLD_TASK:
+            yield Finding(WARNING, f"a task has waited for {age:.0f} s in {queue}", "QueueTooOld", QUEUES)
     if figures.get("celery_unacknowledged_oldest_seconds", 0) > hard_limit + STUCK_MARGIN:
         held = figures["celery_unacknowledged_oldest_seconds"]
-        yield Finding(CRITICAL, f"a task has been in a worker's hands for {held:.0f} s", "TaskStuck")
+        yield Finding(CRITICAL, f"a task has been in a worker's hands for {held:.0f} s", "TaskStuck", QUEUES)
     if deferred := sum(number for name, number in figures.items() if name.startswith("celery_deferred_tasks")):
         resume = "playbooks/runbooks/queue_backlog.yml -e verb=resume -e confirm=yes puts them back"
-        yield Finding(WARNING, f"{deferred:.0f} tasks are deferred; {resume}", "")
+        yield Finding(WARNING, f"{deferred:.0f} tasks are deferred; {resume}", "", QUEUES)
     if letters := figures.get("celery_dead_letters", 0):
-        yield Finding(WARNING, f"{letters:.0f} dead letters", "DeadLetters")
+        yield Finding(WARNING, f"{letters:.0f} dead letters", "DeadLetters", QUEUES)
+
+
+def consumers(app: str, queues: list[str]) -> Iterator[Finding]:
+    """Ask the workers from which queues they take, where tasks wait."""
+    ask_workers = (f"cd /opt/{app}/backend && exec venv/bin/celery -A app.agents.worker inspect active_queues --json",)
+    _, told = say("runuser", "-u", f"{app}-operator", "--", "sh", "-c", *ask_workers)
+    try:
+        answers = json.loads(told[told.index("{") :])
+    except ValueError:
+        return
+    taken = {queue["name"] for worker in answers.values() for queue in worker or []}
+    for queue in queues:
+        if queue not in taken:
+            what = f"tasks wait in the queue {queue}, but no worker takes from it (workers take from {sorted(taken)})"
+            yield Finding(CRITICAL, what, "QueueTooOld", WORKERS)
+
+
+def flower(url: str) -> Iterator[Finding]:
+    """Look whether Flower answers; without a password it must refuse."""
+    status, _ = ask(url, {})
+    if status == 0 or status >= 500:
+        yield Finding(CRITICAL, f"Flower does not answer at {url} ({status or 'no connection'})", "", LATER)
+
+
+def monitoring(prometheus: str, alertmanager: str) -> Iterator[Finding]:
+    """Ask Prometheus whom it does not reach, and Alertmanager what it shows that we do not see ourselves."""
+    login = base64.b64encode(f"admin:{text('/etc/prometheus/secrets/password').strip()}".encode()).decode()
+    headers = {"Authorization": f"Basic {login}"}
+    status, body = ask(f"{prometheus}/api/v1/targets?state=active", headers)
+    if status != 200:
+        yield Finding(CRITICAL, f"Prometheus does not answer at {prometheus} ({status})", "Watchdog", LATER)
+    for target in json.loads(body)["data"]["activeTargets"] if body else []:
+        if target["health"] == "down":
+            labels = target["labels"]
+            what = f"Prometheus does not get figures from {labels['job']} on {labels['host']}: {target['lastError']}"
+            yield Finding(WARNING, quote(what), "TargetDown", LATER)
+    status, body = ask(f"{alertmanager}/api/v2/alerts?active=true", headers)
+    if status != 200:
+        yield Finding(CRITICAL, f"Alertmanager does not answer at {alertmanager} ({status})", "Watchdog", LATER)
+    names = sorted({alert["labels"]["alertname"] for alert in json.loads(body)} if body else set())
+    if names := [name for name in names if name != "Watchdog"]:
+        yield Finding(NOTE, f"alerts that fire: {', '.join(names)}", "", LATER)
+
+
+# The host
 
 
 def host() -> Iterator[Finding]:
-    """Look at disk, memory and clock."""
-    for place in ("/", "/var", "/var/lib/redis", "/var/log"):
-        if not Path(place).exists() or (place != "/" and not os.path.ismount(place)):
-            continue
-        usage, inodes = shutil.disk_usage(place), os.statvfs(place)
-        if usage.free < DISK_LEFT * usage.total:
-            yield Finding(CRITICAL, f"{place} has {usage.free / usage.total:.0%} left", "DiskFilling")
-        if inodes.f_files and inodes.f_favail < DISK_LEFT * inodes.f_files:
-            yield Finding(
-                CRITICAL, f"{place} has {inodes.f_favail / inodes.f_files:.0%} of its inodes left", "DiskFilling"
-            )
-    memory = {name: int(rest.split()[0]) for name, rest in _colons(Path("/proc/meminfo").read_text())}
-    if memory["MemAvailable"] < MEMORY_LEFT * memory["MemTotal"]:
-        yield Finding(WARNING, f"{memory['MemAvailable'] / memory['MemTotal']:.0%} of the memory is left", "MemoryLow")
+    """Look at disk, memory, load and clock."""
+    yield from disks()
+    memory = {name: int(rest.split()[0]) for name, rest in _colons(text("/proc/meminfo"))}
+    left = memory["MemAvailable"] / memory["MemTotal"]
+    if left < MEMORY_LEFT:
+        what = f"{left:.0%} of the memory is left{biggest('rss')}"
+        yield Finding(CRITICAL if left < MEMORY_LEFT / 3 else WARNING, what, "MemoryLow", HOST, suspect=True)
+    pressure = re.search(r"full avg10=([\d.]+)", text("/proc/pressure/memory"))
+    if pressure and float(pressure[1]) > 20:
+        what = f"the host waits for memory {pressure[1]}% of the time{biggest('rss')}"
+        yield Finding(WARNING, what, "MemoryLow", HOST, suspect=True)
+    yield from busy()
     if say("timedatectl", "show", "--property=NTPSynchronized", "--value") == (True, "no"):
         yield Finding(WARNING, "the clock is not synchronized", "ClockWrong")
+    if not re.search(r"^nameserver \S", text("/etc/resolv.conf"), re.MULTILINE):
+        yield Finding(WARNING, "/etc/resolv.conf names no name server", "BrokerUnreachable", NETWORK, suspect=True)
+    if re.search(r"^127\.\S+\s.*\blocalhost\b", text("/etc/hosts"), re.MULTILINE) is None:
+        yield Finding(WARNING, "/etc/hosts does not know localhost", "BrokerUnreachable", NETWORK, suspect=True)
     if Path("/run/reboot-required").exists():
         yield Finding(WARNING, "an update waits for a reboot", "")
+    up = time.time() - Path("/proc/1").stat().st_mtime
+    if up < RECENT:
+        yield Finding(NOTE, f"the host was booted {up:.0f} s ago", "")
+    overcommit = text("/proc/sys/vm/overcommit_memory").strip()
+    if overcommit == "2":
+        yield Finding(WARNING, "vm.overcommit_memory is 2: Redis cannot save", "RedisCannotSave", HOST, suspect=True)
 
 
-def _colons(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
+def disks() -> Iterator[Finding]:
+    """Look whether what must be written can be."""
+    seen = set()
+    places = ["/", "/var", "/var/lib", "/var/lib/redis", "/var/lib/redis/broker", "/var/log", "/var/log/redis"]
+    places += ["/var/log/journal", "/var/lib/prometheus", "/opt", "/etc", "/tmp", "/var/tmp", "/run"]  # noqa: S108 - looked at
+    for place in places:
+        if not Path(place).exists() or (device := Path(place).stat().st_dev) in seen:
+            continue
+        seen.add(device)
+        usage, system = shutil.disk_usage(place), os.statvfs(place)
+        if system.f_flag & os.ST_RDONLY:
+            yield Finding(CRITICAL, f"{place} is mounted read-only", "DiskFilling", HOST)
+        if usage.free < DISK_LEFT * usage.total:
+            what = f"{place} has {usage.free / usage.total:.0%} left{largest(place, device)}"
+            yield Finding(CRITICAL, what, "DiskFilling", HOST)
+        if system.f_files and system.f_favail < DISK_LEFT * system.f_files:
+            share = system.f_favail / system.f_files
+            yield Finding(CRITICAL, f"{place} has {share:.0%} of its inodes left", "DiskFilling", HOST)
+
+
+def largest(place: str, device: int) -> str:
+    """Name the largest file of a file system, as far as can be seen within a moment."""
+    best, until = (0, ""), time.monotonic() + 2
+    for directory, below, names in os.walk(place):
+        if time.monotonic() > until:
+            break
+        found = {name: _lstat(Path(directory) / name) for name in [*below, *names]}
+        here = {name: seen.st_blocks * 512 for name, seen in found.items() if seen and seen.st_dev == device}
+        best = max([best, *((here[name], f"{directory}/{name}") for name in names if name in here)])
+        below[:] = [name for name in below if name in here]
+    return f"; its largest file is {best[1]}, {best[0] >> 20} MiB" if best[1] else ""
+
+
+def _lstat(file: Path) -> os.stat_result | None:
+    try:
+        return file.lstat()
+    except OSError:
+        return None
+
+
+def busy() -> Iterator[Finding]:
+    """Look whether the processors have more to do than they can; what other machines' guests do is not seen here."""
+    processors = os.cpu_count() or 1
+    if os.getloadavg()[0] < 2 * processors:
+        return
+    before = _ticks()
+    time.sleep(0.5)
+    used = {number: ticks - before.get(number, ticks) for number, ticks in _ticks().items()}
+    if sum(used.values()) / os.sysconf("SC_CLK_TCK") > 0.5 * 0.8 * processors:
+        number = max(used, key=lambda key: used[key])
+        name = text(f"/proc/{number}/comm").strip()
+        what = f"the load is {os.getloadavg()[0]:.0f} on {processors} processors, mostly {name} (process {number})"
+        yield Finding(WARNING, what, "", HOST, suspect=True)
+
+
+def _ticks() -> dict[str, int]:
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        fields = text(place / "stat").rpartition(")")[2].split()
+        if len(fields) > 12:
+            found[place.name] = int(fields[11]) + int(fields[12])
+    return found
+
+
+def biggest(column: str) -> str:
+    """Name the process that has most of something."""
+    lines = say("ps", "-eo", f"pid,{column},comm", f"--sort=-{column}", "--no-headers")[1].splitlines()
+    if not lines:
+        return ""
+    number, size, name = lines[0].split(None, 2)
+    return f"; {name} (process {number}) has most, {int(size) >> 10} MiB"
+
+
+def _colons(lines: str) -> Iterator[tuple[str, str]]:
+    for line in lines.splitlines():
         name, _, rest = line.partition(":")
         yield name, rest
+
+
+def careful(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Run one check; what goes wrong in it must not hide what the others find."""
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        found.append(Finding(WARNING, f"the doctor could not look: {type(error).__name__}: {quote(str(error))}", ""))
+    return found
 
 
 def main() -> None:
     """Look at what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--app", default="typesafe", help="the installation's name")
     parser.add_argument("--unit", action="append", default=[], metavar="UNIT=RUNBOOK")
     parser.add_argument("--program", action="append", default=[], metavar="PROGRAM")
-    parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE")
+    parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE=PORT")
+    parser.add_argument("--redis-host", default="")
+    parser.add_argument("--port", action="append", type=int, default=[], help="that all clients find Redis on")
+    parser.add_argument("--service", action="append", default=[], help="that has secrets here")
+    parser.add_argument("--firewall", action="store_true")
     parser.add_argument("--api", metavar="URL")
     parser.add_argument("--key-file", default="")
     parser.add_argument("--hard-limit", type=int, default=60, metavar="SECONDS")
-    arguments = parser.parse_args()
-    findings = list(units(dict(pair.split("=", 1) for pair in arguments.unit)))
-    if arguments.program:
-        findings += programs(arguments.program)
-    for name in arguments.redis:
-        findings += redis(name)
-    findings += certificates()
-    if arguments.api:
-        findings += api(arguments.api, arguments.key_file, arguments.hard_limit)
-    findings += host()
-    print(json.dumps([asdict(finding) for finding in findings]))
+    parser.add_argument("--flower", metavar="URL")
+    parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
+    given = parser.parse_args()
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        host,
+        certificates,
+        lambda: units(dict(pair.split("=", 1) for pair in given.unit)),
+    ]
+    if given.program:
+        checks.append(lambda: programs(given.program, given.app))
+    for pair in given.redis:
+        name, _, port = pair.partition("=")
+        checks.append(lambda name=name, port=int(port or 0): redis(name, port))  # type: ignore[misc]
+    if given.service:
+        checks.append(lambda: files(given.app, given.service))
+        checks.append(lambda: clients(given.app, given.service, given.redis_host, given.port))
+    if given.firewall:
+        checks.append(lambda: firewall(given.port))
+    if given.api:
+        checks.append(lambda: api(given.api, given.key_file, given.hard_limit, given.app))
+    if given.flower:
+        checks.append(lambda: flower(given.flower))
+    if given.monitoring:
+        checks.append(lambda: monitoring(*given.monitoring.split(",")))
+    with ThreadPoolExecutor(len(checks)) as pool:
+        findings = [asdict(finding) for found in pool.map(careful, checks) for finding in found]
+    print(json.dumps(findings + list(facts(given.app) if given.service else [])))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_the_doctor_names_the_cause_first(main: Host) -> None:
     finally:
         main.check_output("systemctl start redis-server@broker")
     assert code != 0
-    assert sentences[0].startswith("CRITICAL monitoring-main: redis-server@broker is inactive -> ")
+    assert sentences[0].startswith("CRITICAL monitoring-main: redis-server@broker is inactive: it was stopped ")
     assert any("the API does not reach the broker" in sentence for sentence in sentences)
 
 

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-CRITICAL, WARNING = 1, 2
-SEVERITIES = {CRITICAL: "CRITICAL", WARNING: "warning"}
-# What others follow from comes first: a full disk stops Redis, without Redis neither API nor workers work.
-CAUSES = (
-    "TargetDown",
-    "DiskFilling",
-    "MemoryLow",
-    "RedisCannotSave",
-    "RedisDown",
-    "BrokerEvicts",
-    "BrokerUnreachable",
-    "ApiDown",
-    "WorkerRestartLoop",
-    "NoWorkers",
-    "TaskStuck",
-)
+# As in playbooks/files/doctor.py, which says what a layer, a suspect and a certain finding are.
+FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
+HIGHEST_LAYER = 10
+FILES = 6
+SEVERITIES = {CRITICAL: "CRITICAL", WARNING: "warning", NOTE: "note"}
+# Of what Ansible says.
+LONGEST_REASON = 200
 
 
 def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the findings of all hosts, the most likely cause first.
 
     Args:
-        hosts: the variables of each host, with ``doctor_examined``, what examining it has returned.
+        hosts: the variables of each host, with ``doctor_examined``, what examining it has returned, and perhaps
+            ``doctor_compared``, how its files differ from those that were installed.
     """
-    findings = []
-    for host in hosts:
-        name, examined = host["inventory_hostname"], host["doctor_examined"]
-        if examined.get("unreachable"):
-            silent = {"severity": CRITICAL, "what": "Ansible does not reach it", "runbook": "TargetDown"}
-            findings.append({"host": name, **silent})
-            continue
-        findings += [{"host": name, **finding} for finding in json.loads(examined["stdout"])]
+    findings = [finding for host in hosts for finding in _of(host)]
+    findings += _differences([finding for finding in findings if finding["severity"] == FACTS])
+    findings = [finding for finding in findings if finding["severity"] != FACTS]
+    critical = [finding for finding in findings if finding["severity"] == CRITICAL]
+    if not critical:
+        return sorted((finding for finding in findings if finding["severity"] != NOTE), key=_rank)
+    first, last = min(critical, key=_rank), max(_layer(finding) for finding in critical)
+    if not first.get("certain"):
+        findings = [
+            {**finding, "severity": CRITICAL} if finding.get("suspect") and _layer(finding) <= last else finding
+            for finding in findings
+        ]
     return sorted(findings, key=_rank)
 
 
@@ -50,9 +47,53 @@ def doctor_sentences(findings: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _rank(finding: Mapping[str, Any]) -> tuple[int, int, str]:
-    cause = CAUSES.index(finding["runbook"]) if finding["runbook"] in CAUSES else len(CAUSES)
-    return finding["severity"], cause, finding["host"]
+def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    name, examined = host["inventory_hostname"], host["doctor_examined"]
+    reason = " ".join(str(examined.get("stderr") or examined.get("msg") or "").split())[-LONGEST_REASON:]
+    reason = f": {reason}" if reason else ""
+    silent = {"host": name, "severity": CRITICAL, "runbook": "TargetDown", "layer": 0}
+    if examined.get("unreachable"):
+        return [{**silent, "what": f"Ansible does not reach it{reason}"}]
+    found = []
+    for answer in (examined, host.get("doctor_compared", {})):
+        try:
+            found += [{"host": name, **finding} for finding in json.loads(answer.get("stdout") or "[]")]
+        except ValueError:
+            found.append({**silent, "what": f"Ansible cannot look into it{reason}"})
+    return found if examined.get("stdout") else [{**silent, "what": f"Ansible cannot look into it{reason}"}]
+
+
+def _differences(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what must be the same on all hosts and is not, named at the hosts that are fewer."""
+    found = []
+    for name in sorted({name for finding in told for name in finding["facts"]}):
+        values = {finding["host"]: finding["facts"][name] for finding in told if name in finding["facts"]}
+        ranked = Counter(values.values()).most_common()
+        if len(ranked) > 1:
+            usual = ranked[0][0]
+            like = next(host for host, value in values.items() if value == usual)
+            found += [
+                {
+                    "host": host,
+                    "severity": WARNING,
+                    "what": f"{name} is not the same as on {like} ({value} here, {usual} there): run site.yml",
+                    "runbook": "drift",
+                    "layer": FILES,
+                    "suspect": True,
+                }
+                for host, value in values.items()
+                if value != usual
+            ]
+    return found
+
+
+def _layer(finding: Mapping[str, Any]) -> int:
+    return int(finding.get("layer", HIGHEST_LAYER))
+
+
+def _rank(finding: Mapping[str, Any]) -> tuple[int, int, bool, str]:
+    # Among suspects and what they explain in the same layer, suspects go first.
+    return finding["severity"], _layer(finding), not finding.get("suspect", False), finding["host"]
 
 
 class FilterModule:

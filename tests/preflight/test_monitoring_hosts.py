@@ -1,0 +1,61 @@
+"""What monitoring hosts ask is where the exporters listen, with one of them and with two; and no group is missed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.preflight.refusals import REDIS_USERS
+from tests.support import REPOSITORY
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def asked(directory: Path, monitoring: list[str]) -> dict[str, Any]:
+    """Return what each of two hosts would ask, and its exporters' address."""
+    hosts = {name: {"private_address": f"10.0.0.{number}"} for number, name in enumerate(("a", "b"), 1)}
+    common = {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "x"), "backend_api_key": "x", "redis_password": "x"}
+    groups: dict[str, Any] = {name: {"hosts": {"a": {}, "b": {}}} for name in ("workers", "api")}
+    groups |= {"redis": {"hosts": {"a": {}}}, "flower": {}, "monitoring": {"hosts": {name: {} for name in monitoring}}}
+    inventory = directory / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts, "vars": common, "children": groups}}))
+    run = subprocess.run(
+        ["ansible-playbook", f"--inventory={inventory}", str(REPOSITORY / "tests/preflight/monitoring.yml")],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    report, _ = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])
+    return {name: told["msg"] for name, told in report["plays"][0]["tasks"][-1]["hosts"].items()}
+
+
+def test_a_single_monitoring_host_asks_itself_at_the_loopback_address(tmp_path: Path) -> None:
+    told = asked(tmp_path, ["a"])
+    assert told["a"]["bind"] == "127.0.0.1"
+    assert told["b"]["bind"] == "10.0.0.2"
+    assert {node["address"] for node in told["a"]["nodes"]} == {"127.0.0.1:9100", "10.0.0.2:9100"}
+
+
+def test_two_monitoring_hosts_ask_where_the_exporters_listen(tmp_path: Path) -> None:
+    told = asked(tmp_path, ["a", "b"])
+    listening = {f"{told[name]['bind']}:9100" for name in ("a", "b")}
+    assert listening == {"10.0.0.1:9100", "10.0.0.2:9100"}
+    for name in ("a", "b"):
+        assert {node["address"] for node in told[name]["nodes"]} == listening
+        assert told[name]["redis"] == ["10.0.0.1:9121"]
+
+
+@pytest.mark.parametrize("inventory", ["sandbox", "single"])
+def test_our_inventories_have_every_group(inventory: str) -> None:
+    command = ["ansible-playbook", f"--inventory=inventories/{inventory}", "--list-hosts", "site.yml"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Could not match" not in run.stdout + run.stderr
