@@ -210,8 +210,7 @@ def _alerting_part(recent: Recent, *, broker: bool) -> Part:
     if not broker:
         return Part("Alerting", "unknown", "unknown", "Alerts are kept in the broker.")
     if recent.heard is None:
-        text = "Alertmanager has not been heard. Without a monitoring host that is as it should be."
-        return Part("Alerting", "unknown", "not heard", text)
+        return Part("Alerting", "unknown", "not heard", "Without a monitoring host there is nothing to hear.")
     if recent.heard > SILENT_SECONDS:
         text = f"Alertmanager was last heard {_duration(recent.heard)} ago: alerts may not arrive."
         return Part("Alerting", "bad", "silent", text)
@@ -274,15 +273,23 @@ def _time(seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Say a duration in one unit, small ones with more digits."""
-    if seconds < 1:
-        return f"{max(seconds, 0) * 1000:.0f} ms"
+    """Say a duration in one unit, with two digits at least where it has them."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     for unit, size, limit in (("s", 1, 120), ("min", 60, 120 * 60), ("h", 3600, 48 * 3600)):
         if seconds < limit:
-            return f"{seconds / size:.1f} {unit}" if seconds < 10 and unit == "s" else f"{seconds / size:.0f} {unit}"
+            return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
 
 
-_environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+_environment = Environment(
+    loader=FileSystemLoader(_TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _environment.filters.update(duration=_duration, time=_time)
 _PAGE = _environment.get_template("status.html")
