@@ -186,7 +186,7 @@ sleeping.apply_async((60,), soft_time_limit=1)
     assert "Workers too few 1 of 2 alive." in text
     assert f"one@{os.uname().nodename} prefork 0 of 2" in text
     assert "Queue Waiting Oldest celery 0 " in text
-    assert "1 dead letters" in text
+    assert "1 dead letter" in text
     failures = text.partition("Recent failures")[2]
     when = r"\S+ \S+ UTC, \d+ m?s ago"
     assert re.search(rf"failed tests.faulty_worker.talkative {when} ValueError: .*\?key=\*\*", failures)
