@@ -14,11 +14,12 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 from app.agents.inspector import Inspector
 from app.agents.publisher import Publisher
-from app.api import health, metrics, tasks
+from app.api import alerts, health, metrics, status, tasks
 from app.api.errors import add_error_handlers
-from app.api.headers import SecurityHeaders, docs_policy
+from app.api.headers import DOCS, SecurityHeaders, docs_policy
 from app.api.prometheus import Prometheus, instrument
 from app.api.security import Guard, KeyRequired, document_schemes
+from app.api.status import PATH, POLICY, Observer
 from app.logs import log_config
 from app.settings import get_settings
 
@@ -51,6 +52,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.broker, app.state.results = broker, results
         app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
         app.state.prometheus = Prometheus(broker)
+        app.state.observer = Observer(app.state.prometheus, broker, results)
         app.state.guard = Guard(settings)
         app.state.draining = False
         watch = asyncio.create_task(app.state.publisher.watch())
@@ -71,10 +73,10 @@ def create_app() -> FastAPI:
     app.add_middleware(
         CorrelationIdMiddleware, validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None
     )
-    app.add_middleware(SecurityHeaders, docs_policy=docs_policy(app))
+    app.add_middleware(SecurityHeaders, policies={DOCS: docs_policy(app), PATH: POLICY})
     app.add_middleware(KeyRequired)
     add_error_handlers(app)
-    for module in (tasks, health, metrics):
+    for module in (tasks, health, metrics, status, alerts):
         app.include_router(module.router)
     document_schemes(app)
     instrument(app)

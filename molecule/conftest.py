@@ -199,6 +199,7 @@ def security_exposure(host: Host, unit: str) -> float:
 
 
 PROMETHEUS = "http://127.0.0.1:9090"
+ALERTMANAGER = "http://127.0.0.1:9093"
 # Begins a command: curl with user and password, which come through a pipe, because sudo logs each command.
 PROMETHEUS_LOGIN = "sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K -"
 
@@ -208,6 +209,12 @@ def ask(host: Host, path: str) -> Any:
     answer = json.loads(host.check_output(f"{PROMETHEUS_LOGIN} '{PROMETHEUS}/api/v1/{path}'"))
     assert answer["status"] == "success", f"{path}: {answer['error']}"
     return answer["data"]
+
+
+def firing(host: Host) -> set[str]:
+    """Return the names of the alerts that Alertmanager shows."""
+    alerts = json.loads(host.check_output(f"{PROMETHEUS_LOGIN} '{ALERTMANAGER}/api/v2/alerts?active=true'"))
+    return {alert["labels"]["alertname"] for alert in alerts}
 
 
 def metrics(expression: str) -> set[str]:

@@ -11,7 +11,7 @@ kind=${1:-controller}
 packages="ca-certificates curl iproute2 openssh-client python3-venv podman netavark aardvark-dns uidmap iptables nftables runc catatonit mmdebstrap"
 requirements=controller
 if [ "$kind" = dev ]; then
-  packages="$packages redis-server"
+  packages="$packages redis-server chromium"
   requirements=dev
 fi
 

@@ -1,5 +1,6 @@
 """A worker application with tasks that misbehave: ``celery -A tests.faulty_worker worker``."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.control import control_command
 
 from app.agents.tasks.example_task import example_agent_task
@@ -19,6 +21,14 @@ def endless() -> None:
     """Run past every limit that the settings know."""
     while True:
         time.sleep(0.1)
+
+
+@celery_app.task(soft_time_limit=1, time_limit=2)
+def deaf() -> None:
+    """Run on when the soft limit is over."""
+    with contextlib.suppress(SoftTimeLimitExceeded):
+        time.sleep(60)
+    time.sleep(60)
 
 
 @celery_app.task(bind=True, default_retry_delay=1)

@@ -21,7 +21,7 @@ from tests.support import REPOSITORY, Api, RedisServer, start_worker
 
 pytestmark = pytest.mark.integration
 
-OPERATIONS = 7
+OPERATIONS = 9
 CONFIG = """
 hooks = "tests.test_api_fuzz"
 

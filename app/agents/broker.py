@@ -10,6 +10,11 @@
 ``dead_letters``          list    messages that no worker will run, each with the reason
 ``deferred:<queue>``      list    messages that an operator has taken out of ``<queue>`` for a while; still accepted
 ``idempotency:<digest>``  string  the task that a client's Idempotency-Key has made
+``figures``               hash    what workers count, for ever (app/agents/figures.py)
+``figures:minute:<n>``    hash    the same of one minute since 1970, summed over all tasks; kept for two hours
+``failures``              list    the last runs that failed, newest first
+``workers``               hash    node -> time of its last report, and its state
+``alerts``                hash    what Alertmanager says (app/api/alerts.py)
 ========================  ======  ===========================================================================
 
 A script runs as a whole or not at all, and its writes reach the append-only file together. Those of the workers also
@@ -22,6 +27,7 @@ LEASES = "unacked_leases"
 UNACKED = "unacked:"
 DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
+ALERTS = "alerts"
 
 # KEYS queue, accepted[, idempotency key]; ARGV message, task id[, value, seconds to keep].
 # Returns the idempotency key's earlier value, or nothing when the message was pushed.

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import redis
@@ -16,9 +16,18 @@ from celery.worker import state as worker_state
 
 from app.agents.task_ids import created
 
-# Keys in the broker: field -> number, and node -> "<Redis's time> <state as JSON>".
+# Keys in the broker: field -> number; the same for one minute of Redis's clock, without the tasks' names; node ->
+# "<Redis's time> <state as JSON>"; failures as JSON, the newest first.
 FIGURES = "figures"
+MINUTE = "figures:minute:"
 WORKERS = "workers"
+FAILURES = "failures"
+# Seconds that the figures of a minute are kept, and how many failures are.
+MINUTE_KEPT = 2 * 3600
+FAILURES_KEPT = 50
+# Characters of a failure's error, and of its task's id, which the sender chooses.
+LONGEST_ERROR = 300
+LONGEST_ID = 100
 
 # Upper bounds in seconds. Agent tasks run for 10 to 30 s and end after 60 s at most, unless the limits are raised.
 RUN_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0)
@@ -30,10 +39,24 @@ SUCCEEDED, RETRIED, FAILED, TIMED_OUT, DIED = OUTCOMES = ("succeeded", "retried"
 # Separates the parts of a field; neither a task's name nor a node's holds it.
 SEPARATOR = "\x1f"
 
-# KEYS figures, workers; ARGV node, its state, then pairs of a field and what is to be added to it.
+# KEYS figures, workers, failures, what the names of the minutes' keys begin with; ARGV node, its state, three JSON
+# arrays: words for the figures and words for the minute, each pairs of a field and what is to be added to it, and
+# failures, oldest first; then the seconds that a minute is kept, and the number of failures that are.
 REPORT = """#!lua flags=allow-oom
-redis.call('HSET', KEYS[2], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])
-for i = 3, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local now = redis.call('TIME')[1]
+redis.call('HSET', KEYS[2], ARGV[1], now .. ' ' .. ARGV[2])
+local function add(key, words)
+  for i = 1, #words, 2 do redis.call('HINCRBYFLOAT', key, words[i], words[i + 1]) end
+end
+add(KEYS[1], cjson.decode(ARGV[3]))
+local minute, words = KEYS[4] .. math.floor(now / 60), cjson.decode(ARGV[4])
+if #words > 0 then
+  add(minute, words)
+  redis.call('EXPIRE', minute, ARGV[6])
+end
+local failures = cjson.decode(ARGV[5])
+for _, failure in ipairs(failures) do redis.call('LPUSH', KEYS[3], failure) end
+if #failures > 0 then redis.call('LTRIM', KEYS[3], 0, ARGV[7] - 1) end
 """
 
 
@@ -43,6 +66,7 @@ class Figures:
     def __init__(self) -> None:
         """Count from zero."""
         self._counts: Counter[str] = Counter()
+        self._failures: deque[str] = deque(maxlen=FAILURES_KEPT)
         self._lock = threading.Lock()
         self._began = int(time.time())
         self._pool: Any = None
@@ -63,6 +87,18 @@ class Figures:
         self._add("ended", task, outcome)
         self._observe("run", task, seconds)
 
+    def failed(self, task: str, task_id: str, outcome: str, error: str) -> None:
+        """A task's run failed for good; ``error`` is one line that tells no secret."""
+        failure = {
+            "time": int(time.time()),
+            "task": task,
+            "id": task_id[:LONGEST_ID],
+            "outcome": outcome,
+            "error": error[:LONGEST_ERROR],
+        }
+        with self._lock:
+            self._failures.append(json.dumps(failure))
+
     def report(self, client: redis.Redis, node: str, held_since: float | None) -> None:
         """Tell Redis.
 
@@ -76,6 +112,7 @@ class Figures:
         """
         with self._lock:
             counts, self._counts = self._counts, Counter()
+            failures, self._failures = self._failures, deque(maxlen=FAILURES_KEPT)
         state = {
             "pool": type(self._pool).__module__.rpartition(".")[2],
             "size": self._pool.num_processes if self._pool else 0,
@@ -83,12 +120,14 @@ class Figures:
             "held": round(time.monotonic() - held_since, 3) if held_since is not None else 0,
             "began": self._began,
         }
-        changes = [word for field, count in counts.items() for word in (field, repr(count))]
+        told = json.dumps(state), _words(counts), _words(_of_all_tasks(counts)), json.dumps([*failures])
         try:
-            client.eval(REPORT, 2, FIGURES, WORKERS, node, json.dumps(state), *changes)
+            keys = FIGURES, WORKERS, FAILURES, MINUTE
+            client.eval(REPORT, len(keys), *keys, node, *told, str(MINUTE_KEPT), str(FAILURES_KEPT))
         except redis.RedisError:
             with self._lock:
                 self._counts += counts
+                self._failures = deque([*failures, *self._failures], FAILURES_KEPT)
             raise
 
     def _add(self, *labels: str, count: float = 1) -> None:
@@ -100,6 +139,22 @@ class Figures:
         place = bisect_left(bounds, seconds)
         self._add(name, task, str(bounds[place]) if place < len(bounds) else OVER)
         self._add(f"{name}_sum", task, count=seconds)
+
+
+def _words(counts: Counter[str]) -> str:
+    return json.dumps([word for field, count in counts.items() for word in (field, repr(count))])
+
+
+def _of_all_tasks(counts: Counter[str]) -> Counter[str]:
+    """Return what a minute keeps: runs by their outcome, and how many have waited for how many seconds."""
+    sums: Counter[str] = Counter()
+    for field, count in counts.items():
+        name, *labels = field.split(SEPARATOR)
+        if name == "ended":
+            sums[labels[1]] += count
+        elif name in {"wait", "wait_sum"}:
+            sums[name] += count
+    return sums
 
 
 figures = Figures()

@@ -11,6 +11,7 @@ from celery.exceptions import (
     Reject,
     Retry,
     SoftTimeLimitExceeded,
+    TimeLimitExceeded,
     WorkerLostError,
 )
 from celery.worker import request
@@ -19,7 +20,7 @@ from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
-from app.masking import mask_all
+from app.masking import mask, mask_all
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
 }
 # Redis or the network, not the task: it is worth another run.
 OUTAGES = (RedisError, OSError, BackendError, OperationalError)
+# Outcomes after which a task does not run again.
+FINAL_FAILURES = (FAILED, TIMED_OUT, DIED)
 
 
 class Request(request.Request):
@@ -57,6 +60,7 @@ class Request(request.Request):
         self._storing = False
         self._acknowledge_later = False
         self._outcome: str | None = SUCCEEDED  # unless we are told otherwise
+        self._error = ""
 
     def _check_form(self) -> None:
         headers = self._request_dict
@@ -91,12 +95,14 @@ class Request(request.Request):
             return
         if not self.acknowledged and self.time_start and self._outcome:
             figures.ended(self.name, self._outcome, time.time() - self.time_start)
+            if self._outcome in FINAL_FAILURES:
+                figures.failed(self.name, self.id, self._outcome, self._error)
         super().acknowledge()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
-        self._outcome = self._outcome_of(error)
+        self._outcome, self._error = self._outcome_of(error), _one_line(error)
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
                 tag = self.message.delivery_tag
@@ -110,7 +116,7 @@ class Request(request.Request):
             return None
         if isinstance(error, Retry):
             return RETRIED
-        return TIMED_OUT if isinstance(error, SoftTimeLimitExceeded) else FAILED
+        return TIMED_OUT if isinstance(error, SoftTimeLimitExceeded | TimeLimitExceeded) else FAILED
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit is over."""
@@ -142,3 +148,12 @@ class Request(request.Request):
         finally:
             self._storing = False
         return self._acknowledge_later
+
+
+def _one_line(error: BaseException) -> str:
+    """Describe an exception without its secrets."""
+    try:
+        text = mask(str(error)).strip().partition("\n")[0]
+    except Exception:  # noqa: BLE001 - what makes the text is the task's own code
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

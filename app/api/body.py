@@ -2,13 +2,15 @@
 
 import asyncio
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from app.api.models import EnqueueRequest
+
+Model = TypeVar("Model", bound=BaseModel)
 
 # Levels of objects and arrays inside "data". Celery and its JSON decoder recurse, Python stops at 1000.
 MAX_DEPTH = 64
@@ -22,6 +24,18 @@ MAX_SHOWN_PATH = 200
 
 
 async def read_enqueue_request(request: Request, limit: int) -> EnqueueRequest:
+    """Read at most ``limit`` bytes of body and check that the queue can carry them.
+
+    Raises:
+        HTTPException: 408, 413, 415 or 422, each with a sentence.
+    """
+    parsed = await read_json(request, limit, EnqueueRequest)
+    if problem := _find_problem(parsed.data):
+        raise HTTPException(422, f"{problem}.")
+    return parsed
+
+
+async def read_json(request: Request, limit: int, model: type[Model]) -> Model:
     """Read at most ``limit`` bytes of body and check them.
 
     Raises:
@@ -32,14 +46,11 @@ async def read_enqueue_request(request: Request, limit: int) -> EnqueueRequest:
         raise HTTPException(415, "The Content-Type must be application/json.")
     body = await _read(request, limit)
     try:
-        parsed = EnqueueRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(["body", *map(str, problem["loc"])])[:MAX_SHOWN_PATH]
         raise HTTPException(422, f"{where}: {problem['msg']}.") from None
-    if problem_found := _find_problem(parsed.data):
-        raise HTTPException(422, f"{problem_found}.")
-    return parsed
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -20,20 +20,22 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Puts the headers on each answer; only the page of the documentation may run its own scripts."""
+    """Puts the headers on each answer; only pages may use more than themselves."""
 
-    def __init__(self, app: ASGIApp, docs_policy: str) -> None:
-        """Stand in front of ``app``."""
+    def __init__(self, app: ASGIApp, policies: dict[str, str]) -> None:
+        """Stand in front of ``app``; ``policies`` are the content security policies of its pages, by their path."""
         self.app = app
         self._headers = _encoded(HEADERS)
-        self._docs_headers = _encoded({**HEADERS, "Content-Security-Policy": docs_policy})
+        self._page_headers = {
+            path: _encoded({**HEADERS, "Content-Security-Policy": policy}) for path, policy in policies.items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on, with more headers."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = self._docs_headers if scope["path"] == DOCS else self._headers
+        headers = self._page_headers.get(scope["path"], self._headers)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,11 +54,22 @@ def docs_policy(app: FastAPI) -> str:
         swagger_ui_parameters=app.swagger_ui_parameters,
     )
     [script] = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     return (
-        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self'; "
+        f"default-src 'none'; script-src 'self' {_source(script)}; style-src 'self'; "
         "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+def page_policy(style: str) -> str:
+    """Return the content security policy for a page that uses nothing but the one style sheet inside of it."""
+    return (
+        f"default-src 'none'; style-src {_source(style.encode())}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _source(content: bytes) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

@@ -74,16 +74,21 @@ class Prometheus:
         self._taken = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def page(self) -> bytes:
-        """Return everything in Prometheus' text format; without Redis' part when it does not answer."""
+    async def snapshot(self) -> Snapshot:
+        """Return what Redis has said last."""
         async with self._lock:
             if time.monotonic() - self._taken > SNAPSHOT_SECONDS:
                 self._snapshot = await self._look()
                 self._taken = time.monotonic()
+            return self._snapshot
+
+    async def page(self) -> bytes:
+        """Return everything in Prometheus' text format; without Redis' part when it does not answer."""
+        snapshot = await self.snapshot()
         registry = CollectorRegistry()
         if MULTIPROCESS_DIRECTORY in os.environ:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        registry.register(_Queue(self._snapshot))
+        registry.register(_Queue(snapshot))
         page = generate_latest(registry)
         return page if MULTIPROCESS_DIRECTORY in os.environ else generate_latest(REGISTRY) + page
 

@@ -1,5 +1,7 @@
 """Who may use the API: clients that send one of the keys in BACKEND_API_KEY, and not too often."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Coroutine
@@ -15,10 +17,11 @@ from app.settings import Settings, get_settings
 
 OPEN_ENVIRONMENT = "development"
 
-# The two ways to send a key, as OpenAPI describes them.
+# The ways to send a key, as OpenAPI describes them; the last one for pages alone.
 SCHEMES = {
     "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "Bearer": {"type": "http", "scheme": "bearer", "description": "The same key."},
+    "Basic": {"type": "http", "scheme": "basic", "description": "Any user, and the same key as password."},
 }
 
 
@@ -31,8 +34,8 @@ class Guard:
         self._requests = RateLimiter(settings.rate_limit)
         self._failures = RateLimiter(settings.failed_login_limit)
 
-    def admit(self, key: str | None, address: str) -> None:
-        """Return when a client may go on.
+    def admit(self, key: str | None, address: str, challenge: str) -> None:
+        """Return when a client may go on; one without a valid key gets the ``challenge``.
 
         Raises:
             HTTPException: 401 or 429.
@@ -47,7 +50,7 @@ class Guard:
                 if key
                 else "An API key is needed, as X-API-Key: KEY or Authorization: Bearer KEY."
             )
-            raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, detail, headers={"WWW-Authenticate": challenge})
         if seconds := self._requests.hit(client):
             raise _too_many(f"There were more requests than {self._requests.rate}", seconds)
 
@@ -65,9 +68,12 @@ class ProtectedRoute(APIRoute):
     A dependency would be shorter, but FastAPI takes a third of a request's time to solve it.
     """
 
+    schemes: tuple[str, ...] = ("X-API-Key", "Bearer")
+    challenge = "Bearer"
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Document that a key is needed."""
-        extra = {**(options.pop("openapi_extra", None) or {}), "security": [{name: []} for name in SCHEMES]}
+        extra = {**(options.pop("openapi_extra", None) or {}), "security": [{name: []} for name in self.schemes]}
         super().__init__(path, endpoint, openapi_extra=extra, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -76,10 +82,18 @@ class ProtectedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
-            guard.admit(_offered_key(request.headers), request.client.host if request.client else "")
+            key = _offered_key(request.headers, "Basic" in self.schemes)
+            guard.admit(key, request.client.host if request.client else "", self.challenge)
             return await handle(request)
 
         return guarded
+
+
+class PageRoute(ProtectedRoute):
+    """A protected page: a browser asks for the key as a password, whoever the user is."""
+
+    schemes = ("X-API-Key", "Bearer", "Basic")
+    challenge = 'Basic realm="Any user, the API key as password", charset="UTF-8"'
 
 
 def document_schemes(app: FastAPI) -> None:
@@ -112,11 +126,20 @@ class KeyRequired:
             await self.app(scope, receive, send)
 
 
-def _offered_key(headers: Headers) -> str | None:
+def _offered_key(headers: Headers, basic: bool) -> str | None:
     if key := headers.get("x-api-key"):
         return key
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return _password(key) if basic and scheme.lower() == "basic" else None
+
+
+def _password(login: str) -> str | None:
+    try:
+        return base64.b64decode(login).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
 
 
 def _digest(key: str) -> str:

@@ -14,12 +14,11 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, wait_for
-from monitoring.tests.drills import DRILLS, WITHOUT, Drill
-from monitoring.tests.test_monitoring import firing
+from conftest import EPHEMERAL, PROJECT, firing, wait_for
+from monitoring.tests.drills import DRILLS, MAIN, WITHOUT, Drill
 from testinfra.host import Host
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.hosts(MAIN)]
 
 # Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
 LONGEST_ALERT, LONGEST_END = 1500, 1200
@@ -105,20 +104,20 @@ def begin(drill: Drill, host: Host) -> None:
     shell(drill.inject, *drill.on)
 
 
-def test_slow_faults_are_brought(main: Host) -> None:
+def test_slow_faults_are_brought(host: Host) -> None:
     for drill in DRILLS:
         if drill.slow:
-            begin(drill, main)
+            begin(drill, host)
 
 
 @by_fault
-def test_fault_alert_and_repair(drill: Drill, main: Host) -> None:
+def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
     if not drill.slow:
-        begin(drill, main)
+        begin(drill, host)
     row = rows[drill.fault]
     try:
         for alert in drill.alerts:
-            wait_for(partial(fires, main, alert), alert, LONGEST_ALERT)
+            wait_for(partial(fires, host, alert), alert, LONGEST_ALERT)
             row.to_alert[alert] = time.monotonic() - row.began
         if drill.looks:
             said = playbook(drill)
@@ -135,10 +134,10 @@ def test_fault_alert_and_repair(drill: Drill, main: Host) -> None:
 
 
 @by_fault
-def test_the_alert_ends(drill: Drill, main: Host) -> None:
+def test_the_alert_ends(drill: Drill, host: Host) -> None:
     row = rows[drill.fault]
     assert row.mended is not None, "its repair failed"
-    wait_for(lambda: not firing(main) & set(drill.alerts), f"the end of {drill.alerts}", LONGEST_END)
+    wait_for(lambda: not firing(host) & set(drill.alerts), f"the end of {drill.alerts}", LONGEST_END)
     row.to_end = time.monotonic() - row.mended
 
 

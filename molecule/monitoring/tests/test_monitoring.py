@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -12,13 +11,16 @@ from urllib.parse import quote
 import pytest
 import testinfra
 from conftest import (
+    ALERTMANAGER,
+    CURL,
     EPHEMERAL,
     PROJECT,
     PROMETHEUS,
-    PROMETHEUS_LOGIN,
     SCENARIO,
+    Api,
     ask,
     assert_seen,
+    firing,
     metrics,
     security_exposure,
     wait_for,
@@ -27,7 +29,6 @@ from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(600)
 
-ALERTMANAGER = "http://127.0.0.1:9093"
 EXPORTERS = ("prometheus-node-exporter", "prometheus-redis-exporter")
 
 
@@ -51,10 +52,9 @@ def value(host: Host, expression: str) -> float | None:
     return float(found[0]["value"][1]) if found else None
 
 
-def firing(host: Host) -> set[str]:
-    """Return the names of the alerts that Alertmanager shows."""
-    alerts = json.loads(host.check_output(f"{PROMETHEUS_LOGIN} '{ALERTMANAGER}/api/v2/alerts?active=true'"))
-    return {alert["labels"]["alertname"] for alert in alerts}
+def status_page(host: Host) -> str:
+    """Return the API's page for people."""
+    return host.check_output(f"{CURL} {Api.url}/status")
 
 
 def test_everybody_is_asked_and_answers(main: Host) -> None:
@@ -110,6 +110,13 @@ def test_a_calm_platform_raises_nothing_but_the_watchdog(main: Host) -> None:
     assert firing(main) - {"ClockWrong"} <= {"Watchdog", "RedisDenies"}
 
 
+def test_alerts_reach_the_status_page_and_the_receiver(main: Host) -> None:
+    for alert in ("RedisDown", "Watchdog"):
+        command = f"amtool config routes test --config.file=/etc/prometheus/alertmanager.yml alertname={alert}"
+        assert main.check_output(command) == "status page,team"
+    wait_for(lambda: "Alertmanager was heard" in status_page(main), "the watchdog on the status page", 60)
+
+
 def doctor() -> tuple[int, list[str]]:
     """Return the doctor's exit code and its sentences."""
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
@@ -143,9 +150,11 @@ def drill(main: Host, alert: str, fault: Callable[[], object], mend: Callable[[]
     fault()
     try:
         wait_for(lambda: alert in firing(main), alert, 180)
+        wait_for(lambda: f"<b>{alert}</b>" in status_page(main), f"{alert} on the status page", 60)
     finally:
         mend()
     wait_for(lambda: alert not in firing(main), f"the end of {alert}", 300)
+    wait_for(lambda: f"<b>{alert}</b>" not in status_page(main), f"the end of {alert} on the status page", 120)
 
 
 def test_no_workers(main: Host, worker_host: Host) -> None:
