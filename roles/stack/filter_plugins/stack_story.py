@@ -10,7 +10,7 @@ from typing import Any
 ENDED = ("SUCCESS", "FAILURE", "REVOKED", "410")
 
 
-def task_story(hosts: list[Mapping[str, Any]], task: str) -> str:
+def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
     """Return the story, a line each, in the order of time, from the variables of all hosts after they were read.
 
     What units did is part of it only while the task was on its way.
@@ -23,7 +23,7 @@ def task_story(hosts: list[Mapping[str, Any]], task: str) -> str:
     silent = [host["inventory_hostname"] for host in hosts if "stdout" not in host["story_read"]]
     end = [f"{name} cannot be read: its lines are missing, unless it sends them elsewhere." for name in silent]
     if not told:
-        return "\n".join(end)
+        return end
 
     # A host's lines may have been sent to another host too.
     lines = {
@@ -37,11 +37,11 @@ def task_story(hosts: list[Mapping[str, Any]], task: str) -> str:
         end.append(_nothing(told, task))
     shown = [
         moment
-        for moment, line in sorted(lines.items(), key=lambda item: item[0][0])
+        for moment, line in sorted(lines.items(), key=lambda item: (item[0][0], item[0][2]))
         if about_task and (not line["about_unit"] or not state.startswith(ENDED) or moment[0] <= max(about_task)[0])
     ]
     end.append(f"State now: {state}" if state else "State now: no host of the group api says.")
-    return "\n".join(_table([_cells(lines[moment]) for moment in shown]) + end)
+    return _table([_cells(lines[moment]) for moment in shown]) + end
 
 
 def _cells(line: Mapping[str, str]) -> list[str]:
