@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgi_correlation_id import correlation_id
 
 from app.agents.task_ids import new_task_id
 from app.logs import JsonFormatter, Service
@@ -30,6 +31,7 @@ def text(service: Service, message: str, after: float, error: BaseException | No
         {"msg": message, "levelname": "INFO", "exc_info": error and (type(error), error, None), **extra}
     )
     record.created = CREATED + after
+    correlation_id.set(extra.get("request_id"))  # as the API's middleware does
     return JsonFormatter(service).format(record)
 
 
