@@ -10,6 +10,9 @@ from pythonjsonlogger.json import JsonFormatter as BaseJsonFormatter
 
 from app.masking import mask
 
+# Attributes of a record (``extra``) that tell what it is about.
+FIELDS = ("task_id", "task_name", "request_id", "queue")
+
 Service = Literal["api", "celery_worker", "flower"]
 
 
@@ -42,7 +45,7 @@ def _context(record: logging.LogRecord) -> dict[str, str | None]:
     """Find task and request: named by the record, else the running task, else the running request."""
     given = record.__dict__
     if "task_id" in given:
-        return {name: given.get(name) for name in ("task_id", "task_name", "request_id")}
+        return {name: given.get(name) for name in FIELDS}
     if isinstance(celery_data := given.get("data"), dict):  # set by Celery in the worker's main process
         return {"task_id": celery_data.get("id"), "task_name": celery_data.get("name")}
     if current_task and (request := current_task.request).id:

@@ -12,6 +12,7 @@ PAGE = ROOT / "docs" / "variables.md"
 # In the order in which the roles meet a host.
 ROLES = [
     "stack",
+    "logs",
     "hardening",
     "firewall",
     "redis",

@@ -55,9 +55,24 @@ class TestTask:
         lines = [line for line in worker.log_lines() if line.get("request_id") == "follow-me"]
         assert {line["task_id"] for line in lines} == {task_id}
         assert {line["service"] for line in worker.log_lines()} == {"celery_worker"}
-        [line] = [line for line in api.program.log_lines() if line.get("request_id") == "follow-me"]
-        assert line["service"] == "api"
+        accepted, access = [line for line in api.program.log_lines() if line.get("request_id") == "follow-me"]
+        assert accepted["message"] == "Task accepted"
+        assert (accepted["task_id"], accepted["queue"]) == (task_id, DEFAULT_QUEUE)
+        assert accepted["task_name"].endswith("example_agent_task")
+        assert "task_id" not in access
+        assert {accepted["service"], access["service"]} == {"api"}
         assert CANARY not in worker.output() + api.program.output()
+
+    def test_a_repeated_request_is_logged_as_such(self, api: Api) -> None:
+        key = {"Idempotency-Key": secrets.token_hex(8)}
+        task_id = api.enqueue({}, **key)
+        assert api.enqueue({}, **key, **{"X-Request-ID": "once-more"}) == task_id
+        lines = [line for line in api.program.log_lines() if line.get("task_id") == task_id]
+        assert [line["message"] for line in lines] == [
+            "Task accepted",
+            "Task was accepted earlier, with the same Idempotency-Key",
+        ]
+        assert lines[1]["request_id"] == "once-more"
 
     def test_no_password_in_logs(self, api: Api, worker: Program, redis_server: RedisServer) -> None:
         assert "Connected to redis://:**@" in worker.output()

@@ -120,9 +120,12 @@ def test_a_killed_worker_runs_its_tasks_again_as_soon_as_it_is_back(stack: Stack
     task_id, _ = stack.send(f"recorded.delay('a', '{stack.ledger}', 2)", f"recorded.delay('b', '{stack.ledger}', 2)")
     wait_until(lambda: len(stack.events("start")) == 2)
     worker.stop(signal.SIGKILL)
-    stack.start_worker()
+    back = stack.start_worker()
     wait_until(lambda: sorted(stack.events("end")) == ["a", "b"], timeout=4)
     stack.result(task_id)
+    returned = [line for line in back.log_lines() if "goes back to its queue" in line["message"]]
+    assert task_id in [line["task_id"] for line in returned]
+    assert {line["queue"] for line in returned} == {DEFAULT_QUEUE}
     assert sorted(stack.events("start")) == ["a", "a", "b", "b"]
     wait_until(stack.nothing_waits)
 
@@ -301,13 +304,15 @@ def test_poison_becomes_dead_letters_and_stops_nobody(stack: Stack) -> None:
 
 
 def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_requeued(stack: Stack) -> None:
-    stack.start_worker()
+    worker = stack.start_worker()
     (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
     failed = stack.result(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "WorkerLostError"
     assert failed["retries"] == DEFAULT_MAX_RETRIES
     wait_until(lambda: stack.redis.client(0).llen(DEAD_LETTERS) == 1)
     wait_until(stack.nothing_waits)
+    [letter] = [line for line in worker.log_lines() if "becomes a dead letter" in line["message"]]
+    assert letter["task_id"] == task_id
     stack.result(*stack.send("sleeping.delay(0)"))
 
     (stack.directory / "mended").touch()

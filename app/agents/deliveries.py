@@ -272,7 +272,8 @@ class Deliveries:
         # How a task that has succeeded already is recognized (worker_deduplicate_successful_tasks).
         message["properties"]["delivery_info"]["redelivered"] = True
         if deaths <= MAX_REDELIVERIES:
-            logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id)
+            extra = _log_fields(headers, queue)
+            logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id, extra=extra)
             self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
@@ -329,8 +330,15 @@ def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
         letter["reason"] += f" Only its first {KEPT_BYTES} bytes are kept."
         letter |= {"size": len(raw), "sha256": digest}
     letter["message"] = base64.b64encode(kept).decode()
-    logger.error("Task %s becomes a dead letter: %s", letter["id"], letter["reason"])
+    extra = _log_fields(headers, queue)
+    logger.error("Task %s becomes a dead letter: %s", letter["id"], letter["reason"], extra=extra)
     return [raw, json.dumps(letter), task_id]
+
+
+def _log_fields(headers: dict[str, Any], queue: str) -> dict[str, Any]:
+    """Return what a log line says of a message that is known to be ours."""
+    task_id, name = _shown(headers.get("id")), _shown(headers.get("task"))
+    return {"task_id": task_id, "task_name": name, "request_id": _shown(headers.get("request_id")), "queue": queue}
 
 
 def _shown(value: object) -> str:

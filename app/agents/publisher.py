@@ -76,7 +76,7 @@ class Publisher:
         task_id = new_task_id()
         if idempotency_key is None:
             await self._push(push(task_id))
-            ENQUEUED.labels(task.name).inc()
+            _accepted(task, task_id, request_id, queue)
             return task_id
 
         key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
@@ -85,10 +85,12 @@ class Publisher:
         task_id = _task_of(value, fingerprint)
         earlier = await self._push(push(task_id, value))
         if earlier is None:
-            ENQUEUED.labels(task.name).inc()
+            _accepted(task, task_id, request_id, queue)
         else:
             value = earlier.decode()
             task_id = _task_of(value, fingerprint)
+            extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
+            logger.info("Task was accepted earlier, with the same Idempotency-Key", extra=extra)
             if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
                 # Whoever pushed it may have seen that fail, and not remember it.
                 self._recovery.remember(push(task_id, value))
@@ -161,6 +163,12 @@ class Publisher:
             self._recovery.saw(self._admission.learn(answers))
         except RedisError as error:
             logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
+
+
+def _accepted(task: Task[Any, Any], task_id: str, request_id: str | None, queue: str) -> None:
+    ENQUEUED.labels(task.name).inc()
+    extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
+    logger.info("Task accepted", extra=extra)
 
 
 def _task_of(value: str, fingerprint: str) -> str:

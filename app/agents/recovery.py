@@ -96,7 +96,8 @@ class Recovery:
         for push, messages in zip(list(self._suspects.values()), there, strict=True):
             lost = messages is None and not await self._is_done(push.task_id)
             if lost and await push.run(ENQUEUE_AGAIN, self._broker):
-                logger.warning("Redis had lost task %s, it is in its queue again", push.task_id)
+                extra = {"task_id": push.task_id, "queue": push.queue}
+                logger.warning("Redis had lost task %s, it is in its queue again", push.task_id, extra=extra)
             del self._suspects[push.task_id]
             # It may be lost once more.
             self.remember(replace(push, at=time.monotonic()))

@@ -125,6 +125,9 @@ class Request(request.Request):
         if self._stored(super().on_timeout, soft, timeout):
             self.acknowledge()
 
+    def _log_fields(self) -> dict[str, Any]:
+        return {"task_id": self.id, "task_name": self.name, "request_id": self._request_dict.get("request_id")}
+
     def _stored(self, store: Any, *args: Any) -> bool:
         """Run a handler of Celery's and tell whether it wanted the message acknowledged."""
         self._storing, self._acknowledge_later = True, False
@@ -132,16 +135,17 @@ class Request(request.Request):
             store(*args)
         except MemoryError:
             # Celery raises it anew in the main process; the task's own process has stored the failure.
-            logger.warning("Task %s ran out of memory", self.id)
+            logger.warning("Task %s ran out of memory", self.id, extra=self._log_fields())
             self._acknowledge_later = True
         except Exception as error:
             if not isinstance(error, OUTAGES) or isinstance(error, DataError):
-                logger.exception("The end of task %s cannot be handled", self.id)
+                logger.exception("The end of task %s cannot be handled", self.id, extra=self._log_fields())
                 deliveries.bury(
                     self.message.delivery_tag, f"Its end cannot be handled: {type(error).__name__}: {error}"
                 )
                 return True
-            logger.exception("The end of task %s cannot be stored; it will run again", self.id)
+            extra = self._log_fields()
+            logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
             self._storing = False
             self.reject(requeue=True)
             return False

@@ -20,7 +20,7 @@ RECOVERY_LIMIT = 15.0
 BROKER = 6380
 BROKER_DATA = "/var/lib/redis/broker"
 ASIDE = "/var/lib/chaos/data"
-BROKER_LOG = "/var/log/redis/redis-server-broker.log"
+BROKER_LOG = "journalctl --unit=redis-server@broker"
 CUT = """
 table inet chaos {
   chain input {
@@ -254,7 +254,7 @@ def _truncate_log(host: Host) -> str:
       kill -STOP {pid}
       file=$(ls -t {BROKER_DATA}/appendonlydir/*.incr.aof | head -1)
       size=$(stat -c %s "$file")
-      echo "$(grep -c 'short read' {BROKER_LOG} || true) of $size bytes"
+      echo "$({BROKER_LOG} | grep -c 'short read' || true) of $size bytes"
       truncate -s $((size - 100)) "$file"
       kill -KILL {pid}
     """)
@@ -262,7 +262,7 @@ def _truncate_log(host: Host) -> str:
 
 def _log_was_truncated(host: Host, seen: str) -> str:
     before, _, size = seen.partition(" of ")
-    after = host.run(f"grep -c 'short read' {BROKER_LOG} || true")
+    after = host.run(f"{BROKER_LOG} | grep -c 'short read' || true")
     if int(after) <= int(before):
         raise ChaosError("Redis did not notice that its append-only file is cut")
     return f"100 bytes cut off {size}; Redis logged a short read"

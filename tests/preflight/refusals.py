@@ -25,10 +25,12 @@ class Case:
     hidden: str = ""
 
 
-def refusals(cases: dict[str, Case], directory: Path, monitoring: tuple[str, ...] = ()) -> dict[str, str]:
+def refusals(
+    cases: dict[str, Case], directory: Path, monitoring: tuple[str, ...] = (), logs: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
-    The hosts in ``monitoring`` watch all others.
+    The hosts in ``monitoring`` watch all others, and those in ``logs`` take their logs.
     """
     hosts = {}
     for name, case in cases.items():
@@ -40,6 +42,7 @@ def refusals(cases: dict[str, Case], directory: Path, monitoring: tuple[str, ...
         group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
     }
     children["monitoring"] = {"hosts": {name: {} for name in monitoring}}
+    children["logs"] = {"hosts": {name: {} for name in logs}}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
 

@@ -135,13 +135,10 @@ def test_a_process_that_eats_all_memory_is_killed_and_the_worker_goes_on(
         host.run_expect([0], f"rm -r /run/systemd/system.control/{worker.unit}.service.d && systemctl daemon-reload")
 
 
-def test_the_logs_are_bounded_and_the_worker_logs_on_after_a_rotation(
-    host: Host, api: Api, supervised: bool, worker: Supervision
+@pytest.mark.hosts("worker-supervisor")
+def test_the_log_files_are_bounded_and_the_worker_logs_on_after_a_rotation(
+    host: Host, api: Api, worker: Supervision
 ) -> None:
-    if not supervised:
-        assert "SystemMaxUse=1G" in host.check_output("systemd-analyze cat-config systemd/journald.conf")
-        assert host.file("/var/log/journal").is_directory
-        return
     before = worker.pid()
     host.run_expect([0], "logrotate --force /etc/logrotate.d/typesafe-celery")
     assert host.file(f"{LOG_FILE}.1").size > 0

@@ -1,0 +1,72 @@
+"""Filter of the stack role: a task's story as its hosts' logs tell it (playbooks/logs.yml)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# What the API says of a task that has ended, and of one that nothing is known of any more.
+ENDED = ("SUCCESS", "FAILURE", "REVOKED", "410")
+
+
+def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
+    """Return the story, a line each, in the order of time, from the variables of all hosts after they were read.
+
+    What units did is part of it only while the task was on its way.
+    """
+    told = {
+        host["inventory_hostname"]: json.loads(host["story_read"]["stdout"])
+        for host in hosts
+        if "stdout" in host["story_read"]
+    }
+    silent = [host["inventory_hostname"] for host in hosts if "stdout" not in host["story_read"]]
+    end = [f"{name} cannot be read: its lines are missing, unless it sends them elsewhere." for name in silent]
+    if not told:
+        return end
+
+    # A host's lines may have been sent to another host too.
+    lines = {
+        (line["time"], line["host"], line["unit"], line["message"]): line
+        for host in told.values()
+        for line in host["lines"]
+    }
+    about_task = [moment for moment, line in lines.items() if not line["about_unit"]]
+    state = next((host["state"] for host in told.values() if host["state"]), "")
+    if not about_task:
+        end.append(_nothing(told, task))
+    shown = [
+        moment
+        for moment, line in sorted(lines.items(), key=lambda item: (item[0][0], item[0][2]))
+        if about_task and (not line["about_unit"] or not state.startswith(ENDED) or moment[0] <= max(about_task)[0])
+    ]
+    end.append(f"State now: {state}" if state else "State now: no host of the group api says.")
+    return _table([_cells(lines[moment]) for moment in shown]) + end
+
+
+def _cells(line: Mapping[str, str]) -> list[str]:
+    # 2026-01-31T12:00:00.000+00:00
+    time = line["time"][:23].replace("T", " ")
+    return [time, line["host"], line["unit"], line["level"], " ".join(line["message"].split())]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _nothing(told: Mapping[str, Mapping[str, str]], task: str) -> str:
+    created = next(iter(told.values()))["created"]
+    # The host whose logs are the shortest may have had it.
+    back, host = max((story["oldest"], name) for name, story in told.items())
+    if created < back:
+        return f"No log has a line about {task}: it is of {created}, and the logs of {host} reach back to {back} only."
+    return f"No log has a line about {task}, though all reach back to {back}: it was never accepted here."
+
+
+class FilterModule:
+    """The filter under its name in templates."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Tell Ansible about it."""
+        return {"task_story": task_story}

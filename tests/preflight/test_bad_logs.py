@@ -1,0 +1,42 @@
+"""What is wrong with an inventory whose logs go to one host is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.preflight.refusals import Case, refusals
+
+pytestmark = pytest.mark.timeout(300)
+
+AUTHORITY = {
+    "redis_tls_ca": "-----BEGIN CERTIFICATE-----\nx",
+    "redis_tls_ca_key": "-----BEGIN PRIVATE KEY-----\nx",
+}
+CASES = {
+    "good": Case({**AUTHORITY}, []),
+    "keyless": Case({**AUTHORITY, "redis_tls_ca_key": ""}, ["group logs", "redis_tls_ca_key", "make secrets"]),
+    "journal": Case({**AUTHORITY, "logs_journal_max_use": "1 GB"}, ["logs_journal_max_use is '1 GB'", "100M"]),
+    "received": Case({**AUTHORITY, "logs_received_max_use": "much"}, ["logs_received_max_use is 'much'", "100M"]),
+    "port": Case({**AUTHORITY, "logs_port": 70000}, ["logs_port is 70000", "1 to 65535"]),
+    "old": Case({**AUTHORITY}, ["old is to take", "Debian 12", "Debian 13"], {"distribution_version": "12"}),
+}
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all cases at once."""
+    return refusals(CASES, tmp_path_factory.mktemp("inventory"), logs=("old",))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_case(messages: dict[str, str], name: str) -> None:
+    case = CASES[name]
+    assert all(words in messages[name] for words in case.words), messages[name]
+    assert bool(messages[name]) == bool(case.words), messages[name]
+
+
+def test_two_hosts_for_the_logs(tmp_path: Path) -> None:
+    two = refusals({name: Case({**AUTHORITY}, []) for name in ("first", "second")}, tmp_path, logs=("first", "second"))
+    assert "The group logs has first, second" in two["first"]
