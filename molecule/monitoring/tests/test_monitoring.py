@@ -58,7 +58,7 @@ def firing(host: Host) -> set[str]:
 
 def status_page(host: Host) -> str:
     """Return the API's page for people."""
-    return host.check_output(f"{CURL} {Api.url}/status")
+    return str(host.check_output(f"{CURL} {Api.url}/status"))
 
 
 def test_everybody_is_asked_and_answers(main: Host) -> None:
