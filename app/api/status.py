@@ -49,7 +49,7 @@ POLICY = page_policy(_STYLE)
 router = APIRouter(tags=["status"], route_class=PageRoute, responses=documented(401, 429))
 
 
-@router.get(PATH, response_class=HTMLResponse)
+@router.get(PATH, response_model=None, responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}})
 async def status(request: Request) -> HTMLResponse:
     """Show the state of all parts, the last hour, and what fails; for people."""
     observer: Observer = request.app.state.observer
@@ -238,9 +238,11 @@ def _ended(minute: dict[str, float]) -> float:
 
 
 def _throughput(recent: Recent) -> list[Column]:
-    most = max(map(_ended, recent.minutes)) or 1
+    most = max(map(_ended, recent.minutes))
     columns = []
     for x, minute in enumerate(recent.minutes):
+        if not _ended(minute):
+            continue
         counts = {"ok": minute.get(SUCCEEDED, 0), "warn": minute.get(RETRIED, 0), "bad": _failed(minute)}
         bars, y = [], FULL
         for kind, count in counts.items():
