@@ -130,7 +130,8 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     elif active == "activating" and since < 10:
         yield Finding(WARNING, f"{unit} is starting", runbook, layer)
     elif active not in ("active", "reloading"):
-        yield Finding(CRITICAL, f"{unit} is {active} ({how(properties)}){because(unit)}", runbook, layer)
+        ended = f" ({how(properties)})" if result not in ("success", "") else f" for {since:.0f} s"
+        yield Finding(CRITICAL, f"{unit} is {active}{ended}{because(unit)}", runbook, layer)
     else:
         yield from processes(unit, runbook, layer, properties.get("ControlGroup", ""))
         if restarts > 2 and since < RECENT:
