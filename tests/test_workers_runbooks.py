@@ -1,6 +1,7 @@
 """What the runbooks for workers make of what they see: states, causes, remedies, plans."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support import REPOSITORY, load_plugin
 
+examiner = load_plugin("playbooks/files/workers.py")
 debug_mode = load_plugin("playbooks/files/debug_mode.py")
 workers = load_plugin("roles/stack/filter_plugins/stack_workers.py")
 
@@ -179,3 +181,62 @@ def test_debug_mode_changes_nothing_of_a_program_but_its_level() -> None:
     assert text.count("[program:") == text.count("command=") == text.count("--loglevel=debug --task-events") == 2
     assert "  --queues=slow\n" in text
     assert "environment" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ("typesafe-celery-worker  RUNNING   pid 31037, uptime 0:00:02", "running"),
+        ("typesafe-celery-worker  STOPPED   Nov 23 04:54 AM", "stopped"),
+        ("typesafe-celery-worker  BACKOFF   Exited too quickly (process log may have details)", "crashing"),
+        ("typesafe-celery-worker  FATAL     Exited too quickly (process log may have details)", "failed"),
+        ("typesafe-celery-worker: ERROR (no such process)", "missing"),
+        ("unix:///var/run/supervisor.sock no such file", "stopped"),
+    ],
+)
+def test_what_supervisor_says(line: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examiner, "say", lambda *command, **_: (0, line if command[1] == "status" else "", ""))
+    assert examiner.under_supervisor("typesafe-celery-worker", "typesafe")["state"] == state
+
+
+def test_what_systemd_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(*command: str, **_: Any) -> tuple[int, str, str]:
+        shown = (
+            "LoadState=loaded\nActiveState=activating\nUnitFileState=enabled\nMainPID=0\nNRestarts=7\nMemoryMax=1024"
+        )
+        restarts = "Scheduled restart job\n" * 5 if any("MESSAGE_ID=5eb" in word for word in command) else ""
+        return 0, shown if command[1] == "show" else restarts.strip(), ""
+
+    monkeypatch.setattr(examiner, "say", say)
+    seen = examiner.under_systemd("typesafe-celery")
+    assert (seen["state"], seen["ends"], seen["memory_max"]) == ("crashing", 5, 1024)
+
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "<string>", line 1, in <module>\n  File "{}", line 5\n{}'
+
+
+@pytest.mark.parametrize(
+    ("errors", "packages", "kind"),
+    [
+        ("TASK_TIME_LIMIT='x' is refused: a number.", 0, "settings"),
+        (
+            TRACEBACK.format("/opt/typesafe/releases/b/app/agents/worker.py", "SyntaxError: invalid syntax"),
+            0,
+            "release",
+        ),
+        (TRACEBACK.format("/opt/typesafe/releases/b/venv/lib/kombu/__init__.py", "ImportError: no"), 0, "venv"),
+        (TRACEBACK.format("/opt/typesafe/releases/b/app/agents/worker.py", "ModuleNotFoundError: celery"), 1, "venv"),
+    ],
+)
+def test_why_it_cannot_be_loaded(errors: str, packages: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(*command: str, **_: Any) -> tuple[int, str, str]:
+        return (packages, "", "No matching distribution") if "pip" in command else (1, "", errors)
+
+    monkeypatch.setattr(examiner, "say", say)
+    assert examiner._not_loaded(Path("/opt/typesafe/backend"), "backend.env", {})["kind"] == kind
+
+
+def test_last_words_hide_passwords() -> None:
+    assert examiner.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
+        "Cannot connect to redis://worker:**@h:1/0"
+    )

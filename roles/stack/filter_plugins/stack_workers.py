@@ -92,7 +92,8 @@ def _of_host(host: str, told: Mapping[str, Any], brokers: list[dict[str, int] | 
         obstacle = {"kind": "redis", "says": "the queue's Redis does not answer"}
     for worker in told.get("workers", []):
         state = worker["state"]
-        if state == "running" and signs is not None and worker["processes"][0]["age"] > STARTING_SECONDS:
+        settled = worker["processes"] and worker["processes"][0]["age"] > STARTING_SECONDS
+        if state == "running" and signs is not None and settled:
             silence = signs.get(worker["node"])
             if silence is None or silence > SILENT_SECONDS:
                 state = "silent"
