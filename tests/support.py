@@ -43,11 +43,12 @@ def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float 
 
 
 def load_plugin(path: str) -> ModuleType:
-    """Import a role's filter plugin, which lies in no package."""
+    """Import a role's plugin or a script, which lies in no package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
