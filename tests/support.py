@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float 
 
 
 def load_plugin(path: str) -> ModuleType:
-    """Import a role's filter plugin, which lies in no package."""
+    """Import a role's plugin or a script, which lies in no package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
     assert spec
     assert spec.loader
