@@ -40,3 +40,8 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 def test_two_hosts_for_the_logs(tmp_path: Path) -> None:
     two = refusals({name: Case({**AUTHORITY}, []) for name in ("first", "second")}, tmp_path, logs=("first", "second"))
     assert "The group logs has first, second" in two["first"]
+
+
+def test_a_host_for_the_logs_without_a_firewall(tmp_path: Path) -> None:
+    [told] = refusals({"open": Case({**AUTHORITY, "host_firewall": False}, [])}, tmp_path, logs=("open",)).values()
+    assert "host_firewall is false" in told

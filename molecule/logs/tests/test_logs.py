@@ -60,14 +60,6 @@ def test_what_was_missed_is_sent_later(sender: Host, receiver: Host) -> None:
     wait_for(lambda: "written-while-away" in receiver.run(sent).stdout, "the line", 90)
 
 
-def test_nobody_without_a_certificate_sends_anything(sender: Host) -> None:
-    ask = "curl --silent --show-error --max-time 5 --cacert /etc/platform-logs/ca.crt --data x"
-    refused = sender.run(f"{ask} https://logs-receiver:{PORT}/upload")
-    assert refused.failed or "201" not in refused.stdout
-    kinds = "--header 'Content-Type: application/vnd.fdo.journal'"
-    assert sender.run(f"{ask} {kinds} --fail https://logs-receiver:{PORT}/upload").failed
-
-
 def test_the_port_is_open_for_the_inventorys_hosts_alone(receiver: Host, sender: Host) -> None:
     [address] = sender.check_output("hostname -I").split()[:1]
     [rule] = [line for line in receiver.check_output("nft list table inet platform").splitlines() if str(PORT) in line]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # What the API says of a task that has ended, and of one that nothing is known of any more.
-ENDED = ("SUCCESS", "FAILURE", "REVOKED", "410")
+ENDED = ("SUCCESS", "FAILURE", "REVOKED", "404", "410")
 
 
 def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
