@@ -38,6 +38,11 @@ doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely caus
 	@scripts/setup.sh controller
 	ansible-playbook -i $(INVENTORY) playbooks/doctor.yml
 
+.PHONY: logs
+logs: ## The story of one task across all hosts: make logs TASK=<id>
+	@scripts/setup.sh controller
+	@ansible-playbook -i $(INVENTORY) playbooks/logs.yml -e task=$(TASK)
+
 .PHONY: check
 check: setup lint ## Linters and quick tests
 	pytest -q -n auto --dist loadfile -m "not integration"
@@ -80,5 +85,5 @@ chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
 
 .PHONY: drills
-drills: setup ## Monitoring on two hosts: faults, their alerts, the doctor and what the runbooks look at
+drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md
 	molecule test --no-command-borders --scenario-name monitoring
