@@ -52,7 +52,7 @@ class Systemd:
         """Know the units."""
         self.units = [f"{prefix}-celery" + ("" if pool == "default" else f"-{pool}") for pool in pools]
         self.files = [Path(f"/run/systemd/system/{unit}.service.d/{DROP_IN}") for unit in self.units]
-        # What a timer runs when nobody else is there any more. No semicolons: systemd-run of Debian 12 hands them on as \\;.
+        # What a timer runs when nobody else is there any more. No semicolons: Debian 12's systemd-run escapes them.
         restart = shlex.join(["systemctl", "restart", *self.units])
         self.end = f"rm -f {shlex.join(map(str, self.files))} && systemctl daemon-reload && {restart}"
 
