@@ -240,3 +240,9 @@ def test_last_words_hide_passwords() -> None:
     assert examiner.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
         "Cannot connect to redis://worker:**@h:1/0"
     )
+
+
+def test_the_end_of_debug_mode_has_no_semicolon() -> None:
+    """systemd-run of Debian 12 escapes them, and then nothing ends."""
+    for workers_of in (debug_mode.Systemd("typesafe", ["default", "slow"]), debug_mode.Supervisor("typesafe")):
+        assert ";" not in workers_of.end

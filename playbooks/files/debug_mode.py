@@ -52,9 +52,9 @@ class Systemd:
         """Know the units."""
         self.units = [f"{prefix}-celery" + ("" if pool == "default" else f"-{pool}") for pool in pools]
         self.files = [Path(f"/run/systemd/system/{unit}.service.d/{DROP_IN}") for unit in self.units]
-        # What a timer runs when nobody else is there any more.
+        # What a timer runs when nobody else is there any more. No semicolons: Debian 12's systemd-run escapes them.
         restart = shlex.join(["systemctl", "restart", *self.units])
-        self.end = f"rm -f {shlex.join(map(str, self.files))}; systemctl daemon-reload; {restart}"
+        self.end = f"rm -f {shlex.join(map(str, self.files))} && systemctl daemon-reload && {restart}"
 
     def begin(self) -> None:
         """Write the drop-ins and restart."""
@@ -73,7 +73,7 @@ class Supervisor:
         self.programs = Path(f"/etc/supervisor/conf.d/{prefix}-celery.conf")
         self.files = [Path(f"/run/{prefix}-{DROP_IN}")]
         self.link = Path(f"/etc/supervisor/conf.d/{prefix}-celery~debug-mode.conf")
-        self.end = f"rm -f {self.files[0]} {self.link}; supervisorctl update"
+        self.end = f"rm -f {self.files[0]} {self.link} && supervisorctl update"
 
     def begin(self) -> None:
         """Write the file and let supervisor take it up, which restarts the programs."""
