@@ -74,6 +74,7 @@ CASES = {
     "api-and-redis-on-one-port": Case({"api_port": 6380}, ["same port", "redis 6380", "api_port 6380"]),
     "port-that-is-none": Case({"api_port": 70000}, ["api_port is 70000", "65535"]),
     "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
+    "setting-with-a-quote": Case({"app_environment": "it's"}, ["app_release_settings", "single quote"]),
     "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
     "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_release_name", "Type Safe", "lower-case"]),
     "unsupported-system": Case(
@@ -87,11 +88,13 @@ CASES = {
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run the preflight over all cases at once; return each host's error, empty where there was none."""
-    return refusals({**CASES, "good": Case({}, [])}, tmp_path_factory.mktemp("inventory"))
+    good = {"good": Case({}, []), "good-routes": Case({"task_routes": {"app.agents.tasks.report": "slow"}}, [])}
+    return refusals({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
 
 
-def test_a_good_inventory_is_accepted(errors: dict[str, str]) -> None:
-    assert errors["good"] == ""
+@pytest.mark.parametrize("name", ["good", "good-routes"])
+def test_a_good_inventory_is_accepted(errors: dict[str, str], name: str) -> None:
+    assert errors[name] == ""
 
 
 @pytest.mark.parametrize("name", CASES)
