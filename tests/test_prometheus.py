@@ -120,6 +120,16 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
     wait_until(lambda: scrape(api).of("celery_workers_alive") == 0, ALIVE_SECONDS + 2 * SNAPSHOT_SECONDS)
 
 
+def test_a_worker_that_was_stopped_holds_nothing(api: Api, env: dict[str, str], tmp_path: Path) -> None:
+    held = "celery_unacknowledged_oldest_seconds"
+    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker", name="two")
+    code = "from tests.faulty_worker import *; sleeping.apply_async((0,), countdown=600)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    wait_until(lambda: scrape(api).of(held) > 0, 20)
+    worker.stop(signal.SIGTERM)  # it gives the task back, and has no time to report that
+    wait_until(lambda: scrape(api).of(held) == 0, 2 * SNAPSHOT_SECONDS)
+
+
 def test_scrapes_ask_redis_no_more_often(api: Api, redis: RedisServer) -> None:
     def asked() -> int:
         return int(redis.client(0).info("commandstats")["cmdstat_hgetall"]["calls"])

@@ -6,6 +6,8 @@ Pages in lower case are procedures that no alert asks for.
 import re
 from pathlib import Path
 
+import yaml
+
 from tests.support import REPOSITORY
 
 PAGES = REPOSITORY / "docs/runbooks"
@@ -33,6 +35,12 @@ def procedures() -> list[Path]:
 def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
     assert sorted(alerts()) == [page.stem for page in pages()]
     assert len(alerts()) == ALERTS.read_text().count("runbook: {{ monitoring_runbooks }}/")
+
+
+def test_each_alert_has_a_unit_test_in_which_it_fires() -> None:
+    cases = yaml.safe_load((REPOSITORY / "molecule/monitoring/tests/alerts_test.yml").read_text())["tests"]
+    rules = [rule for case in cases for rule in case["alert_rule_test"]]
+    assert {rule["alertname"] for rule in rules if rule["exp_alerts"]} == set(alerts())
 
 
 def test_each_page_says_all_that_is_needed() -> None:

@@ -115,6 +115,11 @@ def unacked_list(node: str, queue: str) -> str:
     return f"{UNACKED}{node}:{queue}"
 
 
+def node_of(unacked: str) -> str:
+    """Return the worker whose unacked list this is."""
+    return unacked.removeprefix(UNACKED).partition(":")[0]
+
+
 def queue_of(unacked: str) -> str:
     """Return the queue that the messages of an unacked list came from."""
     return unacked.removeprefix(UNACKED).partition(":")[2]

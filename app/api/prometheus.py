@@ -112,6 +112,8 @@ class Prometheus:
             unacknowledged = await pipeline.execute()
         except (RedisError, OSError):
             return Snapshot()
+        # A worker that was stopped said last what it held then; it has given that back.
+        holding = {keys.node_of(name.decode()) for name, held in zip(leases, unacknowledged, strict=True) if held}
         return Snapshot(
             up=True,
             lengths=dict(zip(self._queues, queues[::3], strict=True)),
@@ -121,7 +123,7 @@ class Prometheus:
             dead_letters=dead_letters,
             accepted=accepted,
             figures={tuple(name.decode().split(SEPARATOR)): float(value) for name, value in figures.items()},
-            workers=dict(_states(workers, now)),
+            workers=dict(_states(workers, now, holding)),
         )
 
 
@@ -132,12 +134,14 @@ def _age(raw: bytes | None, now: int) -> float:
     return max(now - made, 0.0) if made is not None else 0.0
 
 
-def _states(workers: dict[bytes, bytes], now: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    for node, value in workers.items():
-        told, _, state = value.decode().partition(" ")
+def _states(workers: dict[bytes, bytes], now: int, holding: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, value in workers.items():
+        node = name.decode()
+        told, _, text = value.decode().partition(" ")
         silent = now - int(told)
         if silent < REMEMBERED_SECONDS:
-            yield node.decode(), {**json.loads(state), "silent": silent}
+            state = {**json.loads(text), "silent": silent}
+            yield node, state if node in holding else {**state, "held": 0}
 
 
 class _Queue(Collector):

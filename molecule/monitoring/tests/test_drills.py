@@ -18,7 +18,8 @@ from conftest import EPHEMERAL, PROJECT, firing, wait_for
 from monitoring.tests.drills import DRILLS, MAIN, WITHOUT, Drill
 from testinfra.host import Host
 
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.hosts(MAIN)]
+pytestmark = pytest.mark.timeout(2400)
+on_main = pytest.mark.hosts(MAIN)
 
 # Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
 LONGEST_ALERT, LONGEST_END = 1500, 1200
@@ -104,12 +105,14 @@ def begin(drill: Drill, host: Host) -> None:
     shell(drill.inject, *drill.on)
 
 
+@on_main
 def test_slow_faults_are_brought(host: Host) -> None:
     for drill in DRILLS:
         if drill.slow:
             begin(drill, host)
 
 
+@on_main
 @by_fault
 def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
     if not drill.slow:
@@ -133,6 +136,7 @@ def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
         shell(drill.clean, *drill.on)
 
 
+@on_main
 @by_fault
 def test_the_alert_ends(drill: Drill, host: Host) -> None:
     row = rows[drill.fault]
