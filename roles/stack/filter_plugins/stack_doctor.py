@@ -51,7 +51,7 @@ def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
     name, examined = host["inventory_hostname"], host["doctor_examined"]
     reason = " ".join(str(examined.get("stderr") or examined.get("msg") or "").split())[-LONGEST_REASON:]
     reason = f": {reason}" if reason else ""
-    silent = {"host": name, "severity": CRITICAL, "runbook": "TargetDown", "layer": 0}
+    silent = {"host": name, "severity": CRITICAL, "runbook": "TargetDown", "layer": 0, "suspect": False}
     if examined.get("unreachable"):
         return [{**silent, "what": f"Ansible does not reach it{reason}"}]
     found = []
