@@ -118,7 +118,7 @@ def converge(name: str) -> Callable[..., subprocess.CompletedProcess[str]]:
         command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}", *options]
         command += [f"--extra-vars={json.dumps(variables)}", str(SCENARIO / "converge.yml")]
         return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
         )
 
     return run

@@ -154,7 +154,6 @@ def slow_pool(host: Host) -> str:
     return str(host.run("pgrep --full --oldest -- '--hostname=[s]low@'").stdout.strip())
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.hosts("worker-systemd-debian13", "worker-supervisor-debian12")
 def test_pools_are_data_and_a_change_restarts_what_it_concerns(
     host: Host, converge: Converge, worker: Supervision

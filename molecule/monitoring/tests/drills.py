@@ -56,8 +56,10 @@ DRILLS = (
     Drill(
         "A kind of task floods a queue that no worker serves",
         ("QueueTooOld", "BacklogGrowing"),
-        "systemd-run --quiet --unit=drill-flood --uid=typesafe --working-directory=/opt/typesafe/backend"
-        f" --setenv=SECRETS_DIRECTORY=/etc/typesafe/secrets/worker /opt/typesafe/backend/venv/bin/python -c '{FLOOD}'",
+        # It goes on when others stop the broker.
+        "systemd-run --quiet --unit=drill-flood --property=Restart=always --property=RestartSec=1 --uid=typesafe"
+        " --working-directory=/opt/typesafe/backend --setenv=SECRETS_DIRECTORY=/etc/typesafe/secrets/worker"
+        f" /opt/typesafe/backend/venv/bin/python -c '{FLOOD}'",
         "runbooks/queue_backlog.yml",
         "verb=drop task=app.agents.tasks.reports.report",
         outside="systemctl stop drill-flood",
