@@ -20,7 +20,7 @@ Rendered = Callable[..., Path]
 CHANGED: dict[str, Any] = {
     "celery_worker_concurrency": 7,
     "log_level": "warning",
-    "task_time_limit": 300,
+    "task_time_limit": "300",  # as -e task_time_limit=300 gives it
     "task_soft_time_limit": 280,
     "task_default_rate_limit": "100/m",
     "groq_api_key": secrets.token_hex(16),
