@@ -57,7 +57,8 @@ DRILLS = (
         "A kind of task floods a queue that no worker serves",
         ("QueueTooOld", "BacklogGrowing"),
         # It goes on when others stop the broker.
-        "systemd-run --quiet --unit=drill-flood --property=Restart=always --property=RestartSec=1 --uid=typesafe"
+        "systemd-run --quiet --unit=drill-flood --property=Restart=always --property=RestartSec=1"
+        " --property=StartLimitIntervalSec=0 --uid=typesafe"
         " --working-directory=/opt/typesafe/backend --setenv=SECRETS_DIRECTORY=/etc/typesafe/secrets/worker"
         f" /opt/typesafe/backend/venv/bin/python -c '{FLOOD}'",
         "runbooks/queue_backlog.yml",
