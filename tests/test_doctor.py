@@ -259,3 +259,9 @@ def test_the_manifest_tells_each_kind_of_change(tmp_path: Path) -> None:
 
 def test_without_a_manifest_nothing_is_compared(tmp_path: Path) -> None:
     assert list(manifest.compare(tmp_path / "none")) == []
+
+
+def test_a_comparison_that_fails_is_told() -> None:
+    broken = {**host("a"), "doctor_compared": {"rc": 1, "stdout": "", "stderr": "JSONDecodeError: Expecting value"}}
+    (sentence,) = doctor.doctor_sentences(doctor.doctor_findings([broken]))
+    assert sentence.startswith("warning a: its files cannot be compared with what was installed: JSONDecodeError")

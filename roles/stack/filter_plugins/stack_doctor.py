@@ -60,6 +60,13 @@ def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
             found += [{"host": name, **finding} for finding in json.loads(answer.get("stdout") or "[]")]
         except ValueError:
             found.append({**silent, "what": f"Ansible cannot look into it{reason}"})
+    compared = host.get("doctor_compared", {})
+    if compared.get("rc", 0) != 0:
+        why = " ".join(str(compared.get("stderr", "")).split())[-LONGEST_REASON:]
+        what = f"its files cannot be compared with what was installed: {why}"
+        found.append(
+            {"host": name, "severity": WARNING, "what": what, "runbook": "drift", "layer": FILES, "suspect": False}
+        )
     return found if examined.get("stdout") else [{**silent, "what": f"Ansible cannot look into it{reason}"}]
 
 
