@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from testinfra.host import Host
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
@@ -92,6 +95,68 @@ def api(host: Host) -> Api:
 def secret() -> Callable[[str], str]:
     """Read a secret that this scenario's run has made."""
     return lambda name: (EPHEMERAL / "secrets" / name).read_text().split()[0]
+
+
+class VaultInventory:
+    """A copy of the scenario's inventory as an installation has it: its secrets lie in a vault file."""
+
+    USERS = ("worker", "api", "flower", "exporter", "operator")
+    SINGLE = ("redis_password", "flower_password", "monitoring_password", "backend_api_key", "task_signing_key")
+    PASSWORD = PROJECT / "scripts/vault-password.sh"
+
+    def __init__(self, directory: Path) -> None:
+        """Name its place."""
+        self.directory = directory
+        self.secrets = EPHEMERAL / "secrets"
+        self.file = directory / "group_vars/all/vault.yml"
+
+    def create(self) -> None:
+        """Write it."""
+        shutil.copytree(EPHEMERAL / "inventory", self.directory, dirs_exist_ok=True)
+        shared = self.directory / "group_vars/all"
+        content = shared.read_text()
+        shared.unlink()
+        shared.mkdir()
+        (shared / "main.yml").write_text(content)
+        users = {user: self.secret(f"redis_{user}_password") for user in self.USERS}
+        present = {name: self.secret(name) for name in self.SINGLE} | {"redis_user_passwords": users}
+        self._vault("encrypt", f"--output={self.file}", given=yaml.safe_dump(present))
+
+    def secret(self, name: str) -> str:
+        """Return a secret that the scenario has made, or makes now: not every scenario has used each."""
+        file = self.secrets / name
+        if not file.exists():
+            file.write_text(secrets.token_hex(16) + "\n")
+        return file.read_text().split()[0]
+
+    def read(self) -> dict[str, Any]:
+        """Return what the vault file says now."""
+        content: dict[str, Any] = yaml.safe_load(self._vault("view", str(self.file)))
+        return content
+
+    def give_back(self) -> None:
+        """Give the scenario's own inventory the secrets of this one, which a playbook may have replaced."""
+        new = self.read()
+        for name in self.SINGLE:
+            (self.secrets / name).write_text(new[name] + "\n")
+        for user in self.USERS:
+            (self.secrets / f"redis_{user}_password").write_text(new["redis_user_passwords"][user] + "\n")
+
+    def playbook(self, *arguments: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
+        """Run ``ansible-playbook`` with it; standard error is in ``stdout``, too."""
+        return subprocess.run(
+            ["ansible-playbook", f"--inventory={self.directory}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=timeout,
+            env=os.environ | {"ANSIBLE_VAULT_PASSWORD_FILE": str(self.PASSWORD)},
+        )
+
+    def _vault(self, *arguments: str, given: str = "") -> str:
+        command = ["ansible-vault", *arguments, f"--vault-password-file={self.PASSWORD}"]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The providers that the example task pretends to call, as a drill wants them; imported by the worker at its start.
 
 ``/var/lib/drill/fail``: calls of tasks that ask for it fail. ``/var/lib/drill/slow``: each call takes as many seconds
-as the file says. ``/var/lib/drill/kill``: each call kills the process.
+as the file says. ``/var/lib/drill/kill``: each call kills the process. ``/var/lib/drill/grow``: each call keeps as
+many MiB as the file says, instead of what the last one has kept.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 WORLD = Path("/var/lib/drill")
+_kept: list[bytes] = []
 _random, _sleep = random.random, time.sleep
 
 
@@ -24,6 +26,8 @@ def _call(seconds: float) -> None:
 
     if current_task and (WORLD / "kill").exists():
         os.kill(os.getpid(), signal.SIGKILL)
+    if current_task and (WORLD / "grow").exists():
+        _kept[:] = [b"x" * (int((WORLD / "grow").read_text()) << 20)]
     slow = WORLD / "slow"
     _sleep(float(slow.read_text()) if current_task and slow.exists() else seconds)
 

@@ -7,11 +7,12 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, wait_for
-from monitoring.tests.drills import MAIN, REDIS, WORKER
+from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
+MAIN, WORKER = "monitoring-main", "monitoring-worker"
+LIBRARY = (SCENARIO / "tests/drill.sh").read_text()
 API_URL = "/etc/typesafe/secrets/api/CELERY_BROKER_URL"
 UNIT = "/etc/systemd/system/typesafe-celery.service"
 
@@ -40,13 +41,13 @@ FAULTS = {
         MAIN,
         "systemctl kill -s STOP redis-server@broker",
         "systemctl kill -s CONT redis-server@broker",
-        "redis-server) of redis-server@broker is halted by a signal",
+        "of redis-server@broker, process",
     ),
     "api-halted": Fault(
         MAIN,
         "systemctl kill -s STOP typesafe-api",
         "systemctl kill -s CONT typesafe-api",
-        "of typesafe-api is halted by a signal",
+        "is halted by a signal",
     ),
     "no-name-server": Fault(
         WORKER,
@@ -63,14 +64,14 @@ FAULTS = {
     ),
     "redis-user-off": Fault(
         MAIN,
-        f"{REDIS} redis ACL SETUSER worker off",
-        f"{REDIS} redis ACL SETUSER worker on",
+        "redis ACL SETUSER worker off",
+        "redis ACL SETUSER worker on",
         "the user worker of Redis",
     ),
     "little-memory": Fault(
         MAIN,
-        f"{REDIS} redis CONFIG SET maxmemory 1mb",
-        f"{REDIS} redis CONFIG SET maxmemory 256mb",
+        "redis CONFIG SET maxmemory 1mb",
+        "redis CONFIG SET maxmemory 256mb",
         "the running Redis broker has maxmemory 1048576",
     ),
     "wrong-password": Fault(
@@ -117,7 +118,7 @@ def wrong() -> list[str]:
 def shell(host: str, commands: str) -> None:
     """Run commands as root."""
     run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host, "bash", "-e"]
-    subprocess.run(run, input=commands, text=True, check=True, capture_output=True, timeout=120)
+    subprocess.run(run, input=f"{LIBRARY}\n{commands}", text=True, check=True, capture_output=True, timeout=120)
 
 
 def test_it_finds_nothing_in_calm() -> None:

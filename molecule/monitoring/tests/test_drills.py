@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, firing, wait_for
-from monitoring.tests.drills import DRILLS, MAIN, WITHOUT, Drill
+import yaml
+from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, firing, wait_for
 from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(2400)
-on_main = pytest.mark.hosts(MAIN)
+on_main = pytest.mark.hosts("monitoring-main")
 
 # Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
 LONGEST_ALERT, LONGEST_END = 1500, 1200
@@ -36,52 +36,79 @@ that the fault is gone. An alert that looks at the last minutes goes on for thes
 """
 
 
+# Lists of one host and its commands each.
+Commands = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One row of docs/drills.md."""
+
+    fault: str
+    runbook: str  # below playbooks/
+    alerts: list[str] = field(default_factory=list)  # none: a procedure that no alert asks for
+    inject: Commands = field(default_factory=list)
+    variables: str = ""  # that the person gives it; {} is the last line that inject has printed
+    look: str = "Nothing was changed"  # what the run without confirm=yes must say; empty: it has no such run
+    outside: Commands = field(default_factory=list)  # what others mend meanwhile: a provider, a network
+    well: Commands = field(default_factory=list)  # succeeds when the fault is gone, beside what the runbook verifies
+    clean: Commands = field(default_factory=list)  # removes what the drill itself has left
+    slow: bool = False  # its alerts take minutes: begun before all others, met in its turn
+
+
 @dataclass
 class Row:
     """What a drill has measured, in seconds; None is what did not happen."""
 
     began: float
+    printed: str = ""
     to_alert: dict[str, float] = field(default_factory=dict)
     to_repair: float | None = None
     mended: float | None = None
     to_end: float | None = None
 
 
+CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())
+DRILLS, WITHOUT = [Drill(**case) for case in CASES["drills"]], CASES["without"]
+LIBRARY = (SCENARIO / "tests/drill.sh").read_text()
+INVENTORY = VaultInventory(EPHEMERAL / "drills")
 rows: dict[str, Row] = {}
-ORDER = [*(drill for drill in DRILLS if not drill.slow), *(drill for drill in DRILLS if drill.slow)]
-by_fault = pytest.mark.parametrize("drill", ORDER, ids=lambda drill: drill.fault.replace(" ", "_"))
+by_fault = pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: drill.fault.replace(" ", "_"))
 
 
-def shell(commands: str, *names: str) -> None:
-    """Run commands as root on hosts."""
-    for name in names:
+def shell(commands: Commands) -> str:
+    """Run commands as root on their hosts, one after the other; return what the last one has printed."""
+    printed = ""
+    for name, command in (pair for step in commands for pair in step.items()):
         run = subprocess.run(
             [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "bash", "-e"],
-            input=commands,
+            input=f"{LIBRARY}\n{command}",
             capture_output=True,
             text=True,
             check=False,
             timeout=300,
         )
-        assert run.returncode == 0, f"{name}: {commands}\n{run.stdout}{run.stderr}"
+        printed = run.stdout.strip()
+        assert run.returncode == 0, f"{name}: {command}\n{run.stdout}{run.stderr}"
+    return printed
 
 
-def playbook(drill: Drill, *options: str) -> str:
+def playbook(drill: Drill, printed: str, *options: str) -> str:
     """Run the drill's runbook as a person does; return what it says."""
-    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks" / drill.runbook)]
-    command += [f"--extra-vars={EVIDENCE}", *(["--extra-vars", drill.variables] if drill.variables else []), *options]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    command = [str(PROJECT / "playbooks" / drill.runbook), f"--extra-vars=evidence_directory={EPHEMERAL / 'evidence'}"]
+    if drill.variables:
+        command.append(f"--extra-vars={drill.variables.format(printed)}")
+    run = INVENTORY.playbook(*command, *options)
+    assert run.returncode == 0, run.stdout[-8000:]
     return run.stdout
-
-
-EVIDENCE = f"evidence_directory={EPHEMERAL / 'evidence'}"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def page() -> Iterator[None]:
     """Write docs/drills.md when all drills were tried."""
+    INVENTORY.create()
     yield
+    INVENTORY.give_back()
     if len(rows) == len(DRILLS):
         PAGE.write_text(_page())
 
@@ -99,10 +126,10 @@ def fires(host: Host, alert: str) -> bool:
 
 
 def begin(drill: Drill, host: Host) -> None:
-    """Bring the fault."""
-    assert not firing(host) & set(drill.alerts), "it fires before the fault"
-    rows[drill.fault] = Row(time.monotonic())
-    shell(drill.inject, *drill.on)
+    """Bring the fault, when the alerts of an earlier one are over."""
+    wait_for(lambda: not firing(host) & set(drill.alerts), f"the end of {drill.alerts} before the fault", LONGEST_END)
+    rows[drill.fault] = row = Row(time.monotonic())
+    row.printed = shell(drill.inject).rpartition("\n")[2]
 
 
 @on_main
@@ -115,25 +142,24 @@ def test_slow_faults_are_brought(host: Host) -> None:
 @on_main
 @by_fault
 def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
-    if not drill.slow:
-        begin(drill, host)
-    row = rows[drill.fault]
     try:
+        if not drill.slow:
+            begin(drill, host)
+        row = rows[drill.fault]
         for alert in drill.alerts:
             wait_for(partial(fires, host, alert), alert, LONGEST_ALERT)
             row.to_alert[alert] = time.monotonic() - row.began
-        if drill.looks:
-            said = playbook(drill)
-            assert "Nothing was changed" in said, said[-3000:]
-        if drill.outside:
-            shell(drill.outside, *drill.on)
+        if drill.look:
+            said = playbook(drill, row.printed)
+            assert drill.look in said, said[-3000:]
+        shell(drill.outside)
         began = time.monotonic()
-        playbook(drill, "--extra-vars=confirm=yes")
-        shell(drill.well, *drill.on)
+        playbook(drill, row.printed, "--extra-vars=confirm=yes")
+        shell(drill.well)
         row.mended = time.monotonic()
         row.to_repair = row.mended - began
     finally:
-        shell(drill.clean, *drill.on)
+        shell(drill.clean)
 
 
 @on_main
@@ -156,10 +182,12 @@ def _page() -> str:
         alerts = ", ".join(
             f"[{alert}](runbooks/{alert}.md) {_shown(row.to_alert.get(alert))}" for alert in drill.alerts
         )
-        run = f"`playbooks/{drill.runbook}`" + (f" `-e '{drill.variables}'`" if drill.variables else "")
-        lines.append(f"| {drill.fault} | {alerts} | {run} | {_shown(row.to_repair)} | {_shown(row.to_end)} |\n")
+        variables = drill.variables.format("ID")
+        run = f"`playbooks/{drill.runbook}`" + (f" `-e '{variables}'`" if variables else "")
+        end = _shown(row.to_end) if drill.alerts else ""
+        lines.append(f"| {drill.fault} | {alerts or 'none'} | {run} | {_shown(row.to_repair)} | {end} |\n")
     lines.append("\n## Alerts without a drill\n\n")
-    lines += [f"- [{alert}](runbooks/{alert}.md): {reason}\n" for alert, reason in sorted(WITHOUT.items())]
+    lines += [f"- [{alert}](runbooks/{alert}.md): {reason.strip()}\n" for alert, reason in sorted(WITHOUT.items())]
     return "".join(lines)
 
 

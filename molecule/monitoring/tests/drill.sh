@@ -1,0 +1,56 @@
+# shellcheck shell=bash
+# What the drills' commands may use: it is put before each of them. Secrets come from files, never as arguments.
+
+# The administrator's client of the broker, and of the results' Redis.
+redis() {
+  REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf) redis-cli -e -p "${port:-6380}" "$@"
+}
+
+results() {
+  port=6379 redis "$@"
+}
+
+used_memory() {
+  redis INFO memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p'
+}
+
+# A client of the API; it sends the key that drill_key has kept.
+drill_key() {
+  grep -o '[^, ]*' /etc/typesafe/secrets/api/BACKEND_API_KEY | sed 's/^/X-API-Key: /;q' >/run/drill-key
+}
+
+# Hands in a task with this data and prints its id; nothing where the API refuses.
+enqueue() {
+  curl -s -H @/run/drill-key -H 'Content-Type: application/json' -d "{\"data\": $1}" \
+    http://127.0.0.1:8000/tasks/enqueue | sed -n 's/.*"task_id": *"\([^"]*\).*/\1/p'
+}
+
+# Hands in so many tasks.
+enqueue_many() {
+  drill_key
+  for _ in $(seq "$1"); do enqueue '{}' >/dev/null; done
+}
+
+# Waits until a task has a status, for a minute.
+until_task() {
+  for _ in $(seq 120); do
+    if curl -s -H @/run/drill-key "http://127.0.0.1:8000/tasks/status/$1" | grep -q "\"$2\""; then return; fi
+    sleep 0.5
+  done
+  return 1
+}
+
+# The resident size of the application's largest process, in KiB.
+largest_process() {
+  ps -u typesafe -o rss= | sort -n | tail -1
+}
+
+# How many silences Alertmanager observes.
+silences() {
+  sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K - http://127.0.0.1:9093/api/v2/silences |
+    grep -o '"state":"active"' | wc -l
+}
+
+in_debug_mode() {
+  systemctl show --property ExecStart typesafe-celery | grep -q -e --loglevel=debug
+}
