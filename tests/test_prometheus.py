@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,10 +121,17 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
     wait_until(lambda: scrape(api).of("celery_workers_alive") == 0, ALIVE_SECONDS + 2 * SNAPSHOT_SECONDS)
 
 
-def test_a_worker_that_was_stopped_holds_nothing(api: Api, env: dict[str, str], tmp_path: Path) -> None:
+def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
+    api: Api, env: dict[str, str], tmp_path: Path
+) -> None:
     held = "celery_unacknowledged_oldest_seconds"
     worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker", name="two")
     code = "from tests.faulty_worker import *; sleeping.apply_async((0,), countdown=600)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    wait_until(lambda: scrape(api).of("celery_unacknowledged_tasks") == 1, 20)
+    time.sleep(2 * SNAPSHOT_SECONDS)
+    assert scrape(api).of(held) == 0  # it waits for its time
+    code = "from tests.faulty_worker import *; sleeping.delay(8)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
     wait_until(lambda: scrape(api).of(held) > 0, 20)
     worker.stop(signal.SIGTERM)  # it gives the task back, and has no time to report that

@@ -53,7 +53,7 @@ LONGEST_SHOWN = 500
 FLUSH_AT_ONCE = 100
 
 
-@dataclass(frozen=True)
+@dataclass
 class Delivery:
     """A message in this worker's hands."""
 
@@ -61,6 +61,7 @@ class Delivery:
     raw: bytes
     task_id: str
     since: float = field(default_factory=time.monotonic)
+    countdown: float = 0.0  # seconds from then until it may run
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Deliveries:
         tag = str(uuid.uuid4())
         self._held[tag] = Delivery(self._unacked[queue], raw, task_id)
         return tag
+
+    def postpone(self, tag: str, seconds: float) -> None:
+        """The message is a task that runs in ``seconds``; until then it waits for its time and not for us."""
+        if delivery := self._held.get(tag):
+            delivery.countdown = seconds
 
     def acknowledge(self, tag: str) -> None:
         """The message is done with."""
@@ -227,8 +233,8 @@ class Deliveries:
                 self._flush()
                 if time.monotonic() - renewed > RENEW_INTERVAL:
                     self._renew_leases()
-                    oldest = min((delivery.since for delivery in tuple(self._held.values())), default=None)
-                    figures.report(self._redis, self._node, oldest)
+                    since = [delivery.since + delivery.countdown for delivery in tuple(self._held.values())]
+                    figures.report(self._redis, self._node, min(since, default=None))
                     renewed = time.monotonic()
                 if time.monotonic() - swept > SWEEP_INTERVAL:
                     swept = time.monotonic()

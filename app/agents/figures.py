@@ -105,7 +105,7 @@ class Figures:
         Args:
             client: a connection to the broker.
             node: this worker's name.
-            held_since: time.monotonic() when the oldest message that this worker holds came.
+            held_since: time.monotonic() when the oldest message that this worker holds came, or was due.
 
         Raises:
             redis.exceptions.RedisError: it was not told; the counts are kept for the next time.
@@ -117,7 +117,7 @@ class Figures:
             "pool": type(self._pool).__module__.rpartition(".")[2],
             "size": self._pool.num_processes if self._pool else 0,
             "busy": len(worker_state.active_requests),
-            "held": round(time.monotonic() - held_since, 3) if held_since is not None else 0,
+            "held": round(max(time.monotonic() - held_since, 0), 3) if held_since is not None else 0,
             "began": self._began,
         }
         told = json.dumps(state), _words(counts), _words(_of_all_tasks(counts)), json.dumps([*failures])

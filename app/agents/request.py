@@ -57,6 +57,8 @@ class Request(request.Request):
         """
         super().__init__(*args, **kwargs)
         self._check_form()
+        if self.eta:
+            deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
         self._storing = False
         self._acknowledge_later = False
         self._outcome: str | None = SUCCEEDED  # unless we are told otherwise

@@ -196,7 +196,7 @@ def _workers(workers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     held = [state["held"] + state["silent"] for state in workers.values() if state["held"]]
     yield GaugeMetricFamily(
         "celery_unacknowledged_oldest_seconds",
-        "Time that the oldest task is in a worker's hands.",
+        "Time that the oldest task that might run is in a worker's hands.",
         max(held, default=0),
     )
 
