@@ -51,6 +51,16 @@ silences() {
     grep -o '"state":"active"' | wc -l
 }
 
+# Whether this host's workers run in debug mode.
 in_debug_mode() {
-  systemctl show --property ExecStart typesafe-celery | grep -q -e --loglevel=debug
+  pgrep --full -- '--loglevel=debug' >/dev/null
+}
+
+# Waits until they do so no longer.
+until_debug_mode_ends() {
+  for _ in $(seq 150); do
+    if ! in_debug_mode; then return; fi
+    sleep 1
+  done
+  return 1
 }

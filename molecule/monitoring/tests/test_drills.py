@@ -26,7 +26,7 @@ LONGEST_ALERT, LONGEST_END = 1500, 1200
 PAGE = PROJECT / "docs/drills.md"
 HEAD = """# Fire drills
 
-Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} Two hosts on one machine with two cores;
+Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} Three hosts on one machine with two cores;
 Prometheus asks every 5 s instead of every 15 s. Each row brings a fault, waits for its alert in Alertmanager, runs the
 runbook's playbook once to look (it must change nothing) and once with `-e confirm=yes`, and waits for the alert's end.
 

@@ -69,13 +69,14 @@ def test_everybody_is_asked_and_answers(main: Host) -> None:
         ("api", "monitoring-main", "", "up"),
         ("node", "monitoring-main", "", "up"),
         ("node", "monitoring-worker", "", "up"),
+        ("node", "monitoring-supervisor", "", "up"),
         ("redis", "monitoring-main", "main", "up"),
         ("redis", "monitoring-main", "broker", "up"),
     }
     wait_for(lambda: targets() == wanted, "all targets up", 60)
     wait_for(lambda: value(main, "min(redis_up)") == 1, "both Redis seen")
-    assert value(main, "max(celery_workers_expected)") == 2
-    wait_for(lambda: value(main, "max(celery_workers_alive)") == 2, "both workers seen")
+    assert value(main, "max(celery_workers_expected)") == 3
+    wait_for(lambda: value(main, "max(celery_workers_alive)") == 3, "all workers seen")
 
 
 def test_nobody_else_may_look(main: Host, worker_host: Host) -> None:
