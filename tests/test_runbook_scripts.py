@@ -1,14 +1,24 @@
 """The runbooks' scripts on the host: what they make of answers and sizes."""
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support import load_plugin
 
+aof = load_plugin("playbooks/files/aof.py")
+disk_full = load_plugin("playbooks/files/disk_full.py")
+releases = load_plugin("playbooks/files/releases.py")
+upkeep = load_plugin("playbooks/files/upkeep.py")
 connection = load_plugin("playbooks/files/redis_connection.py")
 memory = load_plugin("playbooks/files/redis_memory.py")
 strangers = load_plugin("playbooks/files/strangers.py")
@@ -73,3 +83,146 @@ def test_failed_logins_are_known_by_their_lines() -> None:
     flower = '{"message": "401 GET /flower (127.0.0.1) 1ms"}'
     served = r'{"message": "127.0.0.1:1 - \"GET /metrics HTTP/1.1\" 200", "line": 401}'
     assert len(strangers.LOGIN.findall("\n".join([api, flower, served]))) == 2
+
+
+def below(root: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a script see ``root`` as the host's root directory."""
+    monkeypatch.setattr(module, "Path", lambda path: root / str(path).lstrip("/"))
+
+
+@pytest.mark.parametrize("content", ["", "redis://", "redis://worker:x@host:none/0"])
+def test_a_secret_that_is_no_url_is_supplied_again(content: str, tmp_path: Path) -> None:
+    """A name that has no address would be mended by hand."""
+    for file in connection.URLS:
+        (tmp_path / file).write_text(content)
+    assert {cause.cause for cause in connection.service("h", "worker", tmp_path)} == {"auth"}
+
+
+def test_an_authority_that_is_missing_is_supplied_again(answering: tuple[int, list[bytes]]) -> None:
+    url = f"rediss://worker:x@127.0.0.1:{answering[0]}/0?ssl_ca_certs=/nowhere/ca.crt"
+    assert connection.hops(urlsplit(url))[0] == "tls"
+
+
+def test_only_the_brokers_host_judges_the_brokers_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker's host may be smaller."""
+    monkeypatch.setattr(sys, "argv", ["redis_memory.py", "--host=w", "--maxmemory=900000gb"])
+    memory.main()
+    assert json.loads(capsys.readouterr().out) == []
+
+
+class FakeRedis:
+    """An instance that notes what it is told."""
+
+    wanted_policy = "allkeys-lru"
+
+    def __init__(self, name: str, *, broker: bool) -> None:
+        """Have thrown keys away."""
+        self.name, self.is_broker, self.told = name, broker, list[tuple[str, ...]]()
+
+    def info(self) -> dict[str, str]:
+        """Return as much as is asked for."""
+        return {"maxmemory_policy": "allkeys-lru", "evicted_keys": "7"}
+
+    def databases(self) -> list[str]:
+        """Hold nothing."""
+        return []
+
+    def call(self, *words: str) -> list[str]:
+        """Take a note."""
+        self.told.append(words)
+        return []
+
+
+def test_what_says_that_results_were_evicted_is_kept() -> None:
+    """result_not_found.yml reads it: without it an evicted result counts as never accepted."""
+    for name, broker in (("main", False), ("broker", True)):
+        redis = FakeRedis(name, broker=broker)
+        list(memory.mend(redis, 0, "3600"))
+        assert (("CONFIG", "RESETSTAT") in redis.told) is broker
+
+
+def test_one_redis_for_all_gets_the_brokers_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "Redis", FakeRedis)
+    monkeypatch.setattr(sys, "argv", ["redis_memory.py", "--host=h", "--redis=main", "--maxmemory=64mb", "--mend"])
+    memory.main()
+    assert "the limit is 64 MB" in capsys.readouterr().out
+
+
+def hangs(*command: str, **options: Any) -> None:
+    """Be a command that does not end."""
+    raise subprocess.TimeoutExpired(command, options["timeout"])
+
+
+def test_a_redis_that_hangs_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(subprocess, "run", hangs)
+    for module in (memory, strangers, aof):
+        below(tmp_path, module, monkeypatch)
+    (tmp_path / "etc/redis").mkdir(parents=True)
+    (tmp_path / "etc/redis/redis.conf").write_text("requirepass x\n")
+    with pytest.raises(SystemExit, match="Redis main does not answer INFO within"):
+        memory.Redis("main", broker=True).call("INFO")
+    with pytest.raises(SystemExit, match="redis-cli does not answer within"):
+        list(strangers.redis("h", "main", set()))
+    with pytest.raises(SystemExit, match="redis-cli does not answer within"):
+        aof.client("main", "INFO")
+
+
+def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(aof, "data", lambda name: tmp_path / name)
+    monkeypatch.setattr(aof, "say", lambda *_, **__: (0, "active"))
+    monkeypatch.setattr(aof, "client", lambda *_: "")
+    (gone,) = aof.look("h", "broker")
+    assert (gone.cause, gone.what) == ("lost", f"h: {tmp_path}/broker is not there")
+
+    def nobody(_: Path) -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    (tmp_path / "broker").mkdir()
+    monkeypatch.setattr(Path, "owner", nobody)
+    (foreign,) = aof.look("h", "broker")
+    assert foreign.cause == "rights"
+    assert "belongs to the user number" in foreign.what
+
+
+def test_what_is_removed_is_a_rotated_log_and_never_a_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    below(tmp_path, disk_full, monkeypatch)
+    log = tmp_path / "var/log"
+    (log / "postgresql-9.6").mkdir(parents=True)
+    for name in ("syslog", "syslog.1", "dpkg.log.2.gz"):
+        (log / name).touch()
+    assert {path.name for path in disk_full.removable("typesafe", 3)} == {"syslog.1", "dpkg.log.2.gz"}
+
+
+def test_the_live_release_stays_where_opt_is_a_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    below(tmp_path, disk_full, monkeypatch)
+    (tmp_path / "opt").symlink_to(tmp_path / "srv")
+    for number, name in enumerate(("live", "b", "c", "d")):
+        release = tmp_path / "srv/typesafe/releases" / name
+        release.mkdir(parents=True)
+        subprocess.run(["touch", f"--date=@{1000 + number}", str(release)], check=True)
+    (tmp_path / "srv/typesafe/backend").symlink_to(tmp_path / "srv/typesafe/releases/live")
+    assert [path.name for path in disk_full.removable("typesafe", 3)] == ["b"]
+
+
+def test_settings_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    below(tmp_path, releases, monkeypatch)
+    monkeypatch.setattr(releases, "say", lambda *_, **__: (True, ""))
+    (tmp_path / "opt/typesafe/backend").mkdir(parents=True)
+    causes = list(releases.look("h", "typesafe", ["typesafe-api"], []))
+    assert "h: /etc/typesafe/backend.env is missing" in [cause.what for cause in causes]
+    assert "typesafe-api is " in causes[-1].what
+
+
+def test_a_log_line_that_was_cut_in_two_is_counted_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    below(tmp_path, upkeep, monkeypatch)
+    cut = '00:00", "level": "ERROR", "message": "x"}\n'
+    monkeypatch.setattr(upkeep, "say", lambda *_, **__: (True, cut * upkeep.RECURRING))
+    ((good, what),) = upkeep.errors("typesafe")
+    assert not good
+    assert f"{upkeep.RECURRING} times" in what

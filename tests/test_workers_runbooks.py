@@ -236,6 +236,29 @@ def test_why_it_cannot_be_loaded(errors: str, packages: int, kind: str, monkeypa
     assert examiner._not_loaded(Path("/opt/typesafe/backend"), "backend.env", {})["kind"] == kind
 
 
+@pytest.mark.parametrize("ends", [(124, 0), (0, 124)])
+def test_a_busy_host_is_not_taken_for_a_broken_release(ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts as broken is taken away and built anew."""
+    load, check = ends
+    monkeypatch.setattr(
+        examiner, "say", lambda *command, **_: (check if "pip" in command else load, "", "it did not end within 20 s")
+    )
+    found = examiner._not_loaded(Path("/opt/typesafe/backend"), "backend.env", {})
+    assert found["kind"] == "slow"
+    told = judge(host(worker("stopped"), obstacle=found))
+    assert told["remedy"] == "start"
+    assert "nobody knows whether it could start again: it did not end within 20 s" in told["says"]
+
+
+def test_a_broker_that_loads_its_data_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells the time all the same."""
+    loading = "LOADING Redis is loading the dataset in memory"
+    monkeypatch.setattr(
+        examiner, "say", lambda *command, **_: (0, "1790000000\n1" if "TIME" in command else loading, "")
+    )
+    assert examiner.signs("broker") is None
+
+
 def test_last_words_hide_passwords() -> None:
     assert examiner.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
         "Cannot connect to redis://worker:**@h:1/0"

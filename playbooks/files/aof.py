@@ -10,14 +10,17 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ENOUGH = 32 * 1024**2  # bytes that must be free for Redis to write
 PATIENCE = 300  # seconds: gigabytes are read
+ANSWER = 10  # seconds in which a Redis that runs answers
 
 
 @dataclass
@@ -30,18 +33,25 @@ class Cause:
     rank: int
 
 
-def say(*command: str, **environment: str) -> tuple[int, str]:
-    """Return how a command ends and what it says."""
-    run = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        errors="replace",
-        env={**os.environ, **environment},
-    )
+def say(*command: str, patience: int = PATIENCE, **environment: str) -> tuple[int, str]:
+    """Return how a command ends and what it says.
+
+    Raises:
+        SystemExit: it takes too long.
+    """
+    try:
+        run = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=patience,
+            check=False,
+            errors="replace",
+            env={**os.environ, **environment},
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{command[0]} does not answer within {patience} s: {shlex.join(command)}")
     return run.returncode, run.stdout.strip()
 
 
@@ -55,12 +65,24 @@ def client(name: str, *words: str) -> str:
     suffix = "" if name == "main" else f"-{name}"
     password = re.search(r"^requirepass (\S+)", Path(f"/etc/redis/redis{suffix}.conf").read_text(), re.MULTILINE)
     socket = f"/run/redis{suffix}/redis-server.sock"
-    return say("redis-cli", "-s", socket, *words, REDISCLI_AUTH=password[1] if password else "")[1]
+    login = password[1] if password else ""
+    return say("redis-cli", "-s", socket, *words, patience=ANSWER, REDISCLI_AUTH=login)[1]
+
+
+def owner(file: Path) -> str:
+    """Return who has a file: a copy from elsewhere may have an owner that has no name here."""
+    try:
+        return file.owner()
+    except KeyError:
+        return f"the user number {file.stat().st_uid}"
 
 
 def look(host: str, name: str) -> Iterator[Cause]:
     """Look at one instance: at its file system, its files' rights, and, where it does not run, into its files."""
     directory = data(name)
+    if not directory.is_dir():
+        yield Cause("lost", f"{host}: {directory} is not there", name, 0)
+        return
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
         yield Cause("readonly", f"{host}: {directory} is mounted read-only (dmesg says why)", name, 0)
         return
@@ -70,9 +92,9 @@ def look(host: str, name: str) -> Iterator[Cause]:
         return
     append_only = directory / "appendonlydir"
     files = [directory, append_only, *append_only.glob("*"), *directory.glob("dump*.rdb")]
-    foreign = [file for file in files if file.exists() and file.owner() != "redis"]
+    foreign = [file for file in files if file.exists() and owner(file) != "redis"]
     if foreign:
-        yield Cause("rights", f"{host}: {foreign[0]} belongs to {foreign[0].owner()}, not to redis", name, 2)
+        yield Cause("rights", f"{host}: {foreign[0]} belongs to {owner(foreign[0])}, not to redis", name, 2)
     unit = "redis-server" if name == "main" else f"redis-server@{name}"
     if say("systemctl", "is-active", unit)[1] == "active":
         status = re.findall(r"^(\w+_status):err", client(name, "INFO", "persistence"), re.MULTILINE)

@@ -110,13 +110,15 @@ def removable(prefix: str, keep: int) -> Iterator[Path]:
     """Yield what may go: rotated logs, core files, old copies of Redis' files, releases beyond those that are kept."""
     for log in ("/var/log", "/var/log/redis", f"/var/log/{prefix}", "/var/log/apt", "/var/log/supervisor"):
         for pattern in ("*.gz", "*.[0-9]", "*.old"):
-            yield from Path(log).glob(pattern)
+            # No directories: postgresql-9.6 is no rotated log.
+            yield from (file for file in Path(log).glob(pattern) if file.is_file())
     yield from Path("/var/lib/systemd/coredump").glob("*")
     yield from Path("/var/crash").glob("*")
     copies = Path("/var/lib/redis-aside").glob("*")
     yield from (copy for copy in copies if time.time() - copy.stat().st_mtime > COPIES_KEPT)
     live = Path(f"/opt/{prefix}/backend").resolve()
-    others = [release for release in Path(f"/opt/{prefix}/releases").glob("*") if release != live]
+    # Resolved on both sides: /opt may be a link.
+    others = [release for release in Path(f"/opt/{prefix}/releases").glob("*") if release.resolve() != live]
     yield from sorted(others, key=lambda release: release.stat().st_mtime, reverse=True)[keep - 1 :]
 
 

@@ -138,13 +138,21 @@ def service(host: str, name: str, secrets: Path) -> Iterator[Cause]:
     seen = set()
     for file in URLS:
         url = urlsplit((secrets / file).read_text().strip()) if (secrets / file).exists() else None
-        if url is None:
-            yield broken("auth", f"{host}: {name} has no {file}", name)
+        if url is None or not where(url):
+            yield broken("auth", f"{host}: {name} has no {file}, or one that names no port of Redis", name)
         elif url.port not in seen:
             seen.add(url.port)
             cause, what = hops(url)
             if cause:
                 yield broken(cause, f"{host}: {name} -> {url.hostname}:{url.port}: {what}", name)
+
+
+def where(url: SplitResult) -> bool:
+    """Tell whether a URL names a host and a port."""
+    try:
+        return bool(url.hostname and url.port)
+    except ValueError:
+        return False
 
 
 def hops(url: SplitResult) -> tuple[str, str]:
@@ -172,7 +180,7 @@ def talk(connection: socket.socket, url: SplitResult) -> tuple[str, str]:
             connection = context.wrap_socket(connection, server_hostname=url.hostname)
         login = call(connection, "AUTH", url.username or "default", unquote(url.password or ""))
         answer = call(connection, "PING") if login == "+OK" else login
-    except ssl.SSLError as error:
+    except (ssl.SSLError, FileNotFoundError) as error:  # the authority's certificate is not there
         return "tls", f"TLS: {error}"
     except TimeoutError:
         return "ping", "it takes the connection and does not answer"

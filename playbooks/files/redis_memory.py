@@ -26,6 +26,7 @@ FRAGMENTED, FRAGMENTED_FROM = 1.5, 64 * 1024**2
 SCANNED = 20_000
 BATCH = 500
 RESULT = "celery-task-meta-"
+PATIENCE = 60  # seconds for each command
 # Of the host's memory: what all instances may take together.
 SHARE_OF_HOST = 0.75
 
@@ -43,8 +44,9 @@ class Cause:
 class Redis:
     """One instance, asked through redis-cli as its administrator."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, broker: bool) -> None:
         """Read its password."""
+        self.is_broker = broker
         suffix = "" if name == "main" else f"-{name}"
         config = Path(f"/etc/redis/redis{suffix}.conf").read_text()
         password = re.search(r"^requirepass (\S+)", config, re.MULTILINE)
@@ -61,16 +63,19 @@ class Redis:
         Raises:
             SystemExit: Redis refused it or did not answer.
         """
-        run = subprocess.run(
-            [*self._client, *words],
-            input=lines or None,
-            stdin=None if lines else subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=self._environment,
-        )
+        try:
+            run = subprocess.run(
+                [*self._client, *words],
+                input=lines or None,
+                stdin=None if lines else subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+                env=self._environment,
+            )
+        except subprocess.TimeoutExpired:
+            sys.exit(f"Redis {self.name} does not answer {' '.join(words)} within {PATIENCE} s")
         if run.returncode:
             sys.exit(f"Redis {self.name} answers {' '.join(words)}: {(run.stderr or run.stdout).strip()}")
         return run.stdout.splitlines()
@@ -167,10 +172,11 @@ def mend(redis: Redis, maxmemory: int, expires: str) -> Iterator[str]:
     if info["maxmemory_policy"] != redis.wanted_policy:
         redis.call("CONFIG", "SET", "maxmemory-policy", redis.wanted_policy)
         yield f"Redis {name}: the policy is {redis.wanted_policy} again"
-    if maxmemory and name == "broker":
+    if maxmemory and redis.is_broker:
         redis.call("CONFIG", "SET", "maxmemory", str(maxmemory))
         yield f"Redis {name}: the limit is {maxmemory >> 20} MB"
-    if int(info.get("evicted_keys", 0)):
+    # Of the broker alone: that results were evicted is what result_not_found.yml tells their clients.
+    if name == "broker" and int(info.get("evicted_keys", 0)):
         # What has been lost is in the evidence; from here on a new one shall be seen.
         redis.call("CONFIG", "RESETSTAT")
         yield f"Redis {name}: its statistics begin anew"
@@ -209,8 +215,10 @@ def main() -> None:
     parser.add_argument("--result-expires", default="3600", metavar="SECONDS")
     parser.add_argument("--mend", action="store_true")
     arguments = parser.parse_args()
-    maxmemory = size(arguments.maxmemory) if arguments.maxmemory else 0
-    instances = [Redis(name) for name in arguments.redis]
+    # Where there is no Redis, the size of the host does not matter.
+    maxmemory = size(arguments.maxmemory) if arguments.maxmemory and arguments.redis else 0
+    # redis_topology: shared has one instance, which holds the queue too.
+    instances = [Redis(name, broker=name == "broker" or len(arguments.redis) == 1) for name in arguments.redis]
     if arguments.mend:
         for redis in instances:
             print("\n".join(mend(redis, maxmemory, arguments.result_expires)))

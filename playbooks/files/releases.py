@@ -86,7 +86,10 @@ def look(host: str, prefix: str, units: list[str], programs: list[str]) -> Itera
     if reason:
         yield Cause("broken", f"{host}: the release {live.name} does not start: {reason}", host, 1)
     yield Cause("source", checksum(live), host, 9, previous(root, prefix, live) if reason else "")
-    settings = Path(f"/etc/{prefix}/backend.env").stat().st_mtime
+    file = Path(f"/etc/{prefix}/backend.env")
+    if not file.exists():
+        yield Cause("settings", f"{host}: /etc/{prefix}/backend.env is missing", host, 3)
+    settings = file.stat().st_mtime if file.exists() else 0.0
     for unit in units:
         state = say("systemctl", "is-active", unit)[1]
         restarts = say("systemctl", "show", "--property=NRestarts", "--value", unit)[1]

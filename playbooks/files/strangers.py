@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -36,16 +37,23 @@ class Cause:
 
 
 def say(*command: str, **environment: str) -> str:
-    """Return what a command says."""
-    run = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        errors="replace",
-        env={**os.environ, **environment},
-    )
+    """Return what a command says.
+
+    Raises:
+        SystemExit: it takes too long.
+    """
+    try:
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            errors="replace",
+            env={**os.environ, **environment},
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{command[0]} does not answer within {PATIENCE} s")
     return run.stdout
 
 

@@ -49,10 +49,17 @@ def errors(prefix: str) -> Iterator[Point]:
     counts: Counter[str] = Counter()
     for line in "\n".join(logs).splitlines():
         if re.search(r'"level": "(ERROR|CRITICAL)"', line):
-            message = str(json.loads(line).get("message", "")) if line.endswith("}") else line
-            counts[re.sub(r"[0-9a-f]{8}[0-9a-f-]*|\d+", "N", message)[:100]] += 1
+            counts[re.sub(r"[0-9a-f]{8}[0-9a-f-]*|\d+", "N", message(line))[:100]] += 1
     often = [f"{count} times: {message}" for message, count in counts.most_common(3) if count >= RECURRING]
     yield not often, "errors that recur: " + (" | ".join(often) or "none")
+
+
+def message(line: str) -> str:
+    """Return what a log line says; all of one that rotation has cut in two."""
+    try:
+        return str(json.loads(line).get("message", ""))
+    except ValueError:
+        return line
 
 
 def redis(name: str) -> dict[str, str]:

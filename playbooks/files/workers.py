@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 20  # seconds for each command
-NO_PROGRAM = 127  # as shells say it
+NO_PROGRAM, TOO_LONG = 127, 124  # as shells and timeout(1) say it
 # The alert's (roles/monitoring/templates/alerts.yml.j2): more ends than that within that many seconds are a loop.
 LOOP_ENDS, LOOP_SECONDS = 3, 15 * 60
 SETTLED_SECONDS = 60  # a process that is older has outlived its start
@@ -58,7 +58,7 @@ def say(*command: str, **options: Any) -> tuple[int, str, str]:
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, **options
         )
     except subprocess.TimeoutExpired:
-        return 124, "", f"{command[0]} did not end within {PATIENCE} s"
+        return TOO_LONG, "", f"{command[0]} did not end within {PATIENCE} s"
     except OSError as error:
         return NO_PROGRAM, "", str(error)
     return run.returncode, run.stdout.strip(), run.stderr.strip()
@@ -79,7 +79,7 @@ def last_line(text: str) -> str:
 def obstacle(prefix: str, user: str, secrets: list[str]) -> dict[str, str]:
     """Return what keeps a worker from starting on this host, its ``kind`` and a sentence; nothing when it could start.
 
-    Kinds: secrets, settings, venv, release, password (refused by Redis) and redis (not reached).
+    Kinds: secrets, settings, venv, release, password (refused by Redis), redis (not reached) and slow (nobody knows).
     """
     release, directory = Path(f"/opt/{prefix}/backend"), Path(f"/etc/{prefix}/secrets/worker")
     if not release.exists():
@@ -98,14 +98,23 @@ def obstacle(prefix: str, user: str, secrets: list[str]) -> dict[str, str]:
     return _not_loaded(release, f"/etc/{prefix}/backend.env", options) or _not_connected(release, options)
 
 
+def slow(complaint: str) -> dict[str, str]:
+    """Return that nobody knows: what takes too long on a busy host is not broken."""
+    return {"kind": "slow", "says": complaint}
+
+
 def _not_loaded(release: Path, settings: str, options: dict[str, Any]) -> dict[str, str]:
     python = str(release / "venv/bin/python")
     failed, _, errors = say(python, "-c", TRY_IMPORT, **options)
+    if failed == TOO_LONG:
+        return slow(errors)
     if failed not in (0, NO_PROGRAM) and "Traceback" not in errors:
         sentence = " ".join(last_line(line) for line in errors.splitlines())
         return {"kind": "settings", "says": f"{settings} or a secret is refused: {sentence}"}
     for check in (CHECK_PACKAGES, CHECK_DEPENDENCIES):
         broken, told, complaint = say(python, *check, **options)
+        if broken == TOO_LONG:
+            return slow(complaint)
         if broken:
             return {"kind": "venv", "says": f"{release}/venv is broken: {last_line(complaint or told)}"}
     if failed:
@@ -119,6 +128,8 @@ def _not_connected(release: Path, options: dict[str, Any]) -> dict[str, str]:
     failed, _, errors = say(str(release / "venv/bin/python"), "-c", TRY_REDIS, **options)
     if not failed:
         return {}
+    if failed == TOO_LONG:
+        return slow(errors)
     refused = re.search("WRONGPASS|NOAUTH|NOPERM|invalid username-password", errors)
     return {"kind": "password" if refused else "redis", "says": last_line(errors)}
 
@@ -269,7 +280,8 @@ def signs(instance: str) -> dict[str, int] | None:
     environment = {**os.environ, "REDISCLI_AUTH": password[1] if password else ""}
     _, now, _ = say(*client, "TIME", env=environment)
     _, told, _ = say(*client, "HGETALL", "workers", env=environment)
-    if not now.split("\n")[0].isdigit():
+    # One that loads its data tells the time, and nothing else.
+    if not now.split("\n")[0].isdigit() or told.startswith("LOADING"):
         return None
     second, lines = int(now.split("\n")[0]), told.splitlines()
     return {node: second - int(state.split()[0]) for node, state in zip(lines[::2], lines[1::2], strict=True)}

@@ -110,7 +110,7 @@ def _of_host(host: str, told: Mapping[str, Any], brokers: list[dict[str, int] | 
 
 
 def _remedy(worker: Mapping[str, Any], state: str, obstacle: Mapping[str, str]) -> str:
-    if obstacle:
+    if obstacle.get("kind") in REMEDIES:
         return REMEDIES[obstacle["kind"]]
     if state in ("starting", "stopping"):
         return ""
@@ -131,7 +131,9 @@ def _sentence(worker: Mapping[str, Any], state: str, obstacle: Mapping[str, str]
         parts.append(f"({worker['ends']} times within 15 minutes)")
     if state == "silent" and worker["status"]:
         parts.append(f"({worker['status']})")
-    if obstacle:
+    if obstacle.get("kind") == "slow":
+        parts.append(f"(nobody knows whether it could start again: {obstacle['says']})")
+    elif obstacle:
         waits = "and waits" if obstacle["kind"] == "redis" else "but could not start again"
         parts.append(f"{waits if state == 'running' else 'and cannot start'}: {obstacle['says']}")
     elif state in ("crashing", "failed"):
