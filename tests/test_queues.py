@@ -4,15 +4,19 @@ import json
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from app.agents import survey
 from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.task_ids import new_task_id
@@ -219,6 +223,42 @@ def test_what_comes_back_again_and_again_is_called_so(operator: Operator) -> Non
     told = operator.asked("stuck")
     assert [(task["id"], task["poison"]) for task in told["tasks"]] == [(poison, True)]
     assert "3 workers have died with it" in told["verdict"]
+
+
+def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator) -> None:
+    operator.redis.stop()
+    command = [sys.executable, "-m", "app.agents.queues", "list"]
+    run = subprocess.run(command, env=operator.env, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("Redis does not answer: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKERS_EXPECTED", "1")
+    first, last = (survey.Look(at, {}, {}, [], {}, {}, 0) for at in (1.0, 2.0))
+    last.queues["new"] = survey.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
+    assert survey.backlog(first, last)["wrong"]
+
+
+def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
+    """Buried with the one that it waits for, it would never run."""
+
+    def reasons(busy: int) -> list[str]:
+        headers = [{"id": name, "task": RECORDED} for name in ("runs", "waits")]
+        held = survey.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
+        workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
+        seen = survey.Look(0.0, {}, {}, [held], workers, {}, 0)
+        asked = SimpleNamespace(
+            active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
+            reserved=lambda: {"n@h": [{"id": "waits"}]},
+            scheduled=dict,
+        )
+        app: Any = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: asked))
+        return [task["id"] for task in survey.stuck(seen, app, "")["tasks"]]
+
+    assert reasons(busy=1) == ["runs"]
+    assert reasons(busy=0) == ["runs", "waits"]
 
 
 class TestVerdict:

@@ -210,4 +210,7 @@ def _work_off(client: redis.Redis, queue: str, name: str, wanted: Wanted, take: 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except redis.RedisError as refused:
+        raise SystemExit(f"Redis does not answer: {refused}") from None

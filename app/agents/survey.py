@@ -174,7 +174,7 @@ def backlog(first: Look, last: Look) -> dict[str, Any]:
     late = {
         name: queue
         for name, queue in last.queues.items()
-        if queue.oldest > OLD or (queue.length > LONG and queue.length >= first.queues[name].length)
+        if queue.oldest > OLD or (queue.length > LONG and queue.length >= _length(first, name))
     }
     seconds = last.at - first.at
     drains = (last.total("ended") - first.total("ended")) / seconds
@@ -190,6 +190,11 @@ def backlog(first: Look, last: Look) -> dict[str, Any]:
     deferred = sum(entry.length for entry in last.deferred.values())
     aside = f" {deferred} tasks are deferred: verb=resume puts them back." if deferred else ""
     return {"wrong": bool(late), "verdict": f"{cause} ({figures}).{aside}", **advice, "lines": last.lines()}
+
+
+def _length(seen: Look, queue: str) -> int:
+    # A worker may have begun to take from a queue between two looks.
+    return seen.queues[queue].length if queue in seen.queues else 0
 
 
 def _causes(
@@ -239,6 +244,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
         if entry["time_start"]
     }
     scheduled = {entry["request"]["id"] for entries in (asked.scheduled() or {}).values() for entry in entries}
+    reserved = {entry["id"] for entries in (asked.reserved() or {}).values() for entry in entries}
     found, notes = [], []
     for entry in seen.held:
         if entry.silent > LEASE_MARGIN:
@@ -246,10 +252,13 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
                 silent = f"which is silent for {entry.silent:.0f} s: unacknowledged.yml"
                 notes.append(f"{len(entry.messages)} tasks are in the hands of {entry.node}, {silent}")
             continue
-        held_too_long = seen.workers.get(entry.node, {}).get("held", 0) > get_settings().task_time_limit + STUCK_MARGIN
+        worker = seen.workers.get(entry.node, {"held": 0, "busy": 0, "size": 1})
+        held_too_long = worker["held"] > get_settings().task_time_limit + STUCK_MARGIN
+        # Taken ahead of time, a task waits for a slot as long as all are busy.
+        in_turn = scheduled | (reserved if worker["busy"] >= worker["size"] else set())
         for headers in filter(None, entry.messages):
             name, seconds = f"{headers['id']} ({headers['task']})", running.get(headers["id"])
-            why = _why_stuck(headers, seconds, held_too_long and headers["id"] not in scheduled)
+            why = _why_stuck(headers, seconds, held_too_long and headers["id"] not in in_turn)
             if held_too_long and seconds is not None and not why:
                 notes.append(
                     f"{name} has run for {seconds:.0f} s on {entry.node}; its limits allow {_limit(headers):.0f} s"
