@@ -183,6 +183,16 @@ def test_a_task_without_a_line_is_one_of_old_or_of_elsewhere() -> None:
     assert "it was never accepted here" in elsewhere
 
 
+def test_nothing_is_said_of_what_could_not_be_read() -> None:
+    failed = {"inventory_hostname": "two", "story_read": {"rc": 1, "stdout": "Traceback (most recent call last):"}}
+    without_logs = host("redis", [], oldest="")
+    for hosts in ([host("one", []), failed], [host("one", []), {"inventory_hostname": "two"}], [without_logs]):
+        told = stack_story.task_story(hosts, TASK)
+        assert any("is not known" in sentence for sentence in told)
+        assert not any("never accepted" in sentence for sentence in told)
+    assert "never accepted" in stack_story.task_story([host("one", []), without_logs], TASK)[0]
+
+
 def test_a_host_that_is_away_is_named() -> None:
     away = {"inventory_hostname": "two", "story_read": {"unreachable": True}}
     assert "two cannot be read" in stack_story.task_story([host("one", [line(0, "accepted")]), away], TASK)[-2]

@@ -15,12 +15,10 @@ def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
 
     What units did is part of it only while the task was on its way.
     """
-    told = {
-        host["inventory_hostname"]: json.loads(host["story_read"]["stdout"])
-        for host in hosts
-        if "stdout" in host["story_read"]
-    }
-    silent = [host["inventory_hostname"] for host in hosts if "stdout" not in host["story_read"]]
+    # One that failed half-way has said nothing that can be read.
+    read = {host["inventory_hostname"]: host.get("story_read", {}) for host in hosts}
+    told = {name: json.loads(said["stdout"]) for name, said in read.items() if "stdout" in said and not said.get("rc")}
+    silent = [name for name in read if name not in told]
     end = [f"{name} cannot be read: its lines are missing, unless it sends them elsewhere." for name in silent]
     if not told:
         return end
@@ -34,7 +32,7 @@ def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
     about_task = [moment for moment, line in lines.items() if not line["about_unit"]]
     state = next((host["state"] for host in told.values() if host["state"]), "")
     if not about_task:
-        end.append(_nothing(told, task))
+        end.append(_nothing(told, task, certain=not silent))
     shown = [
         moment
         for moment, line in sorted(lines.items(), key=lambda item: (item[0][0], item[0][2]))
@@ -55,12 +53,14 @@ def _table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _nothing(told: Mapping[str, Mapping[str, str]], task: str) -> str:
+def _nothing(told: Mapping[str, Mapping[str, str]], task: str, *, certain: bool) -> str:
     created = next(iter(told.values()))["created"]
     # The host whose logs are the shortest may have had it.
     back, host = max((story["oldest"], name) for name, story in told.items())
     if created < back:
         return f"No log has a line about {task}: it is of {created}, and the logs of {host} reach back to {back} only."
+    if not certain or not back:
+        return f"No log that could be read has a line about {task}: whether it was accepted here is not known."
     return f"No log has a line about {task}, though all reach back to {back}: it was never accepted here."
 
 
