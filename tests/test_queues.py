@@ -244,7 +244,7 @@ def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pyt
 def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
     """Buried with the one that it waits for, it would never run."""
 
-    def reasons(busy: int) -> list[str]:
+    def look(busy: int, task_id: str = "") -> dict[str, Any]:
         headers = [{"id": name, "task": RECORDED} for name in ("runs", "waits")]
         held = survey.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
@@ -255,10 +255,11 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
             scheduled=dict,
         )
         app: Any = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: asked))
-        return [task["id"] for task in survey.stuck(seen, app, "")["tasks"]]
+        return survey.stuck(seen, app, task_id)
 
-    assert reasons(busy=1) == ["runs"]
-    assert reasons(busy=0) == ["runs", "waits"]
+    assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]
+    assert [task["id"] for task in look(busy=0)["tasks"]] == ["runs", "waits"]
+    assert look(busy=1, task_id="another")["verdict"].startswith("No worker has the task another in its hands")
 
 
 class TestVerdict:

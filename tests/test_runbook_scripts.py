@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
-from tests.support import load_plugin
+from tests.support import REPOSITORY, load_plugin
 
 aof = load_plugin("playbooks/files/aof.py")
 disk_full = load_plugin("playbooks/files/disk_full.py")
@@ -85,6 +87,20 @@ def test_failed_logins_are_known_by_their_lines() -> None:
     assert len(strangers.LOGIN.findall("\n".join([api, flower, served]))) == 2
 
 
+@pytest.mark.parametrize(
+    ("sources", "action"),
+    [({"a": "1", "b": "1"}, "finish"), ({"a": "2", "b": "1"}, "back"), ({"a": "1"}, "back")],
+)
+def test_a_release_that_starts_elsewhere_is_installed_again(sources: dict[str, str], action: str) -> None:
+    """Only ``a`` cannot start it; alone on the release before, it would be half of a deployment."""
+    causes = [{"cause": "source", "what": what, "subject": name, "previous": "r"} for name, what in sources.items()]
+    causes.append({"cause": "broken", "what": "a: no venv", "subject": "a"})
+    loader = DataLoader()
+    play = loader.load_from_file(str(REPOSITORY / "playbooks/runbooks/failed_deploy.yml"), trusted_as_template=True)[0]
+    templar = Templar(loader=loader, variables={**play["vars"], "runbook_causes": causes})
+    assert templar.template(play["vars"]["runbook_action"]) == action
+
+
 def below(root: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a script see ``root`` as the host's root directory."""
     monkeypatch.setattr(module, "Path", lambda path: root / str(path).lstrip("/"))
@@ -98,9 +114,10 @@ def test_a_secret_that_is_no_url_is_supplied_again(content: str, tmp_path: Path)
     assert {cause.cause for cause in connection.service("h", "worker", tmp_path)} == {"auth"}
 
 
-def test_an_authority_that_is_missing_is_supplied_again(answering: tuple[int, list[bytes]]) -> None:
-    url = f"rediss://worker:x@127.0.0.1:{answering[0]}/0?ssl_ca_certs=/nowhere/ca.crt"
-    assert connection.hops(urlsplit(url))[0] == "tls"
+def test_an_authority_that_is_missing_is_supplied_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"rediss://worker:x@127.0.0.1:{server.getsockname()[1]}/0?ssl_ca_certs=/nowhere/ca.crt"
+        assert connection.hops(urlsplit(url))[0] == "tls"
 
 
 def test_only_the_brokers_host_judges_the_brokers_memory(

@@ -5,8 +5,13 @@ Pages in lower case are procedures that no alert asks for.
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import filter_loader
+from ansible.template import Templar
 
 from tests.support import REPOSITORY
 
@@ -74,3 +79,36 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES.glob("*.md"):
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def said(verdict: str, plan: str, *findings: dict[str, Any]) -> list[str]:
+    """Return what a runbook says after it has looked."""
+    filter_loader.add_directory(str(REPOSITORY / "roles/stack/filter_plugins"))
+    loader = DataLoader()
+    task = loader.load_from_file(str(PLAYBOOKS / "tasks/verdict.yml"), trusted_as_template=True)[0]
+    given = {
+        "runbook_verdict": verdict,
+        "runbook_plan": plan,
+        "runbook_found": list(findings),
+        "runbook_pages": ["NoWorkers"],
+    }
+    told: list[str] = Templar(loader=loader, variables={**task["vars"], **given}).template(
+        task["ansible.builtin.debug"]["msg"]
+    )
+    return told
+
+
+def finding(host: str, layer: int, runbook: str) -> dict[str, Any]:
+    """Return something critical that the doctor has found."""
+    return {"host": host, "layer": layer, "runbook": runbook, "severity": 1, "suspect": False, "what": "it is away"}
+
+
+def test_a_verdict_says_of_whom_it_says_nothing() -> None:
+    told = said("All workers are there.", "", finding("w1", 0, "TargetDown"))
+    assert "Of w1 this says nothing: no answer from there." in told
+
+
+@pytest.mark.parametrize(("plan", "is_told"), [("", True), ("start it", False)])
+def test_what_the_doctor_sees_is_told_where_no_cause_is_found(plan: str, is_told: bool) -> None:
+    told = said("All workers are there.", plan, finding("w1", 8, "NoWorkers"))
+    assert any("The doctor says all the same: CRITICAL w1" in sentence for sentence in told) is is_told

@@ -270,6 +270,10 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
             name, why = f"{headers['id']} ({headers['task']})", _why_stuck(headers, None, False)
             if headers["id"] == task_id or (why and not task_id):
                 found.append(_culprit(headers, "", f"{name} in the queue {queue} {why or 'waits'}"))
+    if task_id and not found:
+        notes.insert(
+            0, f"No worker has the task {task_id} in its hands or has died with it; result_not_found.yml finds it"
+        )
     if seen.dead_letters:
         notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/dead_letters.yml")
     sentences = [entry["reason"] for entry in found] + notes
