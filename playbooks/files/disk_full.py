@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -16,10 +17,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Of a file system, as the alert and the doctor have it.
+# Of a file system, as the alert and the doctor have it; so are the file systems that count.
 LEFT = 0.1
-PSEUDO = ("proc", "sysfs", "tmpfs", "devtmpfs", "overlay", "cgroup2", "devpts", "mqueue", "ramfs", "squashfs")
-# Where the installation writes; these are looked at even on a file system in memory.
+PSEUDO = ("overlay", "ramfs", "squashfs", "iso9660", "autofs")
+# Where the system has its own; a tmpfs anywhere else counts.
+SYSTEM = re.compile(r"/(proc|sys|dev|run|tmp)(/.*)?|/var/tmp|/etc/.+")
+# Where the installation writes; these are looked at in a container, too.
 OURS = ("/", "/var", "/var/log", "/var/lib/redis", "/var/lib/redis/broker", "/var/lib/prometheus", "/opt")
 PATIENCE = 60
 COPIES_KEPT = 7 * 24 * 3600  # seconds; aof_broken.yml makes them
@@ -49,8 +52,10 @@ def say(*command: str) -> str:
 def mounts() -> list[str]:
     """Return where file systems are mounted that may fill up."""
     lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    places = {place for _, place, kind, *_ in lines if (kind not in PSEUDO or place in OURS) and Path(place).is_dir()}
-    return sorted(places)
+    wanted = {
+        place for _, place, kind, *_ in lines if place in OURS or (kind not in PSEUDO and not SYSTEM.fullmatch(place))
+    }
+    return sorted(place for place in wanted if Path(place).is_dir())
 
 
 def look(host: str) -> Iterator[Cause]:
