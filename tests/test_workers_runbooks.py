@@ -6,6 +6,8 @@ from typing import Any
 
 import jinja2
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 from tests.support import REPOSITORY, load_plugin
 
@@ -111,6 +113,22 @@ def test_the_plan_names_the_release() -> None:
     assert "former release z" in workers.workers_plans([broken], "z")[0]
     alone = judge(host(worker("crashing"), obstacle=obstacle, releases={"live": "b", "others": []}))
     assert "this checkout's release anew" in workers.workers_plans([alone])[0]
+
+
+@pytest.mark.parametrize(("given", "units"), [({}, []), ({"release": "r"}, ["u", "u-slow"])])
+def test_a_chosen_release_is_that_of_all_pools_of_the_host(given: dict[str, str], units: list[str]) -> None:
+    loader = DataLoader()
+
+    def load(file: str) -> Any:
+        return loader.load_from_file(str(REPOSITORY / "playbooks" / file), trusted_as_template=True)
+
+    (play,) = load("runbooks/worker_crashes.yml")
+    (choose,) = [task for task in play["tasks"] if task["name"] == "Choose what is mended on this host"]
+    found = [{"host": "a", "unit": "u", "remedy": "examine"}, {"host": "a", "unit": "u-slow", "remedy": ""}]
+    known = {"inventory_hostname": "a", "workers_found": found, "workers_broken": found[:1], **given}
+    templar = Templar(loader=loader, variables={**load("vars/workers.yml"), **play["vars"], **choose["vars"], **known})
+    chosen = templar.template(choose["ansible.builtin.set_fact"]["workers_wanted"])
+    assert [worker["unit"] for worker in chosen] == units
 
 
 def test_memory_of_a_normal_worker_is_left_alone() -> None:
