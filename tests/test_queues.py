@@ -225,9 +225,10 @@ def test_what_comes_back_again_and_again_is_called_so(operator: Operator) -> Non
     assert "3 workers have died with it" in told["verdict"]
 
 
-def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator) -> None:
+@pytest.mark.parametrize("module", ["queues", "dead_letters"])
+def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: str) -> None:
     operator.redis.stop()
-    command = [sys.executable, "-m", "app.agents.queues", "list"]
+    command = [sys.executable, "-m", f"app.agents.{module}", "list"]
     run = subprocess.run(command, env=operator.env, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.startswith("Redis does not answer: ")

@@ -114,4 +114,7 @@ def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except redis.RedisError as refused:
+        raise SystemExit(f"Redis does not answer: {refused}") from None
