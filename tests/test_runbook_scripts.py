@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support import load_plugin
 
 connection = load_plugin("playbooks/files/redis_connection.py")
 memory = load_plugin("playbooks/files/redis_memory.py")
+disk_full = load_plugin("playbooks/files/disk_full.py")
 strangers = load_plugin("playbooks/files/strangers.py")
 
 
@@ -73,3 +75,14 @@ def test_failed_logins_are_known_by_their_lines() -> None:
     flower = '{"message": "401 GET /flower (127.0.0.1) 1ms"}'
     served = r'{"message": "127.0.0.1:1 - \"GET /metrics HTTP/1.1\" 200", "line": 401}'
     assert len(strangers.LOGIN.findall("\n".join([api, flower, served]))) == 2
+
+
+def test_a_file_system_in_memory_fills_up_too(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    table = tmp_path / "mounts"
+    table.write_text(
+        f"overlay / overlay rw 0 0\ndrill /usr tmpfs rw 0 0\n/dev/sdb /opt ext4 rw 0 0\nproc /proc proc rw 0 0\n"
+        f"tmpfs /run tmpfs rw 0 0\ntmpfs {kept} tmpfs rw 0 0\n/dev/sda /etc/hosts ext4 rw 0 0\n"
+    )
+    assert disk_full.mounts(table) == ["/", "/opt", "/usr"]

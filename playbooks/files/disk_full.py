@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,7 +19,9 @@ from pathlib import Path
 
 # Of a file system, as the alert and the doctor have it.
 LEFT = 0.1
-PSEUDO = ("proc", "sysfs", "tmpfs", "devtmpfs", "overlay", "cgroup2", "devpts", "mqueue", "ramfs", "squashfs")
+PSEUDO = ("proc", "sysfs", "devtmpfs", "overlay", "cgroup2", "devpts", "mqueue", "ramfs", "squashfs")
+# What is there for a while, and what a container is given.
+PASSING = re.compile(r"/(run|tmp|dev|proc|sys|etc)(/.*)?|/var/tmp")
 # Where the installation writes; these are looked at even on a file system in memory.
 OURS = ("/", "/var", "/var/log", "/var/lib/redis", "/var/lib/redis/broker", "/var/lib/prometheus", "/opt")
 PATIENCE = 60
@@ -46,11 +49,13 @@ def say(*command: str) -> str:
         return ""
 
 
-def mounts() -> list[str]:
+def mounts(table: Path = Path("/proc/self/mounts")) -> list[str]:
     """Return where file systems are mounted that may fill up."""
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    places = {place for _, place, kind, *_ in lines if (kind not in PSEUDO or place in OURS) and Path(place).is_dir()}
-    return sorted(places)
+    lines = [line.split() for line in table.read_text().splitlines()]
+    kinds = {place: kind for _, place, kind, *_ in lines if Path(place).is_dir()}
+    return sorted(
+        place for place, kind in kinds.items() if place in OURS or (kind not in PSEUDO and not PASSING.fullmatch(place))
+    )
 
 
 def look(host: str) -> Iterator[Cause]:
