@@ -599,3 +599,25 @@ def test_the_queues_of_workers_here_are_read_from_units_and_programs(monkeypatch
     monkeypatch.setattr(Path, "glob", lambda place, _: [place / "x"])
     monkeypatch.setattr(script, "text", lambda file: unit if "systemd" in str(file) else programs)
     assert dict(script.commands("app", "h")) == {"default@h": ["celery", "reports"], "one@h": ["celery"]}
+
+
+def test_the_line_that_names_a_taken_port_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = (
+        "app.socket: Failed to create listening socket (127.0.0.1:8000): Address already in use\n"
+        "app.socket: Failed to listen on sockets: Address already in use\n"
+        "app.socket: Failed with result 'resources'.\n"
+        "Failed to listen on app.socket - the API's socket.\n"
+    )
+    users = 'LISTEN 0 5 127.0.0.1:8000 0.0.0.0:* users:(("nc",pid=7,fd=3))'
+    answers = {"journalctl": log, "ss": users, "systemctl": "ListenStream=127.0.0.1:8000"}
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    reason = script.because("app.socket")
+    assert "Failed to create listening socket (127.0.0.1:8000)" in reason
+    assert reason.endswith("(port 8000 is held by nc, process 7)")
+
+
+def test_what_is_certain_goes_before_that_somebody_has_changed_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "text", lambda _: "CELERY_BROKER_URL='redis://elsewhere'\n")
+    hides = vars(next(iter(script.files("no-such-app", []))))
+    changed = finding(2, "backend.env was changed by hand", script.FILES, suspect=True)
+    assert told(host("a", changed, hides))[0].endswith("which goes before the secret file of that name")

@@ -128,8 +128,9 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     restarts = int(properties.get("NRestarts") or 0)
     yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
     if properties.get("LoadState") == "masked":
+        again = " again" if active == "active" else ""
         yield Finding(
-            CRITICAL, f"{unit} is masked, it cannot start: systemctl unmask {unit}", runbook, layer, certain=True
+            CRITICAL, f"{unit} is masked, it cannot start{again}: systemctl unmask {unit}", runbook, layer, certain=True
         )
     elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
         problem = properties["LoadState"].replace("-", " ")
@@ -179,9 +180,10 @@ def because(unit: str) -> str:
     reason = quote((own or lines or [""])[-1])
     if "irective" in reason and (directives := re.findall(r"^>>> (.*)$", log, re.MULTILINE)):
         reason += f" {quote(directives[-1])}"
-    taken = [line for line in log.splitlines() if "in use" in line]
-    if taken and (port := wanted_port(taken[-1], say("systemctl", "cat", unit)[1])):
-        reason += listener(port)
+    # systemd says more after it, with less in it.
+    if taken := [line for line in own[-4:] if "in use" in line]:
+        reason = quote(taken[0])
+        reason += listener(wanted_port(taken[0], say("systemctl", "cat", unit)[1]))
     return f": {reason}" if reason else ""
 
 
@@ -208,7 +210,7 @@ def quote(line: str) -> str:
 
 def listener(port: int) -> str:
     """Say which program has a port."""
-    found = re.search(r'"([^"]+)",pid=(\d+)', say("ss", "-ltnpH", f"sport = :{port}")[1])
+    found = re.search(r'"([^"]+)",pid=(\d+)', say("ss", "-ltnpH", f"sport = :{port}")[1]) if port else None
     return f" (port {port} is held by {found[1]}, process {found[2]})" if found else ""
 
 
@@ -709,12 +711,12 @@ def files(app: str, services: list[str]) -> Iterator[Finding]:
     for name in re.findall(r"^(?:export )?(\w+)=", text(settings_file), re.MULTILINE):
         if name in SECRETS:
             what = f"{settings_file} sets {name}, which goes before the secret file of that name"
-            yield Finding(CRITICAL, what, "drift", FILES)
+            yield Finding(CRITICAL, what, "drift", FILES, certain=True)
     live = Path(f"/opt/{app}/backend")
     for needed in ("", ".complete", ".env", "app/__init__.py", "venv/bin/python"):
         if not (live / needed).exists():
             what = f"the release is incomplete: {live / needed} is missing or leads nowhere"
-            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
             break
     yield from closed([live, live / "app", live / "venv/lib", live / "venv/bin/python", settings_file])
     yield from packages(live)
@@ -745,7 +747,7 @@ def closed(places: list[Path]) -> Iterator[Finding]:
     for place in dict.fromkeys([*sorted(parent for way in ways for parent in way), *places]):
         if place.exists() and not place.stat().st_mode & (0o001 if place.is_dir() else 0o004):
             what = f"{place} cannot be read by the services (mode {stat.S_IMODE(place.stat().st_mode):04o})"
-            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
 
 
 def packages(live: Path) -> Iterator[Finding]:
@@ -760,7 +762,9 @@ def packages(live: Path) -> Iterator[Finding]:
                 file, _, size = line.rsplit(",", 2) if line.count(",") > 1 else (line, "", "")
                 seen = _lstat(place / file.strip('"'))
                 if seen is None and not file.endswith(".pyc"):
-                    yield Finding(CRITICAL, f"{place / file} is missing, of the package {name}", page, FILES)
+                    yield Finding(
+                        CRITICAL, f"{place / file} is missing, of the package {name}", page, FILES, certain=True
+                    )
                     break
                 if seen is not None and size.isdigit() and seen.st_size != int(size):
                     what = f"{place / file}, of the package {name}, was changed by hand"
@@ -768,7 +772,7 @@ def packages(live: Path) -> Iterator[Finding]:
                     break
         for name in re.findall(r"^([\w.-]+)(?:\[.*\])?==[^;\n]+$", text(live / "requirements.txt"), re.MULTILINE):
             if re.sub(r"[-_.]+", "-", name).lower() not in installed:
-                yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES)
+                yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES, certain=True)
 
 
 def secrets(directory: Path, wanted: list[str], user: str) -> Iterator[Finding]:
