@@ -314,6 +314,7 @@ def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Failed to create listening socket (127.0.0.1:8000): Address already in use", "", 8000),
         ("app.socket: Address already in use", "[Socket]\nListenStream=127.0.0.1:8000\n", 8000),
         ("12:30:01 # listening socket 0.0.0.0:6380: bind: Address already in use", "", 6380),
+        ("cannot bind 10.0.0.12:8000: Address already in use", "", 8000),
         ("OSError: [Errno 98] Address already in use", "ExecStart=celery flower --port=5555", 5555),
         ("Address already in use", "ExecStart=x", 0),
     ],

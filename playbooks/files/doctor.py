@@ -189,7 +189,7 @@ def because(unit: str) -> str:
 
 def wanted_port(line: str, unit_file: str) -> int:
     """Return the port that a unit did not get: its log names it, or its file; 0 where neither does."""
-    found = re.search(r":(\d{2,5})\b", re.sub(r"\d\d:\d\d(:\d\d)?", "", line)) or re.search(
+    found = re.search(r":(\d{2,5})\b", re.sub(r"(?<![\d.:])\d\d:\d\d(:\d\d)?", "", line)) or re.search(
         r"(?:ListenStream=|--port[= ]|listen-address=)(?:\S*:)?(\d{2,5})\b", unit_file
     )
     return int(found[1]) if found else 0
@@ -1027,7 +1027,9 @@ def flower(url: str) -> Iterator[Finding]:
     """Look whether Flower answers; without a password it must refuse."""
     status, _ = ask(url, {})
     if status == 0 or status >= 500:
-        yield Finding(CRITICAL, f"Flower does not answer at {url} ({status or 'no connection'})", "", LATER)
+        holder = listener(urlsplit(url).port or 80)
+        what = f"Flower does not answer at {url} ({status or 'no connection'}){holder}"
+        yield Finding(CRITICAL, what, "UnitRestartLoop", LATER)
 
 
 def monitoring(prometheus: str, alertmanager: str) -> Iterator[Finding]:
