@@ -622,3 +622,14 @@ def test_what_is_certain_goes_before_that_somebody_has_changed_its_file(monkeypa
     hides = vars(next(iter(script.files("no-such-app", []))))
     changed = finding(2, "backend.env was changed by hand", script.FILES, suspect=True)
     assert told(host("a", changed, hides))[0].endswith("which goes before the secret file of that name")
+
+
+def test_the_way_of_packets_that_nobody_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise TimeoutError
+
+    answers = {"getent": "192.0.2.1 STREAM redis1", "ip": "192.0.2.1 via 10.0.0.9 dev eth0 src 10.0.0.2 uid 0"}
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    monkeypatch.setattr(socket, "create_connection", silent)
+    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    assert found.what.endswith("nobody is there (they go via 10.0.0.9 dev eth0)")

@@ -589,7 +589,9 @@ def reach(secret: str, service: str, host: str, ports: list[int]) -> list[Findin
         with socket.create_connection((address, port), PATIENCE) as plain:
             return talk(plain, url, at)
     except TimeoutError:
-        return [Finding(CRITICAL, f"{at} does not answer: packets are dropped, or nobody is there", page, REACH)]
+        way = re.search(r"(?:via \S+ )?dev \S+", say("ip", "route", "get", address)[1])
+        where = f" (they go {way[0]})" if way else ""
+        return [Finding(CRITICAL, f"{at} does not answer: packets are dropped, or nobody is there{where}", page, REACH)]
     except OSError as error:
         return [Finding(CRITICAL, f"{at} cannot be reached: {error.strerror or error}", page, REACH)]
 
