@@ -633,3 +633,35 @@ def test_the_way_of_packets_that_nobody_answers_is_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "create_connection", silent)
     (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
     assert found.what.endswith("nobody is there (they go via 10.0.0.9 dev eth0)")
+
+
+@pytest.mark.parametrize(("left", "suspect"), [(8, False), (2, True)])
+def test_memory_explains_what_fails_when_it_is_nearly_gone(
+    left: int, suspect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = f"MemTotal: 100 kB\nMemAvailable: {left} kB\n"
+    monkeypatch.setattr(script, "text", lambda file: meminfo if file == "/proc/meminfo" else "")
+    monkeypatch.setattr(script, "disks", list)
+    monkeypatch.setattr(script, "busy", list)
+    (found,) = (found for found in script.host() if "of the memory is left" in found.what)
+    assert found.suspect == suspect
+
+
+@pytest.mark.parametrize(("free", "layer"), [(8, "LATER"), (1, "HOST")])
+def test_a_disk_is_a_cause_when_nothing_is_left(free: int, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        total, free = 100, 0
+
+    Usage.free = free
+    monkeypatch.setattr(script.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(script, "largest", lambda *_: "")
+    found = next(found for found in script.disks() if f"{free}% left" in found.what)
+    assert (found.severity, found.layer) == (script.CRITICAL, getattr(script, layer))
+
+
+@pytest.mark.parametrize(("ticks", "words"), [(90, "busy with a slow command"), (0, "CLIENT PAUSE")])
+def test_a_silent_redis_works_or_waits(ticks: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"7": 0}, {"7": ticks}])
+    monkeypatch.setattr(script, "text", lambda _: "7\n")
+    monkeypatch.setattr(script, "_ticks", lambda: next(looks))
+    assert words in script.silence("-broker")

@@ -1079,7 +1079,9 @@ def host() -> Iterator[Finding]:
     left = memory["MemAvailable"] / memory["MemTotal"]
     if left < MEMORY_LEFT:
         what = f"{left:.0%} of the memory is left{biggest('rss')}"
-        yield Finding(CRITICAL if left < MEMORY_LEFT / 3 else WARNING, what, "MemoryLow", HOST, suspect=True)
+        # Little is left on many a healthy host: it explains what fails only when it is nearly gone.
+        scarce = left < MEMORY_LEFT / 3
+        yield Finding(CRITICAL if scarce else WARNING, what, "MemoryLow", HOST, suspect=scarce)
     pressure = re.search(r"full avg10=([\d.]+)", text("/proc/pressure/memory"))
     if pressure and float(pressure[1]) > 20:
         what = f"the host waits for memory {pressure[1]}% of the time{biggest('rss')}"
