@@ -305,7 +305,7 @@ def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {'celery_queue_length{queue="full"}': 200.0, 'celery_queue_length{queue="long"}': 150.0}
     full, long = script.lengths(figures, "app")
     assert "the queue full is full, the API refuses tasks: 200 wait" in full.what
-    assert (long.what, long.severity) == ("150 tasks wait in long", script.WARNING)
+    assert (long.what, long.severity, long.runbook) == ("150 tasks wait in long", script.WARNING, "")
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: 
     monkeypatch.setattr(script, "ask", lambda url, _: (200, json.dumps(pages[url])))
     assert [(found.what, found.runbook) for found in script.monitoring("p", "a")] == [
         ("Prometheus has no Alertmanager to tell of alerts", "Watchdog"),
-        ("Half of the runs fail.", "TasksFail"),
+        ("Half of the runs fail. (docs/runbooks/TasksFail.md)", ""),
         ("alerts that fire: ApiDown", ""),
         ("nobody is told of alerts with alertname=.+ until 2026-01-02T03:04 UTC: shh", "planned-maintenance"),
     ]

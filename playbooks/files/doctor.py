@@ -919,7 +919,8 @@ def lengths(figures: dict[str, float], app: str) -> Iterator[Finding]:
             what = f"the queue {queue} is full, the API refuses tasks: {length:.0f} wait (QUEUE_MAX_LENGTH {limit[1]})"
             yield Finding(CRITICAL, what, "BacklogGrowing", QUEUES)
         elif length > LONG_QUEUE:
-            yield Finding(WARNING, f"{length:.0f} tasks wait in {queue}", "BacklogGrowing", QUEUES)
+            # No page: a runbook that has mended a backlog does not wait until it is gone.
+            yield Finding(WARNING, f"{length:.0f} tasks wait in {queue}", "", QUEUES)
 
 
 def unserved(app: str, queues: list[str]) -> Iterator[Finding]:
@@ -1058,7 +1059,9 @@ def monitoring(prometheus: str, alertmanager: str) -> Iterator[Finding]:
         yield Finding(CRITICAL, what, "Watchdog", LATER)
     alerts = {alert["labels"]["alertname"]: alert for alert in json.loads(body)} if body else {}
     for name in sorted(alerts.keys() & ONLY_ALERTS):
-        yield Finding(WARNING, str(alerts[name]["annotations"].get("summary", name)), name, QUEUES)
+        # Without a page of its own: it fires for minutes after a runbook of that page has mended it.
+        what = f"{alerts[name]['annotations'].get('summary', '')} (docs/runbooks/{name}.md)"
+        yield Finding(WARNING, what, "", QUEUES)
     if names := sorted(alerts.keys() - {"Watchdog"} - ONLY_ALERTS):
         yield Finding(NOTE, f"alerts that fire: {', '.join(names)}", "", LATER)
     _, body = ask(f"{alertmanager}/api/v2/silences", headers)
