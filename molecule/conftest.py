@@ -112,7 +112,8 @@ class VaultInventory:
 
     def create(self) -> None:
         """Write it."""
-        shutil.copytree(EPHEMERAL / "inventory", self.directory, dirs_exist_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.copytree(EPHEMERAL / "inventory", self.directory)
         shared = self.directory / "group_vars/all"
         content = shared.read_text()
         shared.unlink()

@@ -1,12 +1,14 @@
 """What the doctor finds on a host, and what it makes of it: causes before what follows from them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import REPOSITORY, load_plugin
+from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_worker
 
 doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 script = load_plugin("playbooks/files/doctor.py")
@@ -265,3 +267,401 @@ def test_a_comparison_that_fails_is_told() -> None:
     broken = {**host("a"), "doctor_compared": {"rc": 1, "stdout": "", "stderr": "JSONDecodeError: Expecting value"}}
     (sentence,) = doctor.doctor_sentences(doctor.doctor_findings([broken]))
     assert sentence.startswith("warning a: its files cannot be compared with what was installed: JSONDecodeError")
+
+
+def test_what_redis_says_goes_before_what_its_clients_meet() -> None:
+    client = finding(1, "redis1 refuses the password", script.RIGHTS, "BrokerUnreachable")
+    server = finding(1, "Redis does not know the user", script.RIGHTS, "RedisDenies")
+    assert told(host("api1", client), host("redis1", server))[0] == "Redis does not know the user"
+
+
+def test_a_stopped_worker_goes_before_what_the_api_sees_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"/metrics": (200, "celery_broker_up 1.0\ncelery_workers_alive 0.0\ncelery_workers_expected 1.0\n")}
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
+    monkeypatch.setattr(script, "ask", lambda url, _: pages.get(url.removeprefix("http://x"), (200, "")))
+    sees = [vars(found) for found in script.api("http://x", "/dev/null", 60, "app") if "worker" in found.what]
+    stopped = finding(1, "the worker was stopped", script.WORKERS, "NoWorkers", certain=True)
+    assert told(host("api1", *sees), host("worker1", stopped)) == ["the worker was stopped", "no worker is alive"]
+
+
+def test_a_stopped_api_is_not_started_by_asking_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("key")
+    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "inactive"))
+    monkeypatch.setattr(script, "ask", lambda *_: pytest.fail("it was asked"))
+    assert list(script.api("http://x", str(key), 60, "app")) == []
+
+
+def test_queues_that_cannot_be_read_are_not_called_a_lack_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
+    monkeypatch.setattr(script, "ask", lambda *_: (200, "celery_broker_up 0.0\ncelery_workers_expected 1.0\n"))
+    assert [found.what for found in script.api("http://x", "/dev/null", 60, "app")][-1].startswith(
+        "the API cannot read the queues"
+    )
+
+
+def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "text", lambda _: "QUEUE_MAX_LENGTH='200'\n")
+    figures = {'celery_queue_length{queue="full"}': 200.0, 'celery_queue_length{queue="long"}': 150.0}
+    full, long = script.lengths(figures, "app")
+    assert "the queue full is full, the API refuses tasks: 200 wait" in full.what
+    assert (long.what, long.severity, long.runbook) == ("150 tasks wait in long", script.WARNING, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "unit_file", "port"),
+    [
+        ("Failed to create listening socket (127.0.0.1:8000): Address already in use", "", 8000),
+        ("app.socket: Address already in use", "[Socket]\nListenStream=127.0.0.1:8000\n", 8000),
+        ("12:30:01 # listening socket 0.0.0.0:6380: bind: Address already in use", "", 6380),
+        ("cannot bind 10.0.0.12:8000: Address already in use", "", 8000),
+        ("OSError: [Errno 98] Address already in use", "ExecStart=celery flower --port=5555", 5555),
+        ("Address already in use", "ExecStart=x", 0),
+    ],
+)
+def test_the_port_that_is_taken_is_known(line: str, unit_file: str, port: int) -> None:
+    assert script.wanted_port(line, unit_file) == port
+
+
+def logged(monkeypatch: pytest.MonkeyPatch, log: str) -> None:
+    """Make the journal say this."""
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, log if command[0] == "journalctl" else ""))
+
+
+def test_a_wrong_directive_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(monkeypatch, "Reading the configuration file, at line 7\n>>> 'maxmemry 5'\nBad directive or wrong number\n")
+    assert "'maxmemry 5'" in script.because("redis-server@broker")
+
+
+def test_a_cut_append_only_file_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(
+        monkeypatch, "1:M # Bad file format reading the append only file x.aof\nredis: Main process exited, code=1\n"
+    )
+    assert "Bad file format" in script.because("redis-server")
+
+
+def test_a_supervisord_that_is_away_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "unix:///run/supervisor.sock no such file"))
+    (found,) = script.programs(["app-celery-worker"], "app")
+    assert found.what.startswith("supervisord does not answer: unix:///run/supervisor.sock")
+
+
+def test_a_process_without_free_descriptors_is_named() -> None:
+    opens = "import resource, time; resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10)); "
+    opens += "held = [open('/dev/null') for _ in range(7)]; print('open', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", opens], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            (found,) = script.crowded("unit", "ApiDown", script.UNITS, [str(process.pid)])
+            assert "of 10 possible files" in found.what
+            assert list(script.crowded("unit", "ApiDown", script.UNITS, [str(os.getpid())])) == []
+        finally:
+            process.kill()
+
+
+def test_a_journal_that_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "say", lambda *words, **_: (False, "inactive" if "is-active" in words else ""))
+    assert "systemd-journald does not run" in next(iter(script.units({}))).what
+
+
+def test_packages_installed_by_half_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = "ii |adduser\nit |libc-bin\niF |redis-server\n"
+    monkeypatch.setattr(script, "say", lambda *words, **_: (True, states if words[0] == "dpkg-query" else ""))
+    monkeypatch.setattr(script, "disks", list)
+    monkeypatch.setattr(script, "busy", list)
+    (half,) = (found for found in script.host() if "by half" in found.what)
+    assert half.what == "packages are installed by half: redis-server: dpkg --configure -a"
+
+
+def test_who_keeps_the_processors_busy_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as hog:
+        looks = iter([{str(hog.pid): 0}, {str(hog.pid): 90 * (os.cpu_count() or 1)}])
+        monkeypatch.setattr(script, "_ticks", lambda: next(looks))
+        monkeypatch.setattr(script.time, "sleep", lambda _: None)
+        monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+        (found,) = script.busy()
+        hog.kill()
+    assert f"(process {hog.pid})" in found.what
+    assert found.suspect
+
+
+def test_a_directory_that_is_mounted_again_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+
+    class ReadOnly:
+        f_flag, f_files, f_favail = os.ST_RDONLY, 0, 0
+        f_frsize, f_blocks, f_bfree, f_bavail = 4096, 10, 10, 10
+
+    monkeypatch.setattr(os, "statvfs", lambda place: ReadOnly() if str(place) == "/var/lib" else real(place))
+    assert "/var/lib is mounted read-only" in [found.what for found in script.disks()]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    started = RedisServer(tmp_path / "redis", durable=True, unixsocket=str(tmp_path / "s"))
+    yield started
+    started.stop()
+
+
+def ask_redis(server: RedisServer) -> tuple[Path, Any]:
+    """Return its file and the doctor's connection to it."""
+    local = socket.socket(socket.AF_UNIX)
+    local.settimeout(script.PATIENCE)
+    local.connect(server.settings["unixsocket"])
+    connection = script.Connection(local)
+    connection.ask("AUTH", server.password)
+    return server.directory / "redis.conf", connection
+
+
+def command(server: RedisServer, *words: str) -> None:
+    """Let the administrator do something."""
+    server.client(0).execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def test_a_setting_that_the_file_does_not_name_is_compared_with_its_default(server: RedisServer) -> None:
+    config, connection = ask_redis(server)
+    assert list(script.settings("broker", config, connection)) == []
+    server.client(0).config_set("proto-max-bulk-len", 1024 * 1024)
+    (found,) = script.settings("broker", config, connection)
+    assert "has proto-max-bulk-len 1048576, its default is 536870912" in found.what
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("-touch",), "has lost +touch"),
+        (("resetkeys", "~other"), "has lost ~celery %R~figures"),
+        (("resetchannels",), "has lost &/0.celery.pidbox"),
+        (("+@all", "~*"), "has more than"),
+    ],
+)
+def test_rights_that_differ_from_the_file_are_told(server: RedisServer, change: tuple[str, ...], words: str) -> None:
+    rules = "~celery %R~figures &/0.celery.pidbox +ping +client|setname +touch (~app:* +@read -@dangerous)"
+    config, connection = ask_redis(server)
+    line = f"on #{hashlib.sha256(b'password').hexdigest()} {rules}"
+    config.write_text(f"{config.read_text()}user worker {line}\n")
+    command(server, "ACL", "SETUSER", "worker", *re.findall(r"\([^)]*\)|\S+", line))
+    assert list(script.rights("broker", config, connection)) == []
+    command(server, "ACL", "SETUSER", "worker", *change)
+    assert words in next(iter(script.rights("broker", config, connection))).what
+
+
+def test_a_key_of_another_type_is_told(server: RedisServer) -> None:
+    _, connection = ask_redis(server)
+    assert list(script.shapes(connection)) == []
+    server.client(0).set("celery", "x")
+    (found,) = script.shapes(connection)
+    assert found.what.startswith("the broker's key celery is a string instead of a list")
+
+
+def test_a_pause_of_writes_is_found_in_every_version(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PATIENCE", 0.5)
+    _, connection = ask_redis(server)
+    assert list(script.paused("broker", connection)) == []
+    command(server, "CLIENT", "PAUSE", "5000", "WRITE")
+    (found,) = script.paused("broker", connection)
+    assert "CLIENT PAUSE" in found.what
+
+
+def test_an_address_of_etc_hosts_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PATIENCE", 0.5)
+    monkeypatch.setattr(script, "text", lambda _: "127.0.0.9 redis1 # by hand\n")
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "127.0.0.9 STREAM redis1"))
+    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    assert "redis1:1 (127.0.0.9, says /etc/hosts) cannot be reached" in found.what
+
+
+def test_a_silent_name_server_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "text", lambda _: "nameserver 192.0.2.1\n")
+    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "Command 'getent' timed out after 4 seconds"))
+    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    assert "the name redis1 is unknown here: 192.0.2.1 of /etc/resolv.conf did not answer" in found.what
+
+
+def test_a_missing_authority_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        url = f"rediss://api:x@127.0.0.1:{port}/0?ssl_ca_certs=/no/ca.crt"
+        (found,) = script.reach(url, "api", "127.0.0.1", [port])
+    assert "/no/ca.crt is missing or holds no certificate" in found.what
+
+
+def test_a_drop_in_our_own_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = "ip saddr 127.0.0.0/8 counter {}drop\nct state vmap {{ invalid : drop }}\ncounter {}drop\n"
+    live = ours.format(*["packets 5 bytes 7 "] * 2)
+    monkeypatch.setattr(script, "text", lambda _: ours.format("", ""))
+    monkeypatch.setattr(
+        script, "say", lambda *words, **_: (True, live if words[:3] == ("nft", "list", "table") else "")
+    )
+    assert list(script.firewall([6380])) == []
+    live += "ip saddr 10.0.0.1 drop\n"
+    (found,) = script.firewall([6380])
+    assert found.what.endswith("not ours drops packets: ip saddr 10.0.0.1 drop")
+
+
+def test_settings_that_hide_a_secret_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "text", lambda _: "LOG_LEVEL='info'\nCELERY_BROKER_URL='redis://elsewhere'\n")
+    found = [finding.what for finding in script.files("no-such-app", [])]
+    assert found[0] == (
+        "/etc/no-such-app/backend.env sets CELERY_BROKER_URL, which goes before the secret file of that name"
+    )
+
+
+def test_a_closed_directory_on_the_way_is_named(tmp_path: Path) -> None:
+    inside = tmp_path / "etc" / "app"
+    inside.mkdir(parents=True)
+    (inside / "backend.env").write_text("")
+    (inside / "backend.env").chmod(0o644)
+    inside.chmod(0o700)
+    told = [found.what for found in script.closed([inside / "backend.env"])]
+    assert f"{inside} cannot be read by the services (mode 0700)" in told
+
+
+def release(place: Path) -> Path:
+    """Make a release with two packages; return where they are."""
+    packages = place / "venv/lib/python3.11/site-packages"
+    for name in ("some_one", "other"):
+        (packages / f"{name}-1.0.dist-info").mkdir(parents=True)
+        (packages / f"{name}-1.0.dist-info/RECORD").write_text(f"{name}.py,sha256=x,4\n{name}.pyc,,\n")
+        (packages / f"{name}.py").write_text("pass")
+    (place / "requirements.txt").write_text("some-one[extra]==1.0 \\\n  --hash=x\nother==1.0\nwin==1 ; windows \\\n")
+    return packages
+
+
+def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
+    packages = release(tmp_path)
+    assert list(script.packages(tmp_path)) == []
+    (packages / "other.py").write_text("changed")
+    (packages / "some_one.py").unlink()
+    told = {found.what for found in script.packages(tmp_path)}
+    assert told == {
+        f"{packages}/other.py, of the package other, was changed by hand",
+        f"{packages}/some_one.py is missing, of the package some-one",
+    }
+    (packages / "other-1.0.dist-info/RECORD").unlink()
+    (packages / "other-1.0.dist-info").rmdir()
+    assert f"the package other is missing in {packages}" in {found.what for found in script.packages(tmp_path)}
+
+
+def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    alerts = [
+        {"labels": {"alertname": "TasksFail"}, "annotations": {"summary": "Half of the runs fail."}},
+        {"labels": {"alertname": "ApiDown"}, "annotations": {"summary": "x"}},
+    ]
+    silence = {
+        "status": {"state": "active"},
+        "matchers": [{"name": "alertname", "value": ".+"}],
+        "endsAt": "2026-01-02T03:04:05Z",
+        "comment": "shh",
+    }
+    pages = {
+        "p/api/v1/targets?state=active": {"data": {"activeTargets": []}},
+        "p/api/v1/alertmanagers": {"data": {"activeAlertmanagers": []}},
+        "a/api/v2/alerts?active=true": alerts,
+        "a/api/v2/silences": [silence],
+    }
+    monkeypatch.setattr(script, "ask", lambda url, _: (200, json.dumps(pages[url])))
+    assert [(found.what, found.runbook) for found in script.monitoring("p", "a")] == [
+        ("Prometheus has no Alertmanager to tell of alerts", "Watchdog"),
+        ("Half of the runs fail. (docs/runbooks/TasksFail.md)", ""),
+        ("alerts that fire: ApiDown", ""),
+        ("nobody is told of alerts with alertname=.+ until 2026-01-02T03:04 UTC: shh", "planned-maintenance"),
+    ]
+
+
+@pytest.fixture
+def node(server: RedisServer, tmp_path: Path) -> Iterator[Program]:
+    started = start_worker(tmp_path / "worker.log", server.environment(0, 1), name="default")
+    yield started
+    started.stop()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("node")
+def test_what_workers_were_told_while_they_run_is_found(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.url(0).replace("//:", "//default:")
+    task, name = "app.agents.tasks.example_task.example_agent_task", f"default@{socket.gethostname()}"
+    monkeypatch.setattr(script, "text", lambda file: url if "operator" in str(file) else "")
+    monkeypatch.setattr(script, "commands", lambda *_: [(name, ["celery"])])
+    assert list(script.workers("app")) == []
+    for control in (["cancel_consumer", "celery"], ["rate_limit", task, "1/h"]):
+        told_by = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "control", *control]
+        subprocess.run(told_by, env={**os.environ, **server.environment(0, 1)}, cwd=REPOSITORY, check=False)
+    told = [found.what for found in script.workers("app")]
+    assert f"the worker {name} takes from no queue instead of celery (celery control): restart it" in told
+    assert f"the worker {name} runs {task} at most 1/h (celery control): restart it" in told
+    assert server.client(0).keys("doctor*") == []
+
+
+def test_the_queues_of_workers_here_are_read_from_units_and_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = "ExecStart=celery worker --hostname=default@%H \\\n --queues=celery,reports"
+    programs = "[program:a]\ncommand=celery --hostname=one@%(host_node_name)s --queues=celery\n[program:b]\ncommand=x\n"
+    monkeypatch.setattr(Path, "glob", lambda place, _: [place / "x"])
+    monkeypatch.setattr(script, "text", lambda file: unit if "systemd" in str(file) else programs)
+    assert dict(script.commands("app", "h")) == {"default@h": ["celery", "reports"], "one@h": ["celery"]}
+
+
+def test_the_line_that_names_a_taken_port_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = (
+        "app.socket: Failed to create listening socket (127.0.0.1:8000): Address already in use\n"
+        "app.socket: Failed to listen on sockets: Address already in use\n"
+        "app.socket: Failed with result 'resources'.\n"
+        "Failed to listen on app.socket - the API's socket.\n"
+    )
+    users = 'LISTEN 0 5 127.0.0.1:8000 0.0.0.0:* users:(("nc",pid=7,fd=3))'
+    answers = {"journalctl": log, "ss": users, "systemctl": "ListenStream=127.0.0.1:8000"}
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    reason = script.because("app.socket")
+    assert "Failed to create listening socket (127.0.0.1:8000)" in reason
+    assert reason.endswith("(port 8000 is held by nc, process 7)")
+
+
+def test_what_is_certain_goes_before_that_somebody_has_changed_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "text", lambda _: "CELERY_BROKER_URL='redis://elsewhere'\n")
+    hides = vars(next(iter(script.files("no-such-app", []))))
+    changed = finding(2, "backend.env was changed by hand", script.FILES, suspect=True)
+    assert told(host("a", changed, hides))[0].endswith("which goes before the secret file of that name")
+
+
+def test_the_way_of_packets_that_nobody_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> None:
+        raise TimeoutError
+
+    answers = {"getent": "192.0.2.1 STREAM redis1", "ip": "192.0.2.1 via 10.0.0.9 dev eth0 src 10.0.0.2 uid 0"}
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    monkeypatch.setattr(socket, "create_connection", silent)
+    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    assert found.what.endswith("nobody is there (they go via 10.0.0.9 dev eth0)")
+
+
+@pytest.mark.parametrize(("left", "suspect"), [(8, False), (2, True)])
+def test_memory_explains_what_fails_when_it_is_nearly_gone(
+    left: int, suspect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = f"MemTotal: 100 kB\nMemAvailable: {left} kB\n"
+    monkeypatch.setattr(script, "text", lambda file: meminfo if file == "/proc/meminfo" else "")
+    monkeypatch.setattr(script, "disks", list)
+    monkeypatch.setattr(script, "busy", list)
+    (found,) = (found for found in script.host() if "of the memory is left" in found.what)
+    assert found.suspect == suspect
+
+
+@pytest.mark.parametrize(("free", "layer"), [(8, "LATER"), (1, "HOST")])
+def test_a_disk_is_a_cause_when_nothing_is_left(free: int, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        total, free = 100, 0
+
+    Usage.free = free
+    monkeypatch.setattr(script.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(script, "largest", lambda *_: "")
+    found = next(found for found in script.disks() if f"{free}% left" in found.what)
+    assert (found.severity, found.layer) == (script.CRITICAL, getattr(script, layer))
+
+
+@pytest.mark.parametrize(("ticks", "words"), [(90, "busy with a slow command"), (0, "CLIENT PAUSE")])
+def test_a_silent_redis_works_or_waits(ticks: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"7": 0}, {"7": ticks}])
+    monkeypatch.setattr(script, "text", lambda _: "7\n")
+    monkeypatch.setattr(script, "_ticks", lambda: next(looks))
+    assert words in script.silence("-broker")

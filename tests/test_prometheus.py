@@ -138,6 +138,13 @@ def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
     wait_until(lambda: scrape(api).of(held) == 0, 2 * SNAPSHOT_SECONDS)
 
 
+def test_a_task_that_code_enqueues_has_an_age(api: Api, env: dict[str, str], redis: RedisServer) -> None:
+    redis.client(0).delete("celery")
+    code = "from tests.faulty_worker import *; sleeping.delay(0)"  # Celery makes its id, which tells no time
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    wait_until(lambda: scrape(api).of("celery_queue_oldest_seconds", "celery") > 2, 15)
+
+
 def test_scrapes_ask_redis_no_more_often(api: Api, redis: RedisServer) -> None:
     def asked() -> int:
         return int(redis.client(0).info("commandstats")["cmdstat_hgetall"]["calls"])

@@ -205,28 +205,6 @@ def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, t
     assert "belongs to the user number" in foreign.what
 
 
-@pytest.mark.parametrize(
-    ("place", "kind", "counts"),
-    [
-        ("/", "overlay", True),
-        ("/srv", "ext4", True),
-        ("/var/cache/apt/archives", "tmpfs", True),
-        ("/tmp", "tmpfs", False),  # noqa: S108 - nothing is written there
-        ("/run/user/0", "tmpfs", False),
-        ("/sys/firmware/efi/efivars", "efivarfs", False),
-        ("/media/cdrom", "iso9660", False),
-    ],
-)
-def test_the_file_systems_of_the_alert_are_looked_at(
-    place: str, kind: str, counts: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    below(tmp_path, disk_full, monkeypatch)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/mounts").write_text(f"source {place} {kind} rw 0 0\n")
-    (tmp_path / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
-    assert disk_full.mounts() == [place] * counts
-
-
 def test_what_is_removed_is_a_rotated_log_and_never_a_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -265,3 +243,15 @@ def test_a_log_line_that_was_cut_in_two_is_counted_too(monkeypatch: pytest.Monke
     ((good, what),) = upkeep.errors("typesafe")
     assert not good
     assert f"{upkeep.RECURRING} times" in what
+
+
+def test_a_file_system_in_memory_fills_up_too(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    table = tmp_path / "mounts"
+    table.write_text(
+        f"overlay / overlay rw 0 0\ndrill /usr tmpfs rw 0 0\n/dev/sdb /opt ext4 rw 0 0\nproc /proc proc rw 0 0\n"
+        f"tmpfs /run tmpfs rw 0 0\ntmpfs {kept} tmpfs rw 0 0\n/dev/sda /etc/hosts ext4 rw 0 0\n"
+        f"/dev/sr0 /usr/bin iso9660 ro 0 0\n"
+    )
+    assert disk_full.mounts(table) == ["/", "/opt", "/usr"]

@@ -9,12 +9,13 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 import redis
 from celery.worker import state as worker_state
 
-from app.agents.task_ids import created
+from app.agents.task_ids import made
 
 # Keys in the broker: field -> number; the same for one minute of Redis's clock, without the tasks' names; node ->
 # "<Redis's time> <state as JSON>"; failures as JSON, the newest first.
@@ -160,10 +161,10 @@ def _of_all_tasks(counts: Counter[str]) -> Counter[str]:
 figures = Figures()
 
 
-def waited(task_id: str, due: float | None) -> float | None:
-    """Return the seconds that a task has waited, None when its id does not tell.
+def waited(headers: Mapping[str, Any], due: float | None) -> float | None:
+    """Return the seconds that a task has waited, None when nothing tells.
 
-    They count from its ETA (``due``, seconds since 1970), or from the time when its id was made.
+    They count from its ETA (``due``, seconds since 1970), or from the time when it was made.
     """
-    since = due if due is not None else created(task_id)
+    since = due if due is not None else made(headers)
     return time.time() - since if since is not None else None

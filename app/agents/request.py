@@ -20,6 +20,7 @@ from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
+from app.agents.task_ids import MADE
 from app.masking import mask, mask_all
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "task": (str,),
     "retries": NUMBER,
+    MADE: NUMBER,
     "timelimit": (list, tuple, type(None)),
     "group_index": NUMBER,
     "stamped_headers": (list, type(None)),
@@ -88,7 +90,7 @@ class Request(request.Request):
         due = self.eta.timestamp() if self.eta else None
         # A message that comes back has waited since it was lost: nobody knows for how long.
         came_back = "redeliveries" in self._request_dict
-        figures.started(self.name, None if came_back else waited(self.id, due))
+        figures.started(self.name, None if came_back else waited(self._request_dict, due))
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""

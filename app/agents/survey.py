@@ -19,7 +19,7 @@ from app.agents import broker, signatures
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES
 from app.agents.figures import FIGURES, SEPARATOR, WORKERS
-from app.agents.task_ids import created
+from app.agents.task_ids import created, made
 from app.settings import get_settings
 
 # The alerts' thresholds (roles/monitoring/templates/alerts.yml.j2): seconds that a task waits, tasks that wait,
@@ -128,7 +128,7 @@ def ours(queue: str, raw: bytes) -> dict[str, Any] | None:
 
 def age(messages: list[dict[str, Any]]) -> float:
     """Return the seconds since the oldest of some messages was made, by their headers; 0 where none tells."""
-    times = [made for headers in messages if (made := created(headers.get("id", ""))) is not None]
+    times = [since for headers in messages if (since := made(headers)) is not None]
     return max(time.time() - min(times), 0.0) if times else 0.0
 
 
@@ -327,11 +327,11 @@ def find(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -
 
 
 def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> Iterator[tuple[str, int, str]]:
-    made, kept = created(task_id), get_settings().result_expires
+    born, kept = created(task_id), get_settings().result_expires
     # Ids of tasks that the API has not made do not tell.
     since = (
-        f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(made))} UTC, {time.time() - made:.0f} s ago"
-        if made
+        f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(born))} UTC, {time.time() - born:.0f} s ago"
+        if born
         else ""
     )
     accepted = client.hexists(broker.ACCEPTED, task_id)
@@ -351,10 +351,10 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
         yield f"It is a dead letter since {letter['time']} because: {letter['reason']}", 404, mend
     if accepted:
         yield "It is accepted, and its message was moving from one list to another: ask again", 200, ""
-    if made is None:
+    if born is None:
         yield "It is no id of ours: those are UUIDs of version 7, as the enqueue request returns them", 422, ""
         return
-    if time.time() - made > kept:
+    if time.time() - born > kept:
         sentence = f"Its result has expired: it was enqueued{since}, and results are kept for {kept} s"
         yield sentence, 410, f"result_expires above {kept} in the inventory, if clients must be able to ask that late"
     evicted, limit = (

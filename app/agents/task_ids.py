@@ -1,10 +1,14 @@
-"""Ids of tasks: UUIDv7, so that each tells when it was made."""
+"""Ids of tasks: UUIDv7, so that each tells when it was made. Those that Celery makes for tasks of tasks do not."""
 
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from uuid_utils import compat
 
 TIMED_VERSION = 7
+# The header that tells it of a task whose id does not.
+MADE = "made"
 
 
 def new_task_id() -> str:
@@ -22,3 +26,11 @@ def created(task_id: str) -> float | None:
     except ValueError:
         return None
     return (value.int >> 80) / 1000 if value.version == TIMED_VERSION else None
+
+
+def made(headers: Mapping[str, Any]) -> float | None:
+    """Return when a task was made, by its headers, in seconds since 1970; None when they do not tell."""
+    if (since := created(headers.get("id", ""))) is not None:
+        return since
+    since = headers.get(MADE)
+    return float(since) if isinstance(since, int | float) else None

@@ -16,6 +16,7 @@ from redis.exceptions import OutOfMemoryError
 from app.agents import broker, signatures
 from app.agents.deliveries import deliveries
 from app.agents.redis_connection import Connection, SslConnection
+from app.agents.task_ids import MADE, created
 
 # Seconds that a worker of several queues waits for the first of them before it looks into all again.
 LOOK_INTERVAL = 0.2
@@ -184,6 +185,8 @@ class Channel(kombu_redis.Channel):
         if task_id is None:
             super()._put(queue, message, **kwargs)
             return
+        if created(task_id) is None:
+            message["headers"].setdefault(MADE, time.time())
         entry = signatures.new_entry(queue, message)
         with self.conn_or_acquire() as client:
             client.eval(broker.ENQUEUE, 2, queue, broker.ACCEPTED, entry, task_id)

@@ -25,7 +25,7 @@ from app.agents import broker as keys
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.figures import BUCKETS, FIGURES, OVER, SEPARATOR, WORKERS
 from app.agents.signatures import parse
-from app.agents.task_ids import created
+from app.agents.task_ids import made
 from app.settings import get_settings
 
 # Seconds that what Redis has said is shown again.
@@ -130,8 +130,8 @@ class Prometheus:
 def _age(raw: bytes | None, now: int) -> float:
     """Return the seconds since a message was made; none where there is no message, or none that tells."""
     message = parse(raw) if raw is not None else None
-    made = created(message["headers"].get("id", "")) if message else None
-    return max(now - made, 0.0) if made is not None else 0.0
+    since = made(message["headers"]) if message else None
+    return max(now - since, 0.0) if since is not None else 0.0
 
 
 def _states(workers: dict[bytes, bytes], now: int, holding: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:

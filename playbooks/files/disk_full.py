@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Of a file system, as the alert and the doctor have it; so are the file systems that count.
+# Of a file system, as the alert and the doctor have it.
 LEFT = 0.1
-PSEUDO = ("overlay", "ramfs", "squashfs", "iso9660", "autofs")
-# Where the system has its own; a tmpfs anywhere else counts.
-SYSTEM = re.compile(r"/(proc|sys|dev|run|tmp)(/.*)?|/var/tmp|/etc/.+")
-# Where the installation writes; these are looked at in a container, too.
+PSEUDO = ("proc", "sysfs", "devtmpfs", "overlay", "cgroup2", "devpts", "mqueue", "ramfs", "squashfs", "iso9660")
+# What is there for a while, and what a container is given.
+PASSING = re.compile(r"/(run|tmp|dev|proc|sys|etc)(/.*)?|/var/tmp")
+# Where the installation writes; these are looked at even on a file system in memory.
 OURS = ("/", "/var", "/var/log", "/var/lib/redis", "/var/lib/redis/broker", "/var/lib/prometheus", "/opt")
 PATIENCE = 60
 COPIES_KEPT = 7 * 24 * 3600  # seconds; aof_broken.yml makes them
@@ -49,13 +49,13 @@ def say(*command: str) -> str:
         return ""
 
 
-def mounts() -> list[str]:
+def mounts(table: Path = Path("/proc/self/mounts")) -> list[str]:
     """Return where file systems are mounted that may fill up."""
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    wanted = {
-        place for _, place, kind, *_ in lines if place in OURS or (kind not in PSEUDO and not SYSTEM.fullmatch(place))
-    }
-    return sorted(place for place in wanted if Path(place).is_dir())
+    lines = [line.split() for line in table.read_text().splitlines()]
+    kinds = {place: kind for _, place, kind, *_ in lines if Path(place).is_dir()}
+    return sorted(
+        place for place, kind in kinds.items() if place in OURS or (kind not in PSEUDO and not PASSING.fullmatch(place))
+    )
 
 
 def look(host: str) -> Iterator[Cause]:

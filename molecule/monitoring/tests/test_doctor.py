@@ -91,9 +91,9 @@ FAULTS = {
     ),
     "disk-full": Fault(
         MAIN,
-        "mount -t tmpfs -o size=8m drill /var/log/typesafe; head -c 8M /dev/zero >/var/log/typesafe/big || true",
-        "umount /var/log/typesafe",
-        "/var/log/typesafe",
+        "mount -t tmpfs -o size=8m drill /var/cache/apt/archives; head -c 8M /dev/zero >/var/cache/apt/archives/big",
+        "umount /var/cache/apt/archives",
+        "/var/cache/apt/archives",
     ),
 }
 

@@ -26,9 +26,10 @@ LONGEST_ALERT, LONGEST_END = 1500, 1200
 PAGE = PROJECT / "docs/drills.md"
 HEAD = """# Fire drills
 
-Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} Three hosts on one machine with two cores;
-Prometheus asks every 5 s instead of every 15 s. Each row brings a fault, waits for its alert in Alertmanager, runs the
-runbook's playbook once to look (it must change nothing) and once with `-e confirm=yes`, and waits for the alert's end.
+Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} Three hosts on one machine with two
+cores; Prometheus asks every 5 s instead of every 15 s. Each row brings a fault, waits for its alert in Alertmanager,
+runs the runbook's playbook once to look (it must change nothing) and once with `-e confirm=yes`, and waits for the
+alert's end.
 
 Time to alert counts from the fault. Time to repair counts from the start of the confirmed run until it has verified
 that the fault is gone. An alert that looks at the last minutes goes on for these minutes.

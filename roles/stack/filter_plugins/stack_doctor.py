@@ -98,9 +98,10 @@ def _layer(finding: Mapping[str, Any]) -> int:
     return int(finding.get("layer", HIGHEST_LAYER))
 
 
-def _rank(finding: Mapping[str, Any]) -> tuple[int, int, bool, str]:
-    # Among suspects and what they explain in the same layer, suspects go first.
-    return finding["severity"], _layer(finding), not finding.get("suspect", False), finding["host"]
+def _rank(finding: Mapping[str, Any]) -> tuple[int, int, bool, bool, str]:
+    # In the same layer suspects go before what they explain, and what Redis says before what its clients meet.
+    client = finding["runbook"] == "BrokerUnreachable"
+    return finding["severity"], _layer(finding), not finding.get("suspect", False), client, finding["host"]
 
 
 class FilterModule:
