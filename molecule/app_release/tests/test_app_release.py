@@ -80,6 +80,10 @@ def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
     before = live_release(host)
     new = {"app_release_source": str(changed_source), "app_release_cache": str(PROJECT / ".cache/releases")}
 
+    tried = converge("--check", "--diff", **new)
+    assert tried.returncode == 0, tried.stdout
+    assert live_release(host) == before
+
     refused = converge(**new, app_release_check="raise SystemExit('this release is broken')")
     assert refused.returncode != 0
     assert "this release is broken" in refused.stdout
