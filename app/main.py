@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from pydantic import SecretStr
-from redis.asyncio import BlockingConnectionPool, Redis
 
 from app.agents.inspector import Inspector
 from app.agents.publisher import Publisher
@@ -18,37 +16,20 @@ from app.api import alerts, health, metrics, status, tasks
 from app.api.errors import add_error_handlers
 from app.api.headers import DOCS, SecurityHeaders, docs_policy
 from app.api.prometheus import Prometheus, instrument
+from app.api.redis_clients import broker_client, results_client
 from app.api.security import Guard, KeyRequired, document_schemes
 from app.api.status import PATH, POLICY, Observer
 from app.logs import log_config
 from app.settings import get_settings
 
-# Seconds; together with the wait for a free connection below the one second in which a client gets its answer.
-REDIS_CONNECT_TIMEOUT = 0.3
-REDIS_SOCKET_TIMEOUT = 0.5
-REDIS_POOL_TIMEOUT = 0.3
-REDIS_MAX_CONNECTIONS = 16
 TITLE = "TypeSafe agent API"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-def _redis(url: SecretStr) -> Redis:
-    """Return a client that fails fast and never repeats a command: a repeated push would run a task twice."""
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url.get_secret_value(),
-        max_connections=REDIS_MAX_CONNECTIONS,
-        timeout=REDIS_POOL_TIMEOUT,
-        socket_connect_timeout=REDIS_CONNECT_TIMEOUT,
-        socket_timeout=REDIS_SOCKET_TIMEOUT,
-        protocol=2,  # under 3 redis-py 8 does not look whether a pooled connection was closed meanwhile
-    )
-    return Redis.from_pool(pool)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
-    async with _redis(settings.celery_broker_url) as broker, _redis(settings.celery_result_backend) as results:
+    async with broker_client(settings) as broker, results_client(settings) as results:
         app.state.broker, app.state.results = broker, results
         app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
         app.state.prometheus = Prometheus(broker)

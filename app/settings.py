@@ -8,7 +8,6 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -32,6 +31,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from app.redis_address import RedisAddress
+
 ENV_FILE = ".env"
 # What makes a key of the API too long to be guessed.
 MIN_KEY_LENGTH = 16
@@ -45,31 +46,8 @@ MESSAGE_HEADERS = 64 * 1024
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
-    rule = (
-        "must look like redis://[user:password@]host[:port][/database number] "
-        "(for TLS rediss://...?ssl_ca_certs=FILE; the certificate is always verified)"
-    )
-    try:
-        parts = urlsplit(url.get_secret_value())
-        valid = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        valid = False
-    else:
-        database = parts.path.removeprefix("/")
-        valid = valid and (database == "" or database.isdecimal()) and _verifies(parts)
-    if not valid:
-        raise ValueError(rule)
+    RedisAddress.parse(url.get_secret_value())
     return url
-
-
-def _verifies(url: SplitResult) -> bool:
-    options = dict(parse_qsl(url.query))
-    if url.scheme == "redis":  # the clients differ in what they make of options for TLS here
-        return not any(name.startswith("ssl_") for name in options)
-    return (
-        options.get("ssl_cert_reqs", "required") == "required"
-        and options.get("ssl_check_hostname", "true").lower() == "true"
-    )
 
 
 def split_keys(value: SecretStr) -> list[str]:
@@ -103,6 +81,15 @@ class Settings(BaseSettings):
     redis_url: RedisUrl = SecretStr("redis://localhost:6379")
     celery_broker_url: RedisUrl = SecretStr("redis://localhost:6379/0")
     celery_result_backend: RedisUrl = SecretStr("redis://localhost:6379/1")
+
+    # Where a URL above names sentinels: what they call the primary, and the password that they ask for themselves.
+    broker_primary: str = "broker"
+    results_primary: str = "main"
+    sentinel_password: SecretStr | None = None
+    # Replicas that must have a task before the API accepts it, and what it does with a task that they have not got in
+    # time: refuse it, although it may run, or accept it and say so.
+    broker_replicas_wanted: Annotated[int, Field(ge=0)] = 0
+    broker_unreplicated: Literal["refuse", "mark"] = "refuse"
 
     groq_api_key: SecretStr | None = None
     gemini_api_key: SecretStr | None = None
@@ -209,7 +196,7 @@ class Settings(BaseSettings):
     @property
     def broker_database(self) -> int:
         """Number of the Redis database that holds the queues (0 when the URL names none)."""
-        return int(urlsplit(self.celery_broker_url.get_secret_value()).path.removeprefix("/") or 0)
+        return RedisAddress.parse(self.celery_broker_url.get_secret_value()).database
 
     @property
     def signing_keys(self) -> list[bytes]:

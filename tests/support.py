@@ -95,13 +95,13 @@ class Program:
 class RedisServer:
     """A private Redis with a password of its own; what it holds survives a restart if it is ``durable``."""
 
-    def __init__(self, directory: Path, durable: bool = False, **settings: str) -> None:
-        """Choose port and password and start it; ``settings`` are redis.conf's, with _ for -."""
+    def __init__(self, directory: Path, durable: bool = False, password: str = "", **settings: str) -> None:
+        """Choose port and, unless one is given, password, and start it; ``settings`` are redis.conf's, with _ for -."""
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.settings = {"appendonly": "yes" if durable else "no", **settings}
         self.port = free_port()
-        self.password = secrets.token_hex(16)
+        self.password = password or secrets.token_hex(16)
         self.start()
 
     def start(self) -> None:

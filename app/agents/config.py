@@ -2,10 +2,11 @@
 
 import ssl
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import SecretStr
 
+from app.agents.redis_connection import sentinel_options
+from app.redis_address import RedisAddress
 from app.settings import Settings
 
 TASK_MODULES = ("app.agents.tasks.example_task",)
@@ -61,13 +62,17 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 2,
             "socket_timeout": 3,
             "socket_keepalive": True,
+            **_sentinel_options(settings, settings.celery_broker_url, settings.broker_primary),
         },
         # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).
         "result_expires": settings.result_expires,
         "result_extended": True,
         "result_backend_always_retry": True,
         "result_backend_max_sleep_between_retries_ms": 1000,
-        "result_backend_transport_options": {"retry_policy": {"max_retries": 1, "interval_start": 0}},
+        "result_backend_transport_options": {
+            "retry_policy": {"max_retries": 1, "interval_start": 0},
+            **_sentinel_options(settings, settings.celery_result_backend, settings.results_primary),
+        },
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 5,
         "redis_retry_on_timeout": True,
@@ -77,7 +82,12 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 def _tls_options(url: SecretStr) -> dict[str, Any] | None:
     """Repeat what the URL says: Flower does not read it there, and Celery wants to be told to verify."""
-    parts = urlsplit(url.get_secret_value())
-    if parts.scheme != "rediss":
-        return None
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": dict(parse_qsl(parts.query)).get("ssl_ca_certs")}
+    address = RedisAddress.parse(url.get_secret_value())
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": address.ca_file} if address.tls else None
+
+
+def _sentinel_options(settings: Settings, url: SecretStr, primary: str) -> dict[str, Any]:
+    address = RedisAddress.parse(url.get_secret_value())
+    if not address.sentinel:
+        return {}
+    return {"master_name": primary, "sentinel_kwargs": sentinel_options(address, settings)}

@@ -9,6 +9,7 @@ import click
 import redis
 
 from app.agents import broker, signatures
+from app.agents.redis_connection import broker_client
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
@@ -85,7 +86,7 @@ def drop(ids: tuple[str, ...], every: bool) -> None:
 
 
 def _connect() -> redis.Redis:
-    return redis.Redis.from_url(get_settings().celery_broker_url.get_secret_value())
+    return broker_client(get_settings())
 
 
 def _letters(client: redis.Redis) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -28,7 +28,7 @@ from redis.retry import Retry
 
 from app.agents import broker, signatures
 from app.agents.figures import figures
-from app.agents.redis_connection import connection_class
+from app.agents.redis_connection import broker_client
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -187,9 +187,8 @@ class Deliveries:
     @property
     def _redis(self) -> redis.Redis:
         if self._client is None:
-            self._client = redis.Redis.from_url(
-                self._app.conf.broker_url,
-                connection_class=connection_class(self._app.conf.broker_url),
+            self._client = broker_client(
+                get_settings(),
                 socket_timeout=REDIS_TIMEOUT,
                 socket_connect_timeout=REDIS_TIMEOUT,
                 # The second try goes through a new connection.

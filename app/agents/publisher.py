@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Task
@@ -31,14 +32,32 @@ ENQUEUED = Counter("celery_tasks_enqueued", "Tasks that the API has put into a q
 
 # Seconds until a client is told that the broker is gone; the promise is one second.
 PUBLISH_BUDGET = 0.8
+# Seconds that replicas have to confirm a batch; one on the same network needs a few milliseconds.
+REPLICATION_BUDGET = 0.3
 
 
 class BrokerUnavailableError(Exception):
     """The task was not, or not surely, put into its queue."""
 
 
+class NotReplicatedError(BrokerUnavailableError):
+    """The task is in its queue, but fewer replicas than wanted have it: it could be lost with the primary."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A task that is in its queue."""
+
+    task_id: str
+    replicated: bool = True  # on as many replicas as wanted
+
+
 class KeyReusedError(Exception):
     """The idempotency key belongs to a task with other data."""
+
+
+# The earlier value of the idempotency key, or nothing when the message was pushed; and whether it is on the replicas.
+Answer = tuple[bytes | None, bool]
 
 
 class Publisher:
@@ -52,17 +71,18 @@ class Publisher:
         self._broker = broker
         self._admission = Admission()
         self._recovery = Recovery(broker, results)
-        self._waiting: list[tuple[Push, asyncio.Future[bytes | None]]] = []
+        self._waiting: list[tuple[Push, asyncio.Future[Answer]]] = []
         self._sample_is_due = False
         self._writer: asyncio.Task[None] | None = None
 
     async def publish(
         self, task: Task[Any, Any], data: dict[str, Any], request_id: str | None, idempotency_key: str | None = None
-    ) -> str:
-        """Return the task's id when it is in its queue, or was put there earlier with the same idempotency key.
+    ) -> Published:
+        """Return when the task is in its queue, or was put there earlier with the same idempotency key.
 
         Raises:
             BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
+            NotReplicatedError: too few replicas have it, and the settings refuse such a task.
             QueueFullError, BrokerFullError: there is no room for it.
             KeyReusedError: the idempotency key came with other data before.
         """
@@ -75,15 +95,15 @@ class Publisher:
 
         task_id = new_task_id()
         if idempotency_key is None:
-            await self._push(push(task_id))
+            _, replicated = await self._push(push(task_id))
             _accepted(task, task_id, request_id, queue)
-            return task_id
+            return Published(task_id, replicated)
 
         key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
         # A Redis that has just crashed may have forgotten the key, which must not make a second task.
         value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
         task_id = _task_of(value, fingerprint)
-        earlier = await self._push(push(task_id, value))
+        earlier, replicated = await self._push(push(task_id, value))
         if earlier is None:
             _accepted(task, task_id, request_id, queue)
         else:
@@ -94,7 +114,7 @@ class Publisher:
             if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
                 # Whoever pushed it may have seen that fail, and not remember it.
                 self._recovery.remember(push(task_id, value))
-        return task_id
+        return Published(task_id, replicated)
 
     def remembers(self, task_id: str) -> bool:
         """Tell whether this process has put a task into its queue a moment ago, whatever Redis knows of it."""
@@ -111,17 +131,19 @@ class Publisher:
                 logger.warning("Lost tasks are not restored yet: %s: %s", type(error).__name__, error)
             await asyncio.sleep(SAMPLE_INTERVAL)
 
-    async def _push(self, push: Push) -> bytes | None:
-        """Return the earlier value of the idempotency key, or nothing when the message was pushed."""
+    async def _push(self, push: Push) -> Answer:
         self._admission.add(push.queue, push.message)
-        pushed: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        pushed: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((push, pushed))
         self._start_writer()
         try:
             async with asyncio.timeout(PUBLISH_BUDGET):
-                return await pushed
+                answer = await pushed
         except (RedisError, OSError, TimeoutError) as error:
             raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
+        if not answer[1] and get_settings().broker_unreplicated == "refuse":
+            raise NotReplicatedError(f"Fewer than {get_settings().broker_replicas_wanted} replicas have the task.")
+        return answer
 
     def _start_writer(self) -> None:
         if self._writer is None or self._writer.done():
@@ -136,6 +158,9 @@ class Publisher:
             pipeline = self._broker.pipeline(transaction=False)
             for push, _ in batch:
                 push.run(ENQUEUE, pipeline)
+            replicas = get_settings().broker_replicas_wanted if batch else 0
+            if replicas:
+                pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
             if sampling:
                 self._admission.ask(pipeline)
             try:
@@ -146,17 +171,26 @@ class Publisher:
                     batch += self._waiting
                     self._waiting.clear()
                 replies = [error] * len(batch)
+            answers = replies[len(batch) :]
+            confirmed = answers.pop(0) if replicas and answers else 0
+            replicated = not isinstance(confirmed, Exception) and confirmed >= replicas
+            if not replicated:
+                # It may be the primary no longer: who connects again asks the sentinels.
+                await self._broker.connection_pool.disconnect(inuse_connections=False)
             for (push, pushed), reply in zip(batch, replies, strict=False):
-                if reply is None:
-                    self._recovery.remember(push)
-                if pushed.done():
-                    continue
-                if isinstance(reply, Exception):
-                    pushed.set_exception(reply)
-                else:
-                    pushed.set_result(reply)
-            if answers := replies[len(batch) :]:
+                self._tell(push, pushed, reply, replicated)
+            if answers:
                 self._learn(answers)
+
+    def _tell(self, push: Push, pushed: asyncio.Future[Answer], reply: Any, replicated: bool) -> None:
+        if reply is None:
+            self._recovery.remember(push)
+        if pushed.done():
+            return
+        if isinstance(reply, Exception):
+            pushed.set_exception(reply)
+        else:
+            pushed.set_result((reply, replicated))
 
     def _learn(self, answers: list[Any]) -> None:
         try:

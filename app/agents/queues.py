@@ -15,6 +15,7 @@ from celery.exceptions import TaskRevokedError, Terminated
 
 from app.agents import broker, survey
 from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
+from app.agents.redis_connection import broker_client, results_client
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
@@ -71,8 +72,8 @@ def stuck(task_id: str) -> None:
 @click.argument("task_id", metavar="ID")
 def find(task_id: str) -> None:
     """Say in one sentence what became of a task, as JSON."""
-    results = redis.Redis.from_url(get_settings().celery_result_backend.get_secret_value())
-    click.echo(json.dumps(survey.find(_connect(), results, celery_app, task_id)))
+    found = survey.find(_connect(), results_client(get_settings()), celery_app, task_id)
+    click.echo(json.dumps(found))
 
 
 @main.command()
@@ -169,7 +170,7 @@ def reclaim(node: str) -> None:
 
 
 def _connect() -> redis.Redis:
-    return redis.Redis.from_url(get_settings().celery_broker_url.get_secret_value())
+    return broker_client(get_settings())
 
 
 def _is(task: str) -> Wanted:

@@ -8,8 +8,14 @@ from typing import Any
 
 import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.sentinel import Sentinel, SentinelManagedConnection
+
+from app.redis_address import RedisAddress
+from app.settings import Settings
 
 REFUSALS = ("MISCONF", "NOREPLICAS")
+# Seconds that a sentinel has to answer; then the next one is asked.
+SENTINEL_TIMEOUT = 1.0
 
 
 class _RefusalIsOutage:
@@ -35,6 +41,64 @@ class SslConnection(_RefusalIsOutage, redis.SSLConnection):
     """A connection over TLS."""
 
 
-def connection_class(url: str) -> type[redis.Connection]:
-    """Return the kind of connection that a URL asks for."""
-    return SslConnection if url.startswith("rediss:") else Connection
+class _PrimaryIsAskedFor(_RefusalIsOutage):
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read one answer; after a refusal the sentinels are asked again: another server may be the primary now.
+
+        Raises:
+            redis.ConnectionError: as the base class.
+        """
+        try:
+            return super().read_response(*args, **kwargs)
+        except redis.ConnectionError:
+            self.disconnect()  # type: ignore[attr-defined]
+            raise
+
+
+class SentinelConnection(_PrimaryIsAskedFor, SentinelManagedConnection):
+    """A connection to the server that sentinels call the primary."""
+
+
+class SentinelSslConnection(_PrimaryIsAskedFor, SentinelManagedConnection, redis.SSLConnection):
+    """The same over TLS."""
+
+
+def sentinel_options(address: RedisAddress, settings: Settings) -> dict[str, Any]:
+    """Return how sentinels themselves are reached: redis-py's options of a connection to one."""
+    options: dict[str, Any] = {"socket_timeout": SENTINEL_TIMEOUT, "socket_connect_timeout": SENTINEL_TIMEOUT}
+    if settings.sentinel_password:
+        options["password"] = settings.sentinel_password.get_secret_value()
+    return options | tls_options(address)
+
+
+def tls_options(address: RedisAddress) -> dict[str, Any]:
+    """Return redis-py's options that make it speak TLS and verify; none where the address wants no TLS."""
+    return {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": address.ca_file} if address.tls else {}
+
+
+def broker_client(settings: Settings, **options: Any) -> redis.Redis:
+    """Return a client of the broker; ``options`` are redis-py's of a connection."""
+    return _client(settings.celery_broker_url.get_secret_value(), settings.broker_primary, settings, options)
+
+
+def results_client(settings: Settings, **options: Any) -> redis.Redis:
+    """Return a client of the Redis that has the results; ``options`` are redis-py's of a connection."""
+    return _client(settings.celery_result_backend.get_secret_value(), settings.results_primary, settings, options)
+
+
+def _client(url: str, primary: str, settings: Settings, options: dict[str, Any]) -> redis.Redis:
+    address = RedisAddress.parse(url)
+    if not address.sentinel:
+        kind = SslConnection if address.tls else Connection
+        return redis.Redis.from_url(url, connection_class=kind, **options)
+    sentinel = Sentinel(address.servers, sentinel_kwargs=sentinel_options(address, settings))  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
+        primary,
+        connection_class=SentinelSslConnection if address.tls else SentinelConnection,
+        username=address.username,
+        password=address.password,
+        db=address.database,
+        **{name: value for name, value in tls_options(address).items() if name != "ssl"},
+        **options,
+    )
+    return client

@@ -4,9 +4,9 @@ from typing import Any
 
 import redis
 from celery import Celery, current_app, signals
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 
-from app.agents.redis_connection import Connection, SslConnection
+from app.agents.redis_connection import Connection, SentinelConnection, SentinelSslConnection, SslConnection
 from app.masking import mask_all
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
@@ -15,6 +15,9 @@ MAIN_PROCESS_RETRIES = 5
 
 class ResultStore(RedisBackend):
     """Used through Celery's table of backends."""
+
+    plain_connection: type[redis.Connection] = Connection
+    tls_connection: type[redis.Connection] = SslConnection
 
     def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
         """Make an error fit for storage. A client of a provider may have put its key into the message."""
@@ -27,12 +30,21 @@ class ResultStore(RedisBackend):
 
     def _get_pool(self, **params: Any) -> Any:
         encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
-        return super()._get_pool(**{**params, "connection_class": SslConnection if encrypted else Connection})
+        kind = self.tls_connection if encrypted else self.plain_connection
+        return super()._get_pool(**{**params, "connection_class": kind})
+
+
+class SentinelResultStore(ResultStore, SentinelBackend):
+    """The same in the server that sentinels call the primary."""
+
+    plain_connection = SentinelConnection
+    tls_connection = SentinelSslConnection
 
 
 def install(app: Celery) -> None:
-    """Make ``redis://`` result URLs of ``app`` use this class."""
-    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), f"{__name__}:ResultStore")
+    """Make result URLs of ``app`` use these classes."""
+    stores = {"redis": ResultStore, "rediss": ResultStore, "sentinel": SentinelResultStore}
+    app.loader.override_backends = {scheme: f"{__name__}:{store.__name__}" for scheme, store in stores.items()}
     signals.worker_init.connect(_limit_retries)
     signals.worker_process_init.connect(_retry_until_the_time_limit)
 

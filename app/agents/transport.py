@@ -9,13 +9,14 @@ one command moves a message from its queue to the worker's own list, where app/a
 import time
 from typing import Any
 
+import redis
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
 from app.agents import broker, signatures
 from app.agents.deliveries import deliveries
-from app.agents.redis_connection import Connection, SslConnection
+from app.agents.redis_connection import Connection, SentinelConnection, SentinelSslConnection, SslConnection
 from app.agents.task_ids import MADE, created
 
 # Seconds that a worker of several queues waits for the first of them before it looks into all again.
@@ -40,9 +41,9 @@ return false
 
 
 def install() -> None:
-    """Make every ``redis://`` broker URL of this process use this transport."""
-    for scheme in ("redis", "rediss"):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    """Make every broker URL of this process use this transport."""
+    for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
+        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
 
 
 class QoS(kombu_redis.QoS):
@@ -79,8 +80,8 @@ class Channel(kombu_redis.Channel):
     """Takes messages by moving them, and counts accepted tasks when it publishes."""
 
     QoS = QoS
-    connection_class = Connection
-    connection_class_ssl = SslConnection
+    connection_class: type[redis.Connection] = Connection
+    connection_class_ssl: type[redis.Connection] = SslConnection
     # Batches would bypass _put.
     supports_batch_publish = False
 
@@ -196,3 +197,16 @@ class Transport(kombu_redis.Transport):
     """The transport that ``install`` puts in the place of kombu's."""
 
     Channel = Channel
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same channel to the server that sentinels call the primary."""
+
+    connection_class = SentinelConnection
+    connection_class_ssl = SentinelSslConnection
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The transport for ``sentinel://``."""
+
+    Channel = SentinelChannel

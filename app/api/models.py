@@ -19,6 +19,9 @@ class EnqueueResponse(BaseModel):
     task_id: str
     status: Literal["pending"] = "pending"
     message: str = "Task enqueued successfully"
+    replicated: Literal[False] | None = Field(
+        default=None, description="Only there when too few replicas have the task: it could be lost with the primary."
+    )
 
 
 class TaskStatus(BaseModel):

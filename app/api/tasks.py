@@ -65,6 +65,7 @@ TaskId = Annotated[
 @router.post(
     "/enqueue",
     status_code=202,
+    response_model_exclude_none=True,
     responses={202: {"links": STATUS_LINK}, **documented(408, 413, 415, 422, 503)},
     openapi_extra={
         # The body is read by hand: limited while it streams, parsed once.
@@ -78,8 +79,8 @@ async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> E
     """Put a task into the queue; 202 means that it is there."""
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
-    task_id = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
-    return EnqueueResponse(task_id=task_id)
+    published = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
+    return EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
 
 
 @router.get("/status/{task_id}", operation_id="status", responses=documented(404, 410, 422, 503))

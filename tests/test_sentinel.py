@@ -1,0 +1,217 @@
+"""Redis with replicas and sentinels: every client finds the primary, and a failover loses nothing that was accepted."""
+
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.support import Api, Program, RedisServer, free_port, start_worker, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+PRIMARY = "queue"
+# Seconds; a failover of the platform may take 15.
+DOWN_AFTER, BACK_WITHIN = 1, 15
+
+
+class Cluster:
+    """A primary, two replicas, and three sentinels that watch them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it and wait until all know each other."""
+        password = secrets.token_hex(16)
+        settings = {"masterauth": password, "min_replicas_to_write": "0", "repl_diskless_sync_delay": "0"}
+        first = RedisServer(directory / "first", durable=True, password=password, **settings)
+        settings["replicaof"] = f"127.0.0.1 {first.port}"
+        names = "second", "third"
+        replicas = [RedisServer(directory / name, durable=True, password=password, **settings) for name in names]
+        self.servers = [first, *replicas]
+        self.password, self.own_password = password, secrets.token_hex(16)
+        self.ports = [free_port() for _ in range(3)]
+        self.sentinels = [self._sentinel(directory / f"sentinel-{port}", port) for port in self.ports]
+        wait_until(lambda: all(self._knows_all(port) for port in self.ports), 30)
+
+    def _sentinel(self, directory: Path, port: int) -> Program:
+        directory.mkdir()
+        (directory / "sentinel.conf").write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+            f"requirepass {self.own_password}\nsentinel sentinel-pass {self.own_password}\n"
+            f"sentinel monitor {PRIMARY} 127.0.0.1 {self.servers[0].port} 2\n"
+            f"sentinel auth-pass {PRIMARY} {self.password}\n"
+            f"sentinel down-after-milliseconds {PRIMARY} {DOWN_AFTER * 1000}\n"
+            f"sentinel failover-timeout {PRIMARY} 5000\n"
+        )
+        command = ["redis-server", str(directory / "sentinel.conf"), "--sentinel"]
+        return Program(command, directory / "sentinel.log")
+
+    def ask(self, port: int) -> redis.Redis:
+        """Return a client of a sentinel."""
+        return redis.Redis(port=port, password=self.own_password, decode_responses=True)
+
+    def _state(self, port: int) -> dict[str, Any]:
+        state: dict[str, Any] = self.ask(port).sentinel_master(PRIMARY)  # type: ignore[assignment]
+        return state
+
+    def _knows_all(self, port: int) -> bool:
+        try:
+            state = self._state(port)
+        except redis.ConnectionError:
+            return False
+        return bool(state["num-slaves"] == 2 and state["num-other-sentinels"] == 2)
+
+    def primary(self) -> RedisServer:
+        """Return the server that the first sentinel calls the primary."""
+        port = self._state(self.ports[0])["port"]
+        return next(server for server in self.servers if server.port == port)
+
+    def replicas(self) -> list[RedisServer]:
+        """Return the others."""
+        primary = self.primary()
+        return [server for server in self.servers if server is not primary]
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make our programs use it."""
+        urls = [f";sentinel://:{self.password}@127.0.0.1:{port}" for port in self.ports]
+        return {
+            "CELERY_BROKER_URL": "".join(f"{url}/0" for url in urls)[1:],
+            "CELERY_RESULT_BACKEND": "".join(f"{url}/1" for url in urls)[1:],
+            "BROKER_PRIMARY": PRIMARY,
+            "RESULTS_PRIMARY": PRIMARY,
+            "SENTINEL_PASSWORD": self.own_password,
+            "BROKER_REPLICAS_WANTED": "1",
+        }
+
+    def stop(self) -> None:
+        """Stop everything."""
+        for program in [*self.sentinels, *(server.program for server in self.servers)]:
+            program.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One for all tests; each leaves it whole."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API and a worker that find their Redis through the sentinels."""
+    logs = tmp_path_factory.mktemp("logs")
+    worker = start_worker(logs / "worker.log", cluster.environment(), "--pool=threads", "--concurrency=16")
+    api = Api(logs / "api.log", cluster.environment())
+    yield api
+    api.stop()
+    worker.stop()
+
+
+def whole(cluster: Cluster) -> bool:
+    """Tell whether the primary has its replicas."""
+    try:
+        return bool(cluster.primary().client(0).info("replication")["connected_slaves"] == 2)
+    except redis.RedisError:
+        return False
+
+
+def load(api: Api, seconds: float, until_back: bool = False) -> tuple[list[str], float]:
+    """Enqueue without pause; return the accepted tasks and the longest time without any."""
+    accepted, longest, last = [], 0.0, time.monotonic()
+    deadline = last + seconds
+    while time.monotonic() < deadline:
+        try:
+            response = api.client.post("/tasks/enqueue", json={"data": {}})
+        except httpx.TransportError:
+            continue
+        assert response.status_code in {202, 503}, response.text
+        if response.status_code == 202:
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+            accepted.append(response.json()["task_id"])
+            if until_back and longest > DOWN_AFTER:
+                break
+        time.sleep(0.05)
+    return accepted, longest
+
+
+def test_a_task_runs_to_its_end(api: Api) -> None:
+    assert api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")["result"]["status"] == "completed"
+    assert api.client.get("/health/celery").json()["workers"] != []
+
+
+def test_flower_counts_queues(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+    api.wait_for(api.enqueue({}), "SUCCESS")
+    port = free_port()
+    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
+    environment = {**cluster.environment(), "FLOWER_BASIC_AUTH": f"admin:{api.key}"}
+    flower = Program(command, tmp_path / "flower.log", environment)
+    flower.wait_for_output("Visit me")
+
+    def counts() -> bool:
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/queues/length", auth=("admin", api.key))
+        return answer.status_code == 200 and {"name": "celery", "messages": 0} in answer.json()["active_queues"]
+
+    wait_until(counts)
+    flower.stop()
+
+
+def test_dead_letters_are_listed(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app.agents.dead_letters", "list"]
+    program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
+    assert program.process.wait(20) == 0, program.output()
+
+
+def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: Api) -> None:
+    accepted, _ = load(api, 2)
+    former = cluster.primary()
+    former.stop()
+    after, stalled = load(api, 30, until_back=True)
+    assert after, "no task was accepted within 30 s"
+    assert stalled < BACK_WITHIN
+    wait_until(lambda: cluster.primary() is not former)
+    for task_id in accepted + after:
+        api.wait_for(task_id, "SUCCESS", 60)
+    former.start()
+    wait_until(lambda: whole(cluster), 30)
+    assert former.client(0).info("replication")["role"] == "slave"
+
+
+def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
+    former = cluster.primary()
+    cluster.ask(cluster.ports[0]).sentinel_failover(PRIMARY)
+    wait_until(lambda: cluster.primary() is not former, 20)
+    # The former primary does not know it yet; who asks the sentinels again finds the new one.
+    wait_until(lambda: api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202, 5)
+    accepted, _ = load(api, 3)
+    assert accepted
+    for task_id in accepted:
+        api.wait_for(task_id, "SUCCESS", 60)
+    wait_until(lambda: whole(cluster), 30)
+
+
+def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+    marking = Api(tmp_path / "api.log", {**cluster.environment(), "BROKER_UNREPLICATED": "mark"})
+    replicas = cluster.replicas()
+    wait_until(lambda: marking.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
+    for replica in replicas:
+        replica.hang()
+    try:
+        refused = api.client.post("/tasks/enqueue", json={"data": {}})
+        marked = marking.client.post("/tasks/enqueue", json={"data": {}})
+    finally:
+        for replica in replicas:
+            replica.program.process.send_signal(signal.SIGCONT)
+        marking.stop()
+    assert (refused.status_code, refused.elapsed.total_seconds() < 1) == (503, True)
+    assert "Retry-After" in refused.headers
+    assert (marked.status_code, marked.json()["replicated"]) == (202, False)
+    wait_until(lambda: whole(cluster), 30)
+    assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
