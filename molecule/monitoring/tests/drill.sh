@@ -64,3 +64,30 @@ until_debug_mode_ends() {
   done
   return 1
 }
+
+# Keeps a file as it is, to put it back later.
+keep() {
+  cp -a "$1" "/run/kept-${1//\//-}"
+}
+
+put_back() {
+  cp -a --remove-destination "/run/kept-${1//\//-}" "$1"
+}
+
+# Another program that takes a port of this host.
+intruder() {
+  systemd-run --unit=intruder --quiet python3 -c \
+    "import socket, time; server = socket.create_server(('127.0.0.1', $1)); time.sleep(900)"
+  sleep 1
+}
+
+# What somebody tells this host's worker with celery control.
+celery_control() {
+  (cd /opt/typesafe/backend && runuser -u typesafe-operator -- venv/bin/celery -A app.agents.worker control \
+    -d "default@$(hostname)" "$@")
+}
+
+restart_broker() {
+  systemctl reset-failed redis-server@broker || true
+  systemctl restart redis-server@broker
+}

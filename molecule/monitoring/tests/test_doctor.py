@@ -7,95 +7,26 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+import yaml
 from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
-MAIN, WORKER = "monitoring-main", "monitoring-worker"
 LIBRARY = (SCENARIO / "tests/drill.sh").read_text()
-API_URL = "/etc/typesafe/secrets/api/CELERY_BROKER_URL"
-UNIT = "/etc/systemd/system/typesafe-celery.service"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is broken, how it is healed, and what the doctor's first sentence must say. Commands are bash, as root."""
+    """A fault of faults.yml."""
 
-    on: str
+    host: str
     inject: str
     heal: str
     says: str
 
 
-FAULTS = {
-    "worker-stopped": Fault(
-        WORKER, "systemctl stop typesafe-celery", "systemctl start typesafe-celery", "typesafe-celery is inactive"
-    ),
-    "redis-stopped": Fault(
-        MAIN,
-        "systemctl stop redis-server@broker",
-        "systemctl start redis-server@broker",
-        "redis-server@broker is inactive: it was stopped",
-    ),
-    "redis-hangs": Fault(
-        MAIN,
-        "systemctl kill -s STOP redis-server@broker",
-        "systemctl kill -s CONT redis-server@broker",
-        "of redis-server@broker, process",
-    ),
-    "api-halted": Fault(
-        MAIN,
-        "systemctl kill -s STOP typesafe-api",
-        "systemctl kill -s CONT typesafe-api",
-        "is halted by a signal",
-    ),
-    "no-name-server": Fault(
-        WORKER,
-        "cp /etc/resolv.conf /run/resolv.kept; echo >/etc/resolv.conf",
-        "cat /run/resolv.kept >/etc/resolv.conf",
-        "/etc/resolv.conf names no name server",
-    ),
-    "foreign-firewall": Fault(
-        WORKER,
-        "nft add table inet evil; nft add chain inet evil out '{ type filter hook output priority 0; }';"
-        "nft add rule inet evil out tcp dport 6380 drop",
-        "nft delete table inet evil",
-        "table inet evil that is not ours drops packets: tcp dport 6380 drop",
-    ),
-    "redis-user-off": Fault(
-        MAIN,
-        "redis ACL SETUSER worker off",
-        "redis ACL SETUSER worker on",
-        "the user worker of Redis",
-    ),
-    "little-memory": Fault(
-        MAIN,
-        "redis CONFIG SET maxmemory 1mb",
-        "redis CONFIG SET maxmemory 256mb",
-        "the running Redis broker has maxmemory 1048576",
-    ),
-    "wrong-password": Fault(
-        MAIN,
-        f"cp -p {API_URL} /run/url.kept; sed -i 's/:[^:@]*@/:wrongwrongwrong@/' {API_URL};"
-        "systemctl restart typesafe-api",
-        f"cp -p /run/url.kept {API_URL}; systemctl restart typesafe-api",
-        "refuses the password of api that its secret file holds",
-    ),
-    "unit-edited": Fault(
-        WORKER,
-        f"cp -p {UNIT} /run/unit.kept; sed -i 's/--queues=celery/--queues=elsewhere/' {UNIT};"
-        "systemctl daemon-reload; systemctl stop typesafe-celery; systemctl mask --runtime --force typesafe-celery",
-        f"systemctl unmask --runtime typesafe-celery; cp -p /run/unit.kept {UNIT};"
-        "systemctl daemon-reload; systemctl start typesafe-celery",
-        "typesafe-celery",
-    ),
-    "disk-full": Fault(
-        MAIN,
-        "mount -t tmpfs -o size=8m drill /var/cache/apt/archives; head -c 8M /dev/zero >/var/cache/apt/archives/big",
-        "umount /var/cache/apt/archives",
-        "/var/cache/apt/archives",
-    ),
-}
+CASES = yaml.safe_load((SCENARIO / "tests/faults.yml").read_text())
+FAULTS = {name: Fault(**case) for name, case in CASES.items()}
 
 
 def doctor() -> tuple[int, list[str]]:
@@ -132,10 +63,10 @@ def test_it_finds_nothing_in_calm() -> None:
 def test_it_names_the_cause_first(name: str) -> None:
     fault = FAULTS[name]
     try:
-        shell(fault.on, fault.inject)
+        shell(fault.host, fault.inject)
         sentences = wrong()
     finally:
-        shell(fault.on, fault.heal)
+        shell(fault.host, fault.heal)
     assert fault.says in sentences[0], sentences
-    assert f" {fault.on}: " in sentences[0], sentences
+    assert f" {fault.host}: " in sentences[0], sentences
     wait_for(lambda: not [sentence for sentence in wrong() if "CRITICAL" in sentence], "all is well again", 90)
