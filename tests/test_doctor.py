@@ -259,6 +259,16 @@ def test_the_manifest_tells_each_kind_of_change(tmp_path: Path) -> None:
     assert "leads to changed instead of same" in said["link"]
 
 
+def test_the_debug_mode_is_no_change_by_hand(tmp_path: Path) -> None:
+    manifest.write(tmp_path / "manifest", "app", [f"{tmp_path}/*.conf"])
+    (tmp_path / "typesafe-celery~debug-mode.conf").symlink_to("/run/typesafe-90-debug-mode.conf")
+    assert list(manifest.compare(tmp_path / "manifest")) == []
+    drop_in = tmp_path / "90-debug-mode.conf"
+    drop_in.write_text("[Service]\nExecStart=celery --loglevel=debug\n")
+    (found,) = script.drop_ins("typesafe-celery", script.WORKERS, [str(drop_in)])
+    assert (found.severity, found.runbook) == (script.NOTE, "debug-mode")
+
+
 def test_without_a_manifest_nothing_is_compared(tmp_path: Path) -> None:
     assert list(manifest.compare(tmp_path / "none")) == []
 

@@ -220,6 +220,9 @@ def drop_ins(unit: str, layer: int, files: list[str]) -> Iterator[Finding]:
         content = text(file)
         if file.startswith(("/usr/lib/", "/lib/")) or "Ansible managed" in content or file.endswith("/restart.conf"):
             continue
+        if file.endswith("/90-debug-mode.conf"):
+            yield Finding(NOTE, f"{unit} is in debug mode, which ends by itself", "debug-mode")
+            continue
         lines = [line for line in content.splitlines() if "=" in line and not line.startswith(("#", ";"))]
         what = f"{file}, not ours, changes {unit}: {quote(', '.join(lines[:4]))}"
         yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
