@@ -134,6 +134,16 @@ def test_every_page_that_is_named_exists() -> None:
             "fails again and again (7 restarts, exit-code, exit code 203)",
         ),
         (
+            {
+                "LoadState": "loaded",
+                "ActiveState": "activating",
+                "SubState": "start",
+                "Result": "success",
+                "NRestarts": "3",
+            },
+            "fails again and again (3 restarts)",
+        ),
+        (
             {"LoadState": "loaded", "ActiveState": "failed", "Result": "oom-kill", "ExecMainCode": "2"},
             "is failed (oom-kill",
         ),

@@ -139,8 +139,10 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
         yield Finding(
             CRITICAL, f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}", runbook, layer, certain=True
         )
-    elif properties.get("SubState") == "auto-restart":
-        failed = f"{unit} fails again and again ({restarts} restarts, {how(properties)}){because(unit)}"
+    elif properties.get("SubState") == "auto-restart" or (active == "activating" and restarts > 1):
+        # Between two tries nothing has failed yet.
+        ended = f", {how(properties)}" if result not in ("success", "") else ""
+        failed = f"{unit} fails again and again ({restarts} restarts{ended}){because(unit)}"
         yield Finding(CRITICAL, failed, runbook, layer)
     elif active == "inactive" and result in ("success", ""):
         yield Finding(CRITICAL, f"{unit} is inactive: it was stopped {since:.0f} s ago", runbook, layer, certain=True)
