@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from app.agents.broker import ACCEPTED
 from app.agents.config import DEFAULT_QUEUE
+from app.agents.task_ids import new_task_id
 from app.api.body import READ_BUDGET
 from app.api.rate_limit import MAX_CLIENTS, RateLimiter
 from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
@@ -108,9 +109,10 @@ class TestEnqueue:
     def test_same_message_as_celery_itself(self, lonely_api: Api, redis_server: RedisServer) -> None:
         data = {"text": "ü€😀", "n": [1, 2.5, None, True]}
         lonely_api.enqueue(data)
+        chosen = new_task_id()
         script = (
             "from app.agents.tasks.example_task import example_agent_task as task\n"
-            f"task.apply_async(('ours', {data!r}), task_id='ours', headers={{'request_id': 'ours'}})"
+            f"task.apply_async(({chosen!r}, {data!r}), task_id={chosen!r}, headers={{'request_id': 'ours'}})"
         )
         env = redis_server.environment(0, 1)
         subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=env, check=True)
