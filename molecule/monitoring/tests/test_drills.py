@@ -32,7 +32,8 @@ runs the runbook's playbook once to look (it must change nothing) and once with 
 alert's end.
 
 Time to alert counts from the fault. Time to repair counts from the start of the confirmed run until it has verified
-that the fault is gone. An alert that looks at the last minutes goes on for these minutes.
+that the fault is gone. "At most": an alert that takes minutes is looked for in its turn, and whether alerts are over
+when all is repaired. One that looks at the last minutes goes on for these minutes.
 
 """
 
@@ -181,16 +182,17 @@ def _page() -> str:
     for drill in DRILLS:
         row = rows[drill.fault]
         alerts = ", ".join(
-            f"[{alert}](runbooks/{alert}.md) {_shown(row.to_alert.get(alert))}" for alert in drill.alerts
+            f"[{alert}](runbooks/{alert}.md) {_shown(row.to_alert.get(alert), at_most=drill.slow)}"
+            for alert in drill.alerts
         )
         variables = drill.variables.format("ID")
         run = f"`playbooks/{drill.runbook}`" + (f" `-e '{variables}'`" if variables else "")
-        end = _shown(row.to_end) if drill.alerts else ""
+        end = _shown(row.to_end, at_most=True) if drill.alerts else ""
         lines.append(f"| {drill.fault} | {alerts or 'none'} | {run} | {_shown(row.to_repair)} | {end} |\n")
     lines.append("\n## Alerts without a drill\n\n")
     lines += [f"- [{alert}](runbooks/{alert}.md): {reason.strip()}\n" for alert, reason in sorted(WITHOUT.items())]
     return "".join(lines)
 
 
-def _shown(seconds: float | None) -> str:
-    return "**never**" if seconds is None else f"{seconds:.0f} s"
+def _shown(seconds: float | None, *, at_most: bool = False) -> str:
+    return "**never**" if seconds is None else f"{'at most ' if at_most else ''}{seconds:.0f} s"
