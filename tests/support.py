@@ -216,3 +216,18 @@ class Api:
         found = wait_until(reached, timeout)
         assert found is not None
         return found
+
+
+def assert_flower_counts_queues(directory: Path, environment: dict[str, str], key: str) -> None:
+    """Start Flower with ``key`` as its password, and wait until it says that the empty queue is empty."""
+    port = free_port()
+    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
+    flower = Program(command, directory / "flower.log", {**environment, "FLOWER_BASIC_AUTH": f"admin:{key}"})
+    flower.wait_for_output("Visit me")
+
+    def counts() -> bool:
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/queues/length", auth=("admin", key))
+        return answer.status_code == 200 and {"name": "celery", "messages": 0} in answer.json()["active_queues"]
+
+    wait_until(counts)
+    flower.stop()

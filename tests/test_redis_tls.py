@@ -5,12 +5,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import redis
 import trustme
 
-from tests.support import Api, Program, TlsRedisServer, free_port, start_worker, wait_until
+from tests.support import Api, Program, TlsRedisServer, assert_flower_counts_queues, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -56,18 +55,7 @@ def test_a_task_runs_to_its_end(api: Api) -> None:
 
 def test_flower_counts_queues(server: TlsRedisServer, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
-    port = free_port()
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
-    environment = {**server.environment(0, 1), "FLOWER_BASIC_AUTH": f"admin:{api.key}"}
-    flower = Program(command, tmp_path / "flower.log", environment)
-    flower.wait_for_output("Visit me")
-
-    def counts() -> bool:
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/queues/length", auth=("admin", api.key))
-        return answer.status_code == 200 and {"name": "celery", "messages": 0} in answer.json()["active_queues"]
-
-    wait_until(counts)
-    flower.stop()
+    assert_flower_counts_queues(tmp_path, server.environment(0, 1), api.key)
 
 
 def test_dead_letters_are_listed(server: TlsRedisServer) -> None:

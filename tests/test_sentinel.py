@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 
-from tests.support import Api, Program, RedisServer, free_port, start_worker, wait_until
+from tests.support import Api, Program, RedisServer, assert_flower_counts_queues, free_port, start_worker, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -149,18 +149,7 @@ def test_a_task_runs_to_its_end(api: Api) -> None:
 
 def test_flower_counts_queues(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
-    port = free_port()
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
-    environment = {**cluster.environment(), "FLOWER_BASIC_AUTH": f"admin:{api.key}"}
-    flower = Program(command, tmp_path / "flower.log", environment)
-    flower.wait_for_output("Visit me")
-
-    def counts() -> bool:
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/queues/length", auth=("admin", api.key))
-        return answer.status_code == 200 and {"name": "celery", "messages": 0} in answer.json()["active_queues"]
-
-    wait_until(counts)
-    flower.stop()
+    assert_flower_counts_queues(tmp_path, cluster.environment(), api.key)
 
 
 def test_dead_letters_are_listed(cluster: Cluster, tmp_path: Path) -> None:
