@@ -13,7 +13,16 @@ import httpx
 import pytest
 import redis
 
-from tests.support import Api, Program, RedisServer, assert_flower_counts_queues, free_port, start_worker, wait_until
+from tests.support import (
+    REPOSITORY,
+    Api,
+    Program,
+    RedisServer,
+    assert_flower_counts_queues,
+    free_port,
+    start_worker,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -204,3 +213,30 @@ def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tm
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
     wait_until(lambda: whole(cluster), 30)
     assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
+
+
+def role(cluster: Cluster, own: str, output: Path, ports: list[int]) -> Program:
+    """Ask with which role a server starts."""
+    password = output.with_suffix(".password")
+    password.write_text(cluster.own_password + "\n")
+    command = [str(REPOSITORY / "roles/redis/files/redis-role"), f"--name={PRIMARY}", f"--own={own}"]
+    command += [f"--sentinel=127.0.0.1:{port}" for port in ports]
+    return Program([*command, f"--password-file={password}", f"--output={output}"], output.with_suffix(".log"))
+
+
+def test_a_server_starts_as_what_the_sentinels_say(cluster: Cluster, tmp_path: Path) -> None:
+    for server in cluster.servers:
+        output = tmp_path / str(server.port)
+        assert role(cluster, f"127.0.0.1:{server.port}", output, cluster.ports).process.wait(10) == 0
+        primary = cluster.primary()
+        wanted = "" if server is primary else f"--replicaof 127.0.0.1 {primary.port}"
+        assert output.read_text() == f"ROLE={wanted}\n"
+
+
+def test_a_server_waits_for_a_majority(cluster: Cluster, tmp_path: Path) -> None:
+    output = tmp_path / "role"
+    program = role(cluster, "127.0.0.1:1", output, [cluster.ports[0], free_port(), free_port()])
+    time.sleep(2)
+    assert program.process.poll() is None
+    assert not output.exists()
+    program.stop()
