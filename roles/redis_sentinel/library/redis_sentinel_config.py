@@ -16,10 +16,10 @@ DOCUMENTATION = r"""
 module: redis_sentinel_config
 short_description: Change what is ours in a file that Redis Sentinel rewrites
 description:
-  - Sentinel keeps what it has learned (who is the primary, who else is there) in its configuration file. The module changes
-    the options that are given, adds primaries that are missing, and leaves everything else as it is.
-  - The file must not be changed while Sentinel runs. The module changes nothing and says so with C(stop_required), until
-    C(write) is given.
+  - Sentinel keeps what it has learned (who is the primary, who else is there) in its configuration file. The module
+    changes the options that are given, adds primaries that are missing, and leaves everything else as it is.
+  - The file must not be changed while Sentinel runs. The module changes nothing and says so with C(stop_required),
+    until C(write) is given.
 options:
   path:
     description: The file.
@@ -31,8 +31,8 @@ options:
     required: true
   primaries:
     description: >-
-      What is watched, by name - C(host) and C(port) of the first primary, used only when the name is not watched yet, and
-      C(options), those of C(sentinel OPTION NAME VALUE).
+      What is watched, by name - C(host) and C(port) of the first primary, used only when the name is not watched yet,
+      and C(options), those of C(sentinel OPTION NAME VALUE).
     type: dict
     required: true
   quorum:
@@ -85,6 +85,14 @@ def differs(now: list[list[str]], target: list[list[str]]) -> bool:
     return bool(strange) or any(tuple(words) not in there for words in target)
 
 
+def save(file: Path, target: list[list[str]]) -> None:
+    """Write the file, whole or not at all."""
+    fresh = file.with_suffix(".new")
+    fresh.touch(mode=0o640)
+    fresh.write_text("".join(" ".join(map(_quoted, words)) + "\n" for words in target))
+    fresh.replace(file)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -103,11 +111,8 @@ def main() -> None:
     target = wanted(now, given["options"], given["primaries"], given["quorum"])
     changed = differs(now, target)
     if changed and given["write"] and not module.check_mode:
-        fresh = file.with_suffix(".new")
-        fresh.touch(mode=0o640)
-        fresh.write_text("".join(" ".join(map(_quoted, words)) + "\n" for words in target))
-        os.chown(fresh, pwd.getpwnam("redis").pw_uid, grp.getgrnam("redis").gr_gid)
-        fresh.replace(file)
+        save(file, target)
+        os.chown(file, pwd.getpwnam("redis").pw_uid, grp.getgrnam("redis").gr_gid)
     module.exit_json(changed=changed and given["write"], stop_required=changed and not given["write"])
 
 
