@@ -58,6 +58,21 @@ def redis_urls(
     return urls
 
 
+def sentinel_urls(passwords: dict[str, str], sentinels: list[str], ca_file: str = "") -> dict[str, dict[str, str]]:
+    """Return the same where sentinels (HOST:PORT) know which server is the primary."""
+    options = f"?ssl_ca_certs={ca_file}" if ca_file else ""
+
+    def url(name: str, password: str, database: int) -> str:
+        login = f"sentinel://{name}:{quote(password, safe='')}@"
+        return ";".join(f"{login}{sentinel}/{database}{options}" for sentinel in sentinels)
+
+    databases = {"REDIS_URL": 0, "CELERY_BROKER_URL": 0, "CELERY_RESULT_BACKEND": 1}
+    return {
+        name: {variable: url(name, password, number) for variable, number in databases.items()}
+        for name, password in passwords.items()
+    }
+
+
 def _unique(words: Any) -> list[str]:
     return list(dict.fromkeys(words))
 
@@ -67,4 +82,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about them."""
-        return {"redis_urls": redis_urls, "redis_users": redis_users}
+        return {"redis_urls": redis_urls, "redis_users": redis_users, "sentinel_urls": sentinel_urls}
