@@ -314,6 +314,7 @@ def test_without_redis_it_says_so_within_a_second(api: Api) -> None:
         began = time.monotonic()
         look(api)
         slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.01)  # on a quick machine, more than the 1000 requests per second that one client has
     assert slowest < 1
     text = look(api)
     assert "Broker broken Redis does not answer" in text
