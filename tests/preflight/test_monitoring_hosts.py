@@ -53,6 +53,14 @@ def test_two_monitoring_hosts_ask_where_the_exporters_listen(tmp_path: Path) -> 
         assert told[name]["redis"] == ["10.0.0.1:9121"]
 
 
+def test_the_order_is_the_same_in_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    for seed in range(8):
+        monkeypatch.setenv("PYTHONHASHSEED", str(seed))
+        orders.append([node["host"] for node in asked(tmp_path, ["a"])["a"]["nodes"]])
+    assert orders == [["a", "b"]] * len(orders)
+
+
 @pytest.mark.parametrize("inventory", ["sandbox", "single"])
 def test_our_inventories_have_every_group(inventory: str) -> None:
     command = ["ansible-playbook", f"--inventory=inventories/{inventory}", "--list-hosts", "site.yml"]
