@@ -1,4 +1,4 @@
-"""Hosts die under load, one at a time; a network falls apart; a host is replaced by an empty one. Writes docs/cluster.md."""
+"""Hosts die under load, one at a time; a network falls apart; a host is replaced. Writes docs/cluster.md."""
 
 from __future__ import annotations
 
