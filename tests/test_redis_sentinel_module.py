@@ -14,7 +14,7 @@ from tests.support import Program, RedisServer, free_port, load_plugin, wait_unt
 pytestmark = pytest.mark.integration
 
 module = load_plugin("roles/redis_sentinel/library/redis_sentinel_config.py")
-PASSWORD = f"{secrets.token_hex(8)}' with a quote"
+PASSWORD = secrets.token_hex(8)
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 def settings(directory: Path, port: int) -> dict[str, Any]:
     """Return general options."""
-    return {"port": port, "bind": "127.0.0.1 -::1", "dir": directory, "logfile": '""', "requirepass": f'"{PASSWORD}"'}
+    general = {"port": port, "bind": "127.0.0.1 -::1", "dir": directory, "logfile": '""'}
+    own = {"requirepass": f'"{PASSWORD}"', "sentinel sentinel-pass": f'"{PASSWORD}"'}
+    return {**general, **own, "sentinel announce-ip": "127.0.0.1"}
 
 
 def watched(server: RedisServer, seconds: int = 5) -> dict[str, dict[str, Any]]:

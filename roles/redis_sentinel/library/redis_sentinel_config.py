@@ -26,7 +26,7 @@ options:
     type: path
     required: true
   options:
-    description: General options by name.
+    description: General options by name, which may be two words (sentinel announce-ip).
     type: dict
     required: true
   primaries:
@@ -68,7 +68,7 @@ def wanted(
     """Return the directives that the file should have, what Sentinel has learned included."""
     learned = [words for words in now if words[0].lower() == "sentinel" and words[1] in LEARNED]
     watched = {words[2]: words[3:5] for words in now if words[:2] == ["sentinel", "monitor"]}
-    lines = [[name, *shlex.split(str(value))] for name, value in options.items()]
+    lines = [[*name.split(), *shlex.split(str(value))] for name, value in options.items()]
     for name, primary in primaries.items():
         host, port = watched.get(name, [str(primary["host"]), str(primary["port"])])
         lines.append(["sentinel", "monitor", name, host, port, str(quorum)])

@@ -71,7 +71,7 @@ def redis_primary(instance: Mapping[str, Any], host: str) -> dict[str, Any]:
 def sentinel_urls(
     passwords: dict[str, str], sentinels: list[str], own_password: str, ca_file: str = ""
 ) -> dict[str, dict[str, str]]:
-    """Return the same where sentinels (HOST:PORT) know which server is the primary, and ask for a password of their own."""
+    """Return the same where sentinels (HOST:PORT), with a password of their own, know which server is the primary."""
     options = f"?ssl_ca_certs={ca_file}" if ca_file else ""
 
     def url(name: str, password: str, database: int) -> str:
