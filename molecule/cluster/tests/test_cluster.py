@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,15 @@ def changes(said: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", said, re.MULTILINE)}
 
 
+def answers(port: int) -> bool:
+    """Tell whether something listens on a port of this machine and sends a greeting."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
 def kill(host: Host) -> None:
     """Take a host's power."""
     podman("kill", host.name)
@@ -257,8 +267,10 @@ def test_an_empty_host_takes_the_place_of_a_dead_one() -> None:
     wait_for(lambda: primary("broker", others) != host, "another primary", 30)
     item = PLATFORMS[host.name]
     start = [str(PROJECT / "scripts/testhost.sh"), "start", host.name, item["image"], *item["provider_raw_config_args"]]
-    podman("rm", "--force", host.name)
+    podman("rm", "--force", "--time=0", host.name)
     port = subprocess.run(start, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+    # Its neighbours must learn that the address is another machine's now.
+    wait_for(lambda: answers(int(port)), "SSH", 120)
     site(f"--limit={host.name}", f"--extra-vars={json.dumps({'ansible_port': int(port)})}")
     wait_for(whole, "all servers replicate", 60)
     assert primary("broker") != host
