@@ -1,5 +1,6 @@
 """What the module redis_sentinel_config writes, Sentinel takes; what Sentinel makes of it is no difference."""
 
+import hashlib
 import secrets
 import signal
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 def settings(directory: Path, port: int) -> dict[str, Any]:
     """Return general options."""
     general = {"port": port, "bind": "127.0.0.1 -::1", "dir": directory, "logfile": '""'}
-    own = {"requirepass": f'"{PASSWORD}"', "sentinel sentinel-pass": f'"{PASSWORD}"'}
+    hashed = hashlib.sha256(PASSWORD.encode()).hexdigest()
+    own = {"user": f"default on sanitize-payload #{hashed} ~* &* +@all", "sentinel sentinel-pass": PASSWORD}
     return {**general, **own, "sentinel announce-ip": "127.0.0.1"}
 
 
@@ -59,7 +61,7 @@ def test_what_sentinel_has_rewritten_is_no_difference(server: RedisServer, tmp_p
     assert ["sentinel", "myid"] in [words[:2] for words in now]
     assert not module.differs(now, module.wanted(now, options, watched(server), 2))
     assert module.differs(now, module.wanted(now, options, watched(server, seconds=7), 2))
-    assert module.differs(now, module.wanted(now, {**options, "requirepass": "another"}, watched(server), 2))
+    assert module.differs(now, module.wanted(now, {**options, "sentinel sentinel-pass": "another"}, watched(server), 2))
     assert module.differs(now, module.wanted(now, options, {}, 2))
 
 

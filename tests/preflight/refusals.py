@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SECRETS = (
-    *("redis_password", "redis_sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
+    *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
     "monitoring_password",
 )
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")

@@ -23,7 +23,7 @@ def host(number: int, **variables: object) -> dict[str, Any]:
 CASES = {
     "one": Case(host(1), []),
     "two": Case(host(2), []),
-    "weak": Case(host(3, redis_sentinel_password=WEAK), ["redis_sentinel_password"], hidden=WEAK),
+    "weak": Case(host(3, sentinel_password=WEAK), ["redis_sentinel_password"], hidden=WEAK),
     "alone": Case(host(4, redis_bind=["127.0.0.1"]), ["redis_bind of alone", "private_address"]),
     "mark": Case(host(5, broker_unreplicated="perhaps"), ["broker_unreplicated", "perhaps", "refuse, mark"]),
 }
