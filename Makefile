@@ -84,6 +84,10 @@ security: setup ## What attackers try: forged messages, the API's own document, 
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
 
+.PHONY: cluster
+cluster: setup ## Many hosts: each kind dies under load, a network falls apart, a host is replaced; writes docs/cluster.md
+	molecule test --no-command-borders --scenario-name cluster
+
 .PHONY: drills
 drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md
 	molecule test --no-command-borders --scenario-name monitoring
