@@ -5,7 +5,7 @@ INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # make chaos runs chaos_full, make drills runs monitoring. chaos has the machine for itself: it measures how long things stall.
-SCENARIOS := $(filter-out chaos chaos_full monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+SCENARIOS := $(filter-out chaos chaos_full cluster monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 
 .PHONY: help
 help: ## Show this list
