@@ -1,5 +1,6 @@
 """Redis with replicas and sentinels: every client finds the primary, and a failover loses nothing that was accepted."""
 
+import asyncio
 import secrets
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import httpx
 import pytest
 import redis
 
+from app.agents import redis_connection
+from app.api import redis_clients
+from app.settings import Settings
 from tests.support import (
     REPOSITORY,
     Api,
@@ -213,6 +217,39 @@ def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tm
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
     wait_until(lambda: whole(cluster), 30)
     assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
+
+
+@pytest.fixture
+def silent_sentinel(cluster: Cluster) -> Iterator[None]:
+    """The sentinel that everybody asks first does not answer, like one whose host has lost its power."""
+    process = cluster.sentinels[0].process
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
+async def ping(settings: Settings) -> None:
+    """Reach the broker as the API does."""
+    assert await redis_clients.broker_client(settings).ping()
+
+
+@pytest.mark.usefixtures("silent_sentinel")
+def test_a_sentinel_that_is_silent_costs_a_moment(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(_env_file=None)
+    began = time.monotonic()
+    assert redis_connection.broker_client(settings).ping()
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    asyncio.run(ping(settings))
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    worker = start_worker(tmp_path / "worker.log", cluster.environment(), "--pool=solo")
+    assert time.monotonic() - began < 20
+    worker.stop()
 
 
 def role(cluster: Cluster, own: str, output: Path, ports: list[int]) -> Program:
