@@ -204,11 +204,10 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
         polls = load(api, requests, 200, seconds)
         result: str = stack.results.client(1).get(f"celery-task-meta-{ids[0]}")  # type: ignore[assignment]
         slot = (sizes[1] - sizes[0]) / (large - small)
-        calls = {
-            name: together.calls[name] / together.seconds - alone.calls[name] / alone.seconds for name in together.calls
-        }
-        rounded = Counter({name: round(rate * 100) for name, rate in calls.items()})
-        asked = Use(100, +rounded, 100 * (together.cpu / together.seconds - alone.cpu / alone.seconds), 0, 0)
+        # Both looks took as long: what differs is the worker's.
+        calls = Counter(together.calls)
+        calls.subtract(alone.calls)
+        asked = Use(together.seconds, +calls, together.cpu - alone.cpu, 0, 0)
         return Waiting(
             pool, sizes[0] - small * slot, slot, idle, large, run, max(wait, 0), asked, polls, result.encode(), stored
         )

@@ -3,6 +3,8 @@
 import re
 import selectors
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -176,21 +178,29 @@ class Full:
     use: Use
 
 
+# A process of its own, in step with nobody, looks how often Redis sleeps because it has nothing to do.
+WATCH = """
+import sys, time
+from pathlib import Path
+
+states, end = [], time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    states.append(Path(sys.argv[1]).read_text().rpartition(")")[2].split()[0])
+    time.sleep(0.003)
+print(1 - states.count("S") / len(states))
+"""
+
+
 def replay(server: RedisServer, cycles: Iterable[Cycle], count: Callable[[], int], seconds: float) -> Full:
     """Go through all cycles at once for so long, and count."""
     server.client(0).flushall()
-    state, states = Path(f"/proc/{server.program.process.pid}/stat"), Counter[str]()
     connections = [Connection(server, cycle) for cycle in cycles]
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
 
         def go_on(until: float) -> None:
-            looked = 0.0
-            while (now := time.monotonic()) < until:
-                if now - looked > 0.01:
-                    looked = now
-                    states[state.read_text().rpartition(")")[2].split()[0]] += 1
+            while time.monotonic() < until:
                 for key, _ in selector.select(0.1):
                     key.data.read()
                 for connection in connections:
@@ -198,13 +208,14 @@ def replay(server: RedisServer, cycles: Iterable[Cycle], count: Callable[[], int
                         connection.ask_again()
 
         go_on(time.monotonic() + seconds / 5)
+        command = [sys.executable, "-c", WATCH, f"/proc/{server.program.process.pid}/stat", str(seconds * 0.9)]
+        watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         before, done, cpu = look(server), count(), time.process_time()
-        states.clear()
         go_on(time.monotonic() + seconds)
         use, done, cpu = look(server).since(before), count() - done, time.process_time() - cpu
     for connection in connections:
         connection.socket.close()
-    busy = 1 - states["S"] / states.total()
+    busy = float(watch.communicate()[0])
     return Full(len(connections), done / use.seconds, use.cpu / use.seconds, busy, cpu / use.seconds, done, use)
 
 
