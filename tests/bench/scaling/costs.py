@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from app.agents.config import DEFAULT_QUEUE
 from app.agents.figures import WORKERS
 from tests.bench.scaling.load import Requests, enqueue_request, load, request
 from tests.bench.scaling.processes import Stack, Use, cpu_seconds, family_cpu, family_mib, look
-from tests.support import Program, RedisServer, wait_until
+from tests.support import Api, Program, RedisServer, wait_until
 
 # Shares of the queue between which tasks that do nothing are counted: neither start-up nor the last few count.
 FROM, TO = 0.85, 0.15
@@ -160,6 +161,19 @@ def _slow_example(seconds: float) -> list[str]:
     return ["-c", f"{code}from celery.__main__ import main\nmain()", "-A", "app.agents.worker"]
 
 
+def _enqueue(api: Api) -> str:
+    """Enqueue a task as a client does, which repeats what was refused."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+
+    def accepted() -> str | None:
+        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}, headers=key)
+        return str(response.json()["task_id"]) if response.status_code == 202 else None
+
+    task_id = wait_until(accepted)
+    assert task_id
+    return task_id
+
+
 def measure_waiting(directory: Path, pool: str, seconds: float, share: float) -> Waiting:
     """Run a task in each slot of a small worker, then of a large one."""
     sizes = []
@@ -169,7 +183,7 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
         alone = _during(lambda: time.sleep(seconds), stack.broker)
 
         def run_in_all(slots: int) -> list[str]:
-            ids = [api.enqueue({"key": "value"}) for _ in range(slots)]
+            ids = [_enqueue(api) for _ in range(slots)]
             wait_until(lambda: stack.busy() == slots, 60)
             return ids
 

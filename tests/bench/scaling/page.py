@@ -85,7 +85,7 @@ def _machine() -> str:
     redis = _output("redis-server", "--version").partition("v=")[2].split()[0]
     return (
         f"{os.cpu_count()} cores, {_first_line('/proc/cpuinfo', 'model name')}, {memory:.0f} GiB; "
-        f"Linux {platform.release()}, Redis {redis}, Python {platform.python_version()}"
+        f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Redis {redis}, Python {platform.python_version()}"
     )
 
 
