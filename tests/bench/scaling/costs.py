@@ -52,8 +52,6 @@ def measure_api(directory: Path, seconds: float) -> ApiCosts:
     """Load an API process until thousands of tasks wait."""
     with Stack(directory) as stack:
         api, client = stack.api(), stack.broker.client(0)
-        load(api, [enqueue_request(api)], 202, 0.3)  # connections and caches
-        client.flushall()
         idle = _during(lambda: time.sleep(seconds), stack.broker)
         health = load(api, [request(api, "GET", "/health")], 200, seconds / 2)
         before = look(stack.broker)
