@@ -9,6 +9,7 @@ from tests.bench.scaling.costs import REPORTS
 PEAK = 3.0  # the busiest hour against the day's average
 SLOTS_BUSY = 0.7  # share of the slots that may be busy at the peak
 CPU_BUSY = 0.6  # share of a processor that may be busy at the peak
+REDIS_BUSY = 0.7  # share of what a Redis can do that it may do at the peak
 POLL_SECONDS = 2.0  # a client asks for the status so often until its task has ended
 TASK_CPU = 0.25  # CPU seconds of the task's own work, for each run
 # Memory of the task's own libraries and data in MiB, for each slot; threads share the libraries.
@@ -17,7 +18,7 @@ HOST_CPUS, HOST_GIB = 4, 8
 # Workers on a host: all threads of one share a processor.
 HOST_WORKERS = {"prefork": 1, "threads": HOST_CPUS}
 WORKER_SHARE = 0.5  # celery_worker_memory_max
-EXAMPLES = ((10_000, 20), (100_000, 20), (1_000_000, 10), (1_000_000, 30), (10_000_000, 20))
+EXAMPLES = ((10_000, 20), (100_000, 20), (1_000_000, 10), (1_000_000, 30), (10_000_000, 20), (100_000_000, 5))
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Plan:
     apis: int  # API processes
     broker: float  # share of what it takes
     results: float
+    installations: int  # each with a broker and results of its own
     kept: float  # GiB of results
     waiting: float  # MiB of tasks, when no worker takes any for ten minutes
 
@@ -64,9 +66,11 @@ def plan(prices: Prices, tasks_a_day: float, seconds: float) -> Plan:
     hosts = max(2, math.ceil(slots * prices.slot / room), math.ceil(cpus / (HOST_CPUS * CPU_BUSY)))
     apis = max(2, math.ceil(rate * (prices.enqueue + polls * prices.poll) / CPU_BUSY))
     memory = (hosts * prices.workers + slots * prices.slot) / 1024
+    broker = rate / prices.broker
     results = rate * ((2 + REPORTS) / prices.stores + polls * prices.results_poll)
     return Plan(
-        *(rate, running, slots, hosts, cpus, memory, apis, rate / prices.broker, results),
+        *(rate, running, slots, hosts, cpus, memory, apis, broker, results),
+        math.ceil(max(broker, results) / REDIS_BUSY),
         rate * 3600 * prices.result / 1024,
         rate * 600 * prices.message,
     )

@@ -47,3 +47,9 @@ def test_processors_decide_where_slots_are_small() -> None:
 def test_questions_cost_more_than_tasks() -> None:
     # A client asks about 20 s every 2 s and once more: 11 questions and a task, 1 ms each.
     assert plan(PRICES, 1000 * ONE_A_SECOND, 20).apis == 20  # 12 s a second, each process 60 % busy
+
+
+def test_a_redis_that_would_be_full_is_shared_out() -> None:
+    # 600 of the broker's 1,000 tasks a second fit in one; the states of 600 tasks take 60 % of the results.
+    assert plan(PRICES, 600 * ONE_A_SECOND, 20).installations == 1
+    assert plan(PRICES, 1500 * ONE_A_SECOND, 20).installations == 3
