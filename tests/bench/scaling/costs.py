@@ -197,7 +197,7 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
 
         worker = stack.worker(_slow_example(REPORT_SECONDS * share), pool, large)
         pid = worker.process.pid
-        wait_until(lambda: broker.hlen(WORKERS) == 1, 30)
+        wait_until(lambda: broker.hlen(WORKERS) == 1, 60)
         time.sleep(SETTLE_SECONDS)
         cpu = family_cpu(pid)
         together = _during(lambda: time.sleep(seconds), stack.broker)
