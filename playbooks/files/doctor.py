@@ -182,8 +182,8 @@ def because(unit: str) -> str:
     reason = quote((own or lines or [""])[-1])
     if "irective" in reason and (directives := re.findall(r"^>>> (.*)$", log, re.MULTILINE)):
         reason += f" {quote(directives[-1])}"
-    # systemd says more after it, with less in it.
-    if taken := [line for line in own[-4:] if "in use" in line]:
+    # systemd says more after it, with less in it. Its helper's "in use" is not always counted among the unit's lines.
+    if taken := [line for line in own[-4:] if "in use" in line or "listening socket" in line]:
         reason = quote(taken[0])
         reason += listener(wanted_port(taken[0], say("systemctl", "cat", unit)[1]))
     return f": {reason}" if reason else ""

@@ -31,6 +31,16 @@ enqueue_many() {
   for _ in $(seq "$1"); do enqueue '{}' >/dev/null; done
 }
 
+# Hands in a task each second, until enqueue_no_more.
+enqueue_steadily() {
+  drill_key
+  systemd-run --unit=drill-stream --quiet bash -c "$(declare -f enqueue); while sleep 1; do enqueue '{}'; done"
+}
+
+enqueue_no_more() {
+  systemctl stop drill-stream 2>/dev/null || true
+}
+
 # Waits until a task has a status, for a minute.
 until_task() {
   for _ in $(seq 120); do
