@@ -5,7 +5,7 @@ INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # make chaos runs chaos_full, make drills runs monitoring. chaos has the machine for itself: it measures how long things stall.
-SCENARIOS := $(filter-out chaos chaos_full monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+SCENARIOS := $(filter-out chaos chaos_full cluster monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 
 .PHONY: help
 help: ## Show this list
@@ -83,6 +83,10 @@ security: setup ## What attackers try: forged messages, the API's own document, 
 .PHONY: chaos
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
+
+.PHONY: cluster
+cluster: setup ## Many hosts: each kind dies under load, a network falls apart, a host is replaced; writes docs/cluster.md
+	molecule test --no-command-borders --scenario-name cluster
 
 .PHONY: drills
 drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md

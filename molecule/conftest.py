@@ -100,8 +100,11 @@ def secret() -> Callable[[str], str]:
 class VaultInventory:
     """A copy of the scenario's inventory as an installation has it: its secrets lie in a vault file."""
 
-    USERS = ("worker", "api", "flower", "exporter", "operator")
-    SINGLE = ("redis_password", "flower_password", "monitoring_password", "backend_api_key", "task_signing_key")
+    USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
+    SINGLE = (
+        *("redis_password", "sentinel_password", "flower_password", "monitoring_password", "backend_api_key"),
+        "task_signing_key",
+    )
     PASSWORD = PROJECT / "scripts/vault-password.sh"
 
     def __init__(self, directory: Path) -> None:

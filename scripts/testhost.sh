@@ -7,18 +7,20 @@
 #   testhost.sh stop   NAME                          remove the host; no error when there is none
 #
 # A host is reached as ops@127.0.0.1 with the key .secrets/testhost/id_ed25519; ops has sudo without a password.
-# Hosts find one another by name on the Podman network "testhosts".
+# Hosts find one another by name on the Podman network "platform-testhosts".
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 podman="$root/scripts/podman.sh"
 key_directory="$root/.secrets/testhost"
-network=testhosts
+# A scenario may give its hosts addresses of their own from 10.213.1.0 on; the others get them from below.
+network=platform-testhosts
+subnet=10.213.0.0/16
 
 # What a plain Debian server has, as far as the roles count on it.
 base_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,iproute2,procps,ca-certificates,curl
 # Packages that the roles install: downloaded once here, so that no test host has to fetch them again.
-cached_packages="redis-server supervisor logrotate python3-venv nftables unattended-upgrades lynis"
+cached_packages="redis-server redis-sentinel supervisor logrotate python3-venv nftables unattended-upgrades lynis"
 cached_packages+=" prometheus prometheus-alertmanager prometheus-node-exporter prometheus-redis-exporter"
 
 as_root() {
@@ -81,7 +83,7 @@ wait_until_running() {
 prepare() (
   flock 9
   build_image "$1"
-  "$podman" network exists "$network" || "$podman" network create "$network" >/dev/null
+  "$podman" network exists "$network" || "$podman" network create --subnet "$subnet" "$network" >/dev/null
   if [ ! -f "$key_directory/id_ed25519" ]; then
     mkdir -p "$key_directory"
     ssh-keygen -q -t ed25519 -N '' -C testhost -f "$key_directory/id_ed25519"

@@ -1,5 +1,6 @@
 """Redis with replicas and sentinels: every client finds the primary, and a failover loses nothing that was accepted."""
 
+import asyncio
 import secrets
 import signal
 import subprocess
@@ -13,7 +14,19 @@ import httpx
 import pytest
 import redis
 
-from tests.support import Api, Program, RedisServer, assert_flower_counts_queues, free_port, start_worker, wait_until
+from app.agents import redis_connection
+from app.api import redis_clients
+from app.settings import Settings
+from tests.support import (
+    REPOSITORY,
+    Api,
+    Program,
+    RedisServer,
+    assert_flower_counts_queues,
+    free_port,
+    start_worker,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -204,3 +217,63 @@ def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tm
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
     wait_until(lambda: whole(cluster), 30)
     assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
+
+
+@pytest.fixture
+def silent_sentinel(cluster: Cluster) -> Iterator[None]:
+    """The sentinel that everybody asks first does not answer, like one whose host has lost its power."""
+    process = cluster.sentinels[0].process
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
+async def ping(settings: Settings) -> None:
+    """Reach the broker as the API does."""
+    assert await redis_clients.broker_client(settings).ping()
+
+
+@pytest.mark.usefixtures("silent_sentinel")
+def test_a_sentinel_that_is_silent_costs_a_moment(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(_env_file=None)
+    began = time.monotonic()
+    assert redis_connection.broker_client(settings).ping()
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    asyncio.run(ping(settings))
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    worker = start_worker(tmp_path / "worker.log", cluster.environment(), "--pool=solo")
+    assert time.monotonic() - began < 20
+    worker.stop()
+
+
+def role(cluster: Cluster, own: str, output: Path, ports: list[int]) -> Program:
+    """Ask with which role a server starts."""
+    password = output.with_suffix(".password")
+    password.write_text(cluster.own_password + "\n")
+    command = [str(REPOSITORY / "roles/redis/files/redis-role"), f"--name={PRIMARY}", f"--own={own}"]
+    command += [f"--sentinel=127.0.0.1:{port}" for port in ports]
+    return Program([*command, f"--password-file={password}", f"--output={output}"], output.with_suffix(".log"))
+
+
+def test_a_server_starts_as_what_the_sentinels_say(cluster: Cluster, tmp_path: Path) -> None:
+    for server in cluster.servers:
+        output = tmp_path / str(server.port)
+        assert role(cluster, f"127.0.0.1:{server.port}", output, cluster.ports).process.wait(10) == 0
+        primary = cluster.primary()
+        wanted = "" if server is primary else f"--replicaof 127.0.0.1 {primary.port}"
+        assert output.read_text() == f"ROLE={wanted}\n"
+
+
+def test_a_server_waits_for_a_majority(cluster: Cluster, tmp_path: Path) -> None:
+    output = tmp_path / "role"
+    program = role(cluster, "127.0.0.1:1", output, [cluster.ports[0], free_port(), free_port()])
+    time.sleep(2)
+    assert program.process.poll() is None
+    assert not output.exists()
+    program.stop()

@@ -7,15 +7,18 @@ nor kombu knows these answers: a worker would exit, and a result would be droppe
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from app.redis_address import RedisAddress
 from app.settings import Settings
 
 REFUSALS = ("MISCONF", "NOREPLICAS")
-# Seconds that a sentinel has to answer; then the next one is asked.
-SENTINEL_TIMEOUT = 1.0
+# Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
+# new connection may have to wait so long for each one that is dead.
+SENTINEL_TIMEOUT = 0.3
 
 
 class _RefusalIsOutage:
@@ -65,7 +68,12 @@ class SentinelSslConnection(_PrimaryIsAskedFor, SentinelManagedConnection, redis
 
 def sentinel_options(address: RedisAddress, settings: Settings) -> dict[str, Any]:
     """Return how sentinels themselves are reached: redis-py's options of a connection to one."""
-    options: dict[str, Any] = {"socket_timeout": SENTINEL_TIMEOUT, "socket_connect_timeout": SENTINEL_TIMEOUT}
+    options: dict[str, Any] = {
+        "socket_timeout": SENTINEL_TIMEOUT,
+        "socket_connect_timeout": SENTINEL_TIMEOUT,
+        # redis-py would try a dead one four times, with pauses of seconds, before it asks the next.
+        "retry": Retry(NoBackoff(), 0),
+    }
     if settings.sentinel_password:
         options["password"] = settings.sentinel_password.get_secret_value()
     return options | tls_options(address)

@@ -4,7 +4,9 @@ from typing import Any
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from app.agents.redis_connection import REFUSALS, sentinel_options, tls_options
@@ -68,8 +70,8 @@ def _client(url: str, primary: str, settings: Settings) -> Redis:
     if not address.sentinel:
         pool: BlockingConnectionPool = BlockingConnectionPool.from_url(url, **options)
         return Redis.from_pool(pool)
-    hurried = {"socket_timeout": CONNECT_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
-    sentinel = Sentinel(address.servers, sentinel_kwargs=sentinel_options(address, settings) | hurried)  # type: ignore[no-untyped-call]
+    asynchronous = {"retry": Retry(NoBackoff(), 0)}
+    sentinel = Sentinel(address.servers, sentinel_kwargs=sentinel_options(address, settings) | asynchronous)  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(
         primary,
         connection_pool_class=_Pool,

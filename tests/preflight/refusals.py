@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SECRETS = ("redis_password", "flower_password", "backend_api_key", "task_signing_key", "monitoring_password")
-REDIS_USERS = ("worker", "api", "flower", "exporter", "operator")
+SECRETS = (
+    *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
+    "monitoring_password",
+)
+REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
 
 
 @dataclass
@@ -26,11 +29,15 @@ class Case:
 
 
 def refusals(
-    cases: dict[str, Case], directory: Path, monitoring: tuple[str, ...] = (), logs: tuple[str, ...] = ()
+    cases: dict[str, Case],
+    directory: Path,
+    monitoring: tuple[str, ...] = (),
+    logs: tuple[str, ...] = (),
+    sentinels: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
-    The hosts in ``monitoring`` watch all others, and those in ``logs`` take their logs.
+    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis.
     """
     hosts = {}
     for name, case in cases.items():
@@ -42,6 +49,7 @@ def refusals(
         group: {"hosts": {name: {} for name in hosts}} for group in ("redis", "workers", "api", "flower")
     }
     children["monitoring"] = {"hosts": {name: {} for name in monitoring}}
+    children["sentinels"] = {"hosts": {name: {} for name in sentinels}}
     children["logs"] = {"hosts": {name: {} for name in logs}}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))

@@ -28,7 +28,9 @@ RESERVED_SETTINGS = {
     ),
     *("maxclients", "maxmemory", "maxmemory-policy", "pidfile", "port", "protected-mode", "rename-command"),
     *("requirepass", "save", "supervised", "unixsocket", "unixsocketperm", "user"),
-    *("tls-port", "tls-cert-file", "tls-key-file", "tls-ca-cert-file", "tls-auth-clients"),
+    *("tls-port", "tls-cert-file", "tls-key-file", "tls-ca-cert-file", "tls-auth-clients", "tls-replication"),
+    *("replicaof", "slaveof", "replica-announce-ip", "masteruser", "masterauth"),
+    *("min-replicas-to-write", "min-replicas-max-lag", "repl-backlog-size"),
 }
 # Without these the role could not apply a change to a running server.
 NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -58,6 +58,34 @@ def redis_urls(
     return urls
 
 
+def sentinel_address(host: Mapping[str, Any]) -> str:
+    """Return HOST:PORT of the sentinel on a host, from the host's variables."""
+    return f"{host.get('private_address', '')}:{host.get('redis_sentinel_port', 26379)}"
+
+
+def redis_primary(instance: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """Return what sentinels are told of an instance: its name, and where it is as long as nobody knows better."""
+    return {"name": instance["name"], "host": host, "port": instance["port"]}
+
+
+def sentinel_urls(
+    passwords: dict[str, str], sentinels: list[str], own_password: str, ca_file: str = ""
+) -> dict[str, dict[str, str]]:
+    """Return the same where sentinels (HOST:PORT), with a password of their own, know which server is the primary."""
+    options = f"?ssl_ca_certs={ca_file}" if ca_file else ""
+
+    def url(name: str, password: str, database: int) -> str:
+        login = f"sentinel://{name}:{quote(password, safe='')}@"
+        return ";".join(f"{login}{sentinel}/{database}{options}" for sentinel in sentinels)
+
+    databases = {"REDIS_URL": 0, "CELERY_BROKER_URL": 0, "CELERY_RESULT_BACKEND": 1}
+    return {
+        name: {variable: url(name, password, number) for variable, number in databases.items()}
+        | {"SENTINEL_PASSWORD": own_password}
+        for name, password in passwords.items()
+    }
+
+
 def _unique(words: Any) -> list[str]:
     return list(dict.fromkeys(words))
 
@@ -67,4 +95,10 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about them."""
-        return {"redis_urls": redis_urls, "redis_users": redis_users}
+        return {
+            "redis_primary": redis_primary,
+            "redis_urls": redis_urls,
+            "redis_users": redis_users,
+            "sentinel_address": sentinel_address,
+            "sentinel_urls": sentinel_urls,
+        }

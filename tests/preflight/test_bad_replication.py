@@ -1,0 +1,62 @@
+"""What is wrong with an inventory that has sentinels is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.preflight.refusals import Case, refusals
+
+pytestmark = pytest.mark.timeout(300)
+
+WEAK = "short"
+
+
+def host(number: int, **variables: object) -> dict[str, Any]:
+    """Return the variables of a host that replicates."""
+    address = f"10.0.0.{number}"
+    return {"private_address": address, "redis_bind": ["127.0.0.1", address], **variables}
+
+
+CASES = {
+    "one": Case(host(1), []),
+    "two": Case(host(2), []),
+    "weak": Case(host(3, sentinel_password=WEAK), ["redis_sentinel_password"], hidden=WEAK),
+    "alone": Case(host(4, redis_bind=["127.0.0.1"]), ["redis_bind of alone", "private_address"]),
+    "mark": Case(host(5, broker_unreplicated="perhaps"), ["broker_unreplicated", "perhaps", "refuse, mark"]),
+}
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all cases at once."""
+    return refusals(CASES, tmp_path_factory.mktemp("inventory"), sentinels=("one", "two", "weak"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_case(messages: dict[str, str], name: str) -> None:
+    case = CASES[name]
+    assert all(words in messages[name] for words in case.words), messages[name]
+    assert bool(messages[name]) == bool(case.words), messages[name]
+    assert not case.hidden or case.hidden not in messages[name]
+
+
+def test_two_sentinels_are_too_few(tmp_path: Path) -> None:
+    said = refusals({"a": Case(host(1), []), "b": Case(host(2), [])}, tmp_path, sentinels=("a", "b"))
+    assert "odd number of at least three" in said["a"].replace("\n", " ")
+
+
+def test_each_needs_an_address(tmp_path: Path) -> None:
+    cases = {name: Case(host(number), []) for number, name in enumerate("abc", 1)}
+    del cases["c"].variables["private_address"]
+    said = refusals(cases, tmp_path, sentinels=("a", "b", "c"))
+    assert "private_address" in said["a"]
+
+
+def test_replicas_cannot_be_older_than_their_primary(tmp_path: Path) -> None:
+    cases = {name: Case(host(number), []) for number, name in enumerate("abc", 1)}
+    cases["c"].facts["distribution_version"] = "12"
+    said = refusals(cases, tmp_path, sentinels=("a", "b", "c"))
+    assert "Debian 12 and 13" in said["a"]
