@@ -286,10 +286,7 @@ def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, 
             )
             copy_append_only(instance.data, copy / "appendonlydir")
         give_to_redis(copy)
-        # Before the tools look: it cuts off the command in the middle of which the copy may end.
-        figures = trial(copy)
-        if reason := broken(copy):
-            refuse(f"The copy of Redis {instance.name} is not sound: {reason}.")
+        figures = settle(copy)
         manifest: dict[str, Any] = {
             "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": host,
@@ -306,6 +303,19 @@ def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, 
             manifest["files"][str(file.relative_to(copy))] = entry
         pack(archive, manifest, copy)
     return manifest
+
+
+def settle(directory: Path) -> dict[str, Any]:
+    """Return what a copy holds, without the command or transaction in the middle of which it ends."""
+    # Redis loads what ends too early, and nothing that is broken elsewhere. It leaves the beginning of a transaction:
+    # the tool cuts that off, and has nothing else to cut any more.
+    figures = trial(directory)
+    if (directory / AOF_MANIFEST).exists():
+        fix = ["redis-check-aof", "--fix", AOF_MANIFEST]
+        subprocess.run(fix, cwd=directory, input="y\n", capture_output=True, text=True, check=False)
+    if reason := broken(directory):
+        refuse(f"The copy is not sound: {reason}.")
+    return figures
 
 
 def pack(archive: Path, manifest: dict[str, Any], directory: Path) -> None:

@@ -39,6 +39,23 @@ while True:
     redis.recv(65536)
 """
 
+# Runs on the host behind the script itself: a copy that ends in the middle of a transaction, and one that is broken.
+TORN = """
+with tempfile.TemporaryDirectory(dir="/var/lib") as place:
+    copy = Path(place)
+    copy_append_only(Path("/var/lib/redis"), copy / "appendonlydir")
+    give_to_redis(copy)
+    whole = settle(copy)
+    last = copy / "appendonlydir" / shlex.split((copy / AOF_MANIFEST).read_text().splitlines()[-1])[1]
+    content = last.read_bytes()
+    last.write_bytes(content + b"*1\\r\\n$5\\r\\nMULTI\\r\\n*2\\r\\n$4\\r\\nINCR\\r\\n$9\\r\\napp:count\\r\\n*3\\r\\n$5\\r\\nRP")
+    assert broken(copy)
+    assert settle(copy) == whole
+    assert last.read_bytes() == content
+    last.write_bytes(content + b"?" * 100 + content)
+    settle(copy)
+"""
+
 
 def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
     """Run a playbook with the scenario's inventory."""
@@ -146,6 +163,13 @@ def test_what_is_written_meanwhile_is_there_in_whole_transactions(host: Host, ke
     assert before < count < after
     assert int(ask(host, "main", "LLEN app:list")) == count
     assert next(line for line in broker.splitlines() if "run_id" in line) in ask(host, "broker", "INFO server")
+
+
+def test_a_copy_may_end_anywhere_but_not_be_broken() -> None:
+    script = (PROJECT / "playbooks/files/redis_backup.py").read_text().rpartition("if __name__")[0]
+    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", HOST, "python3", "-"]
+    run = subprocess.run(command, input=script + TORN, capture_output=True, text=True, check=False, timeout=120)
+    assert run.stderr.startswith("Redis cannot load the data: "), run.stderr
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(host: Host, kept: dict[str, Any]) -> None:
