@@ -48,7 +48,7 @@ with tempfile.TemporaryDirectory(dir="/var/lib") as place:
     whole = settle(copy)
     last = copy / "appendonlydir" / shlex.split((copy / AOF_MANIFEST).read_text().splitlines()[-1])[1]
     content = last.read_bytes()
-    last.write_bytes(content + b"*1\\r\\n$5\\r\\nMULTI\\r\\n*2\\r\\n$4\\r\\nINCR\\r\\n$9\\r\\napp:count\\r\\n*3\\r\\n$5\\r\\nRP")
+    last.write_bytes(content + b"*1\\r\\n$5\\r\\nMULTI\\r\\n*2\\r\\n$4\\r\\nINCR\\r\\n$9\\r\\napp")
     assert broken(copy)
     assert settle(copy) == whole
     assert last.read_bytes() == content
