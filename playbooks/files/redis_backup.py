@@ -545,7 +545,10 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
 def put(instance: Instance, new: Path, aside: Path) -> None:
     """Move an instance's data aside, and other data into its place; the instance must be stopped."""
     aside.mkdir(parents=True, mode=0o700)
-    instance.data.mkdir(parents=True, exist_ok=True)
+    for place in (instance.data.parent, instance.data):
+        if not place.exists():
+            place.mkdir()
+            give_to_redis(place)
     for path in instance.files():
         shutil.move(path, aside / path.name)
     for name in DATA:
@@ -559,7 +562,6 @@ def put(instance: Instance, new: Path, aside: Path) -> None:
         and not any((instance.data / name).exists() for name in ("appendonlydir", "appendonly.aof"))
     ):
         shutil.copyfile(snapshot, instance.data / "appendonly.aof")
-    shutil.chown(instance.data, "redis", "redis")
     for path in instance.files():
         give_to_redis(path)
 

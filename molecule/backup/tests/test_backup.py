@@ -145,7 +145,8 @@ def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str,
         assert api.state(task) == "SUCCESS"
     for task in waiting:
         api.wait(task)
-    assert host.file("/var/lib/redis/broker").user == "redis"
+    for place in ("/var/lib/redis", "/var/lib/redis/broker"):
+        assert host.file(place).mode == 0o750
     assert host.check_output("find /var/lib/redis -not -user redis") == ""
 
 
@@ -182,14 +183,12 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(host: Host, k
     rewritten(main, changed, snapshot=b"REDIS0012\x00")
     newer = rewritten(main, place / "newer.tar.gz", snapshot=b"REDIS0099", version=b"99.0.0")
     before = starts(host), ask(host, "main", "DBSIZE")
-    for archive, variables, sentence in (
-        (cut, {}, "cut.tar.gz is damaged"),
-        (changed, {}, "changed.tar.gz is damaged: redis-check-rdb"),
-        (newer, {}, "newer.tar.gz was written by Redis 99.0.0, and the installed 8."),
-        (main, {"instance": "broker"}, "is of instance main, not of broker."),
-        (place / "nothing", {}, "is no archive"),
+    for archive, sentence in (
+        (cut, "cut.tar.gz is damaged"),
+        (changed, "changed.tar.gz is damaged: redis-check-rdb"),
+        (newer, "newer.tar.gz was written by Redis 99.0.0, and the installed 8."),
     ):
-        refused = restore(archive, **variables)
+        refused = restore(archive)
         assert refused.returncode != 0, archive
         assert sentence in refused.stdout, refused.stdout
     assert (starts(host), ask(host, "main", "DBSIZE")) == before
