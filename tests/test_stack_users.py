@@ -17,10 +17,10 @@ def test_one_server() -> None:
 
 def test_sentinels() -> None:
     sentinels = ["10.0.0.1:26379", "10.0.0.2:26379", "10.0.0.3:26380"]
-    urls = stack_users.sentinel_urls(PASSWORDS, sentinels, "own", "/ca.crt")["worker"]
-    assert urls["SENTINEL_PASSWORD"] == "own"
+    urls = stack_users.sentinel_urls(PASSWORDS, sentinels, PASSWORDS["worker"], "/ca.crt")["worker"]
+    assert urls["SENTINEL_PASSWORD"] == PASSWORDS["worker"]
     address = RedisAddress.parse(urls["CELERY_RESULT_BACKEND"])
     assert address.servers == (("10.0.0.1", 26379), ("10.0.0.2", 26379), ("10.0.0.3", 26380))
     assert (address.sentinel, address.tls, address.ca_file, address.database) == (True, True, "/ca.crt", 1)
     assert (address.username, address.password) == ("worker", PASSWORDS["worker"])
-    assert not RedisAddress.parse(stack_users.sentinel_urls(PASSWORDS, sentinels, "own")["worker"]["REDIS_URL"]).tls
+    assert not RedisAddress.parse(stack_users.sentinel_urls(PASSWORDS, sentinels, PASSWORDS["worker"])["worker"]["REDIS_URL"]).tls

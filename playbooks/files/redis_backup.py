@@ -1,0 +1,625 @@
+#!/usr/bin/env python3
+"""Backups of Redis instances: look at them, take one, try one, put data in place, count what is there.
+
+Runs on the host as root, with the system's Python alone. What it finds it prints as JSON; what it refuses it says in
+one sentence on standard error. An archive holds manifest.json, dump.rdb and, where Redis has one, appendonlydir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+PATIENCE = 1800  # seconds: gigabytes are written and read
+ANSWER = 30  # seconds in which a Redis answers one command
+SPARE = 32 * 1024**2  # bytes of disk and memory that stay free
+WORK = Path("/var/lib")  # where the redis user may be given a directory
+AOF_MANIFEST = "appendonlydir/appendonly.aof.manifest"
+# All of an instance's data; the last is what Redis takes over at its start when there is no appendonlydir.
+DATA = ("appendonlydir", "dump.rdb", "appendonly.aof")
+# Nothing else is taken out of an archive.
+FILE = re.compile(r"dump\.rdb|appendonlydir/[A-Za-z0-9._-]+")
+# Tasks and routes keep there what they like.
+OF_THE_APPLICATION = b"app:"
+
+
+class RedisError(Exception):
+    """What Redis says when it refuses a command."""
+
+
+class Redis:
+    """A connection to a Redis on this host."""
+
+    def __init__(self, path: Path, password: str = "") -> None:
+        """Connect and log in.
+
+        Raises:
+            OSError: nobody answers.
+            RedisError: the login is refused.
+        """
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER)
+        self._socket.connect(str(path))
+        self._reader = self._socket.makefile("rb")
+        if password:
+            self.call("AUTH", password)
+
+    def call(self, *words: str | bytes) -> Any:
+        """Return Redis' answer to one command: bytes, a number, None or a list of them.
+
+        Raises:
+            OSError: it does not answer.
+            RedisError: it refuses.
+        """
+        parts = [word.encode() if isinstance(word, str) else word for word in words]
+        self._socket.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        line = self._reader.readline().rstrip(b"\r\n")
+        kind, rest = line[:1], line[1:]
+        if kind == b"-":
+            raise RedisError(rest.decode(errors="replace"))
+        if kind == b"*":
+            return [self._answer() for _ in range(int(rest))]
+        if kind == b"$":
+            return None if rest == b"-1" else self._reader.read(int(rest) + 2)[:-2]
+        if kind == b":":
+            return int(rest)
+        if kind != b"+":
+            raise ConnectionError("the connection was closed")
+        return rest
+
+    def info(self, section: str) -> dict[str, str]:
+        """Return a section of INFO."""
+        lines = self.call("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def figures(self) -> dict[str, Any]:
+        """Count what a restored instance must hold again.
+
+        Keys that expire become fewer; the others and the lists stay while nobody writes.
+        """
+        keyspace = [re.findall(r"(?:keys|expires)=(\d+)", value) for value in self.info("keyspace").values()]
+        self.call("SELECT", "0")  # where the broker's keys are
+        lists, cursor = {}, b"0"
+        while True:
+            cursor, names = self.call("SCAN", cursor, "COUNT", "1000", "TYPE", "list")
+            for name in names:
+                if not name.startswith(OF_THE_APPLICATION) and self.call("PTTL", name) == -1:
+                    lists[name.decode(errors="backslashreplace")] = self.call("LLEN", name)
+            if cursor == b"0":
+                break
+        return {
+            "keys": sum(int(keys) for keys, _ in keyspace),
+            "lasting_keys": sum(int(keys) - int(expires) for keys, expires in keyspace),
+            "accepted": self.call("HLEN", "accepted"),
+            "lists": dict(sorted(lists.items())),
+        }
+
+
+@dataclass
+class Instance:
+    """Where an instance has what, as roles/redis sets it up."""
+
+    name: str
+    config: Path
+    socket: Path
+    data: Path
+
+    @classmethod
+    def named(cls, name: str) -> Instance:
+        """Return an instance by its name."""
+        suffix = "" if name == "main" else f"-{name}"
+        data = Path("/var/lib/redis") if name == "main" else Path("/var/lib/redis") / name
+        run = Path(f"/run/redis{suffix}/redis-server.sock")
+        return cls(name, Path(f"/etc/redis/redis{suffix}.conf"), run, data)
+
+    def setting(self, option: str) -> str:
+        """Return an option of its configuration."""
+        found = re.search(rf"^{option} (\S+)", self.config.read_text(), re.MULTILINE)
+        return found[1] if found else ""
+
+    def connect(self) -> Redis:
+        """Connect as its administrator."""
+        return Redis(self.socket, self.setting("requirepass"))
+
+    def files(self) -> list[Path]:
+        """Return what there is of its data."""
+        return [path for name in DATA if (path := self.data / name).exists()]
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End with one sentence."""
+    sys.exit(sentence)
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            refuse(f"{what}: not within {PATIENCE} s.")
+        time.sleep(0.1)
+
+
+def size(paths: list[Path]) -> int:
+    """Return the bytes of files and directories."""
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def need_disk(directory: Path, wanted: int) -> None:
+    """Refuse when a file system has too little room."""
+    free = shutil.disk_usage(directory).free
+    if free < wanted + SPARE:
+        refuse(f"{directory} has {free >> 20} MB left, and {(wanted + SPARE) >> 20} MB are needed.")
+
+
+def need_memory(wanted: int) -> None:
+    """Refuse when a second server with this data would take the memory of the first."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    available = int(found[1]) * 1024 if found else 0
+    if available < wanted + SPARE:
+        refuse(f"{available >> 20} MB of memory are available, and trying the data needs {(wanted + SPARE) >> 20} MB.")
+
+
+def give_to_redis(directory: Path) -> None:
+    """Let the redis user, and nobody else, read and write a directory."""
+    for path in (directory, *directory.rglob("*")):
+        shutil.chown(path, "redis", "redis")
+        path.chmod(0o750 if path.is_dir() else 0o640)
+
+
+def look(name: str, host: str) -> dict[str, Any]:
+    """Return whose data an instance has: servers with the same ``data`` replicate one another."""
+    try:
+        info = Instance.named(name).connect().info("replication")
+    except (OSError, RedisError) as error:
+        return {"instance": name, "host": host, "error": f"Redis {name} of {host} does not answer ({error})"}
+    # A replica first: copying and trying disturb nobody there. One that is cut off may be far behind.
+    rank = 1 if info["role"] == "master" else 0 if info["master_link_status"] == "up" else 2
+    return {"instance": name, "host": host, "data": info["master_replid"], "rank": rank}
+
+
+# Taking one
+
+
+def save_snapshot(redis: Redis) -> None:
+    """Let Redis write a new dump.rdb, which it puts in place as a whole."""
+    while True:
+        wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", "The snapshot that is being written")
+        wait(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0", "The rewrite of the append-only file")
+        saves = redis.info("persistence")["rdb_saves"]
+        try:
+            redis.call("BGSAVE")
+        except RedisError as error:
+            if "in progress" not in str(error):
+                refuse(f"Redis refuses to write a snapshot: {error}.")
+            continue
+        wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", "The snapshot")
+        if redis.info("persistence")["rdb_saves"] == saves:
+            refuse("Redis could not write its snapshot; its log says why.")
+        return
+
+
+def listed(manifest: str) -> list[str]:
+    """Return the lines of an append-only file's manifest that belong to the data; others wait for their removal."""
+    return [line for line in manifest.splitlines() if line.startswith("file ") and not line.endswith(" type h")]
+
+
+def copy_append_only(data: Path, target: Path) -> None:
+    """Copy the append-only files as one manifest names them, while Redis writes and may replace them.
+
+    A file that is open stays what it is when its name is removed. The manifest is replaced as a whole: when it is the
+    same after all of its files are open, they belong together.
+    """
+    source = data / AOF_MANIFEST
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.ExitStack() as stack:
+            try:
+                lines = listed(source.read_text())
+                names = [shlex.split(line)[1] for line in lines]
+                opened = [stack.enter_context((source.parent / name).open("rb")) for name in names]
+                if listed(source.read_text()) != lines:
+                    continue
+            except FileNotFoundError:
+                time.sleep(0.1)
+                continue
+            target.mkdir()
+            (target / source.name).write_text("".join(f"{line}\n" for line in lines))
+            for name, file in zip(names, opened, strict=True):
+                with (target / name).open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
+            return
+    refuse(f"{source} names files that are not there.")
+
+
+def digest(file: BinaryIO, copy: BinaryIO | None = None) -> str:
+    """Return a file's SHA-256, and copy it on the way."""
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+        if copy:
+            copy.write(block)
+    return found.hexdigest()
+
+
+def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, Any]:
+    """Write an archive of what an instance holds now; return its manifest."""
+    os.nice(10)
+    try:
+        redis = instance.connect()
+        memory = redis.info("memory")
+    except (OSError, RedisError) as error:
+        refuse(f"Redis {instance.name} does not answer: {error}.")
+    need_memory(int(memory["used_memory"]))
+    save_snapshot(redis)
+    # Beside the copy there will be the archive, which is smaller.
+    need_disk(work, 2 * size(instance.files()))
+    need_disk(archive.parent, size(instance.files()))
+    with tempfile.TemporaryDirectory(prefix="redis-backup.", dir=work) as directory:
+        copy = Path(directory)
+        shutil.copyfile(instance.data / "dump.rdb", copy / "dump.rdb")
+        if redis.info("persistence")["aof_enabled"] == "1":
+            wait(
+                lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0",
+                "The rewrite of the append-only file",
+            )
+            copy_append_only(instance.data, copy / "appendonlydir")
+        give_to_redis(copy)
+        figures = settle(copy)
+        manifest: dict[str, Any] = {
+            "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": host,
+            "instance": instance.name,
+            "role": {"master": "primary"}.get(redis.info("replication")["role"], "replica"),
+            "redis_version": redis.info("server")["redis_version"],
+            "figures": figures,
+            "files": {},
+        }
+        files = sorted(file for file in copy.rglob("*") if FILE.fullmatch(str(file.relative_to(copy))))
+        for file in files:
+            with file.open("rb") as content:
+                entry = {"size": file.stat().st_size, "sha256": digest(content)}
+            manifest["files"][str(file.relative_to(copy))] = entry
+        pack(archive, manifest, copy)
+    return manifest
+
+
+def settle(directory: Path) -> dict[str, Any]:
+    """Return what a copy holds, without the command or transaction in the middle of which it ends."""
+    # Redis loads what ends too early, and nothing that is broken elsewhere. It leaves the beginning of a transaction:
+    # the tool cuts that off, and has nothing else to cut any more.
+    figures = trial(directory)
+    if (directory / AOF_MANIFEST).exists():
+        fix = ["redis-check-aof", "--fix", AOF_MANIFEST]
+        subprocess.run(fix, cwd=directory, input="y\n", capture_output=True, text=True, check=False)
+    if reason := broken(directory):
+        refuse(f"The copy is not sound: {reason}.")
+    return figures
+
+
+def pack(archive: Path, manifest: dict[str, Any], directory: Path) -> None:
+    """Write an archive, for the owner of its directory alone."""
+    owner = archive.parent.stat()
+    with tarfile.open(archive, "w:gz") as tar:
+        text = json.dumps(manifest, indent=2).encode()
+        head = tarfile.TarInfo("manifest.json")
+        head.size, head.mode, head.mtime = len(text), 0o600, int(time.time())
+        tar.addfile(head, io.BytesIO(text))
+        for name in manifest["files"]:
+            tar.add(directory / name, name)
+    archive.chmod(0o600)
+    os.chown(archive, owner.st_uid, owner.st_gid)
+
+
+# Trying one
+
+
+def head(tar: tarfile.TarFile) -> dict[str, Any]:
+    """Return the manifest, with which an archive begins.
+
+    Raises:
+        ValueError: it does not.
+    """
+    member = tar.next()
+    content = tar.extractfile(member) if member and member.name == "manifest.json" else None
+    if content is None:
+        raise ValueError("it does not begin with a manifest")
+    manifest: dict[str, Any] = json.load(content)
+    return manifest
+
+
+def choose(path: Path, instance: str, host: str, known: dict[str, list[str]]) -> dict[str, Any]:
+    """Return which archives of ``path`` are to be restored, and on which host.
+
+    Args:
+        path: an archive, or a directory of archives.
+        instance: the only one that is wanted; empty for all.
+        host: where to; empty for the host that they came from, or the only one there is.
+        known: the inventory's hosts and instances.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.tar.gz"))
+    if not files:
+        refuse(f"{path} is no archive, and no directory with archives.")
+    found = []
+    for file in files:
+        try:
+            with tarfile.open(file, "r:gz") as tar:
+                manifest = head(tar)
+            found.append({"file": str(file), "host": manifest["host"], "instance": manifest["instance"]})
+        except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
+            refuse(f"{file.name} is damaged, or no backup: {error}.")
+    wanted = [archive for archive in found if instance in ("", archive["instance"])]
+    there = ", ".join(sorted({archive["instance"] for archive in found}))
+    if not wanted:
+        refuse(f"{path} is of instance {there}, not of {instance}.")
+    if foreign := {archive["instance"] for archive in wanted} - set(known["instances"]):
+        refuse(
+            f"{path} is of instance {', '.join(sorted(foreign))}, and Redis here has {', '.join(known['instances'])}."
+        )
+    hosts, origins = known["hosts"], {archive["host"] for archive in wanted}
+    target = host or (hosts[0] if len(hosts) == 1 else next(iter(origins)) if len(origins) == 1 else "")
+    if target not in hosts:
+        came = ", ".join(sorted(origins))
+        refuse(f"Write -e host=NAME, one of {', '.join(hosts)}: the backup is of {came}.")
+    # A run may have several hosts' data.
+    own = [archive for archive in wanted if archive["host"] == target] or wanted
+    if len({archive["instance"] for archive in own}) < len(own):
+        refuse(f"{path} has an instance of several hosts ({', '.join(sorted(origins))}): name one archive of it.")
+    return {"host": target, "archives": own}
+
+
+def broken(directory: Path) -> str:
+    """Return what Redis' own tools say against files; nothing when they are whole."""
+    checks = [("redis-check-rdb", "dump.rdb"), ("redis-check-aof", AOF_MANIFEST)]
+    for program, name in checks:
+        if (directory / name).exists():
+            run = subprocess.run([program, name], cwd=directory, capture_output=True, text=True, check=False)
+            if run.returncode:
+                return f"{program} says: {last_line(run.stdout + run.stderr)}"
+    return ""
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
+
+
+@contextlib.contextmanager
+def loaded(directory: Path) -> Iterator[Redis]:
+    """Load files into a server of their own, which nobody else reaches, as a restored one would load them."""
+    with tempfile.TemporaryDirectory(prefix="redis-trial.", dir=directory.parent) as place:
+        shutil.chown(place, "redis", "redis")
+        path, log = Path(place) / "socket", Path(place) / "log"
+        options = {
+            "port": "0",
+            "unixsocket": str(path),
+            "dir": str(directory),
+            "save": "",
+            "appendonly": "yes" if (directory / AOF_MANIFEST).exists() else "no",
+            "aof-load-truncated": "yes",
+            "auto-aof-rewrite-percentage": "0",
+            "databases": "1024",
+            "logfile": str(log),
+        }
+        words = [word for option, value in options.items() for word in (f"--{option}", value)]
+        # Should memory end after all, this one is to be killed and not the server beside it.
+        command = ["choom", "-n", "1000", "--", "redis-server", *words]
+        with subprocess.Popen(
+            command, user="redis", group="redis", extra_groups=[], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as server:
+            try:
+                wait(lambda: server.poll() is not None or ready(path), "A server with the copy")
+                if server.poll() is not None:
+                    refuse(f"Redis cannot load the data: {last_line(log.read_text() if log.exists() else '')}.")
+                yield Redis(path)
+            finally:
+                server.terminate()
+
+
+def ready(path: Path) -> bool:
+    """Tell whether a server has loaded its data."""
+    try:
+        return bool(Redis(path).call("PING") == b"PONG")
+    except (OSError, RedisError):
+        return False
+
+
+def trial(directory: Path) -> dict[str, Any]:
+    """Return what files hold once they are loaded."""
+    with loaded(directory) as redis:
+        return redis.figures()
+
+
+def unpack(archive: Path, directory: Path) -> dict[str, Any]:
+    """Unpack an archive whose files are what its manifest says; return the manifest."""
+    damaged = f"{archive.name} is damaged"
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            manifest = head(tar)
+            missing = dict(manifest["files"])
+            need_disk(directory, sum(int(file["size"]) for file in missing.values()))
+            (directory / "appendonlydir").mkdir()
+            while member := tar.next():
+                content = tar.extractfile(member)
+                if content is None or not FILE.fullmatch(member.name) or member.name not in missing:
+                    refuse(f"{damaged}: its manifest does not name {member.name}.")
+                with (directory / member.name).open("wb") as copy:
+                    if digest(content, copy) != missing.pop(member.name)["sha256"]:  # type: ignore[arg-type]
+                        refuse(f"{damaged}: {member.name} is not what its manifest says.")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
+        refuse(f"{damaged}: {error}.")
+    if missing:
+        refuse(f"{damaged}: {', '.join(missing)} is missing.")
+    if not (directory / AOF_MANIFEST).exists():
+        (directory / "appendonlydir").rmdir()
+    return manifest
+
+
+def version(text: str) -> tuple[int, ...]:
+    """Return a version's numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def attempt(instance: Instance, archive: Path, directory: Path) -> str:
+    """Unpack an archive into ``directory`` and try it; say what it holds, and what the instance holds now."""
+    manifest = unpack(archive, directory)
+    if manifest["instance"] != instance.name:
+        refuse(f"{archive.name} is of instance {manifest['instance']}, not of {instance.name}.")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    give_to_redis(directory)
+    program = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
+    installed = next(iter(re.findall(r"v=([0-9.]+)", program)), "")
+    if reason := broken(directory):
+        if version(manifest["redis_version"]) > version(installed):
+            refuse(
+                f"{archive.name} was written by Redis {manifest['redis_version']}, "
+                f"and the installed {installed} cannot read it ({reason})."
+            )
+        refuse(f"{archive.name} is damaged: {reason}.")
+    need_memory(size([directory]))
+    if difference := differences(manifest["figures"], trial(directory)):
+        refuse(f"{archive.name} is damaged: loaded, it has {difference}.")
+    now: dict[str, Any] | None = None
+    replicated = False
+    with contextlib.suppress(OSError, RedisError):
+        redis = instance.connect()
+        now, replication = redis.figures(), redis.info("replication")
+        replicated = replication["role"] != "master" or replication["connected_slaves"] != "0"
+    if replicated:
+        refuse(f"Redis {instance.name} is replicated here, and this restores a single server only: see docs/backup.md.")
+    present = described(now) if now else "it does not answer"
+    origin = f"{instance.name} of {manifest['taken']} from {manifest['host']}, Redis {manifest['redis_version']}"
+    return f"{origin}, can be loaded: {described(manifest['figures'])}. What is there now: {present}."
+
+
+def described(figures: dict[str, Any]) -> str:
+    """Say in a few words what an instance holds."""
+    lists = [f"{name} {length}" for name, length in figures["lists"].items()]
+    parts = [f"{figures['keys']} keys"]
+    if figures["accepted"] or lists:
+        parts += [f"{figures['accepted']} accepted tasks", f"entries: {', '.join(lists) or 'none'}"]
+    return ", ".join(parts)
+
+
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
+    """Say in what an instance differs from what it must hold; keys that expire may be fewer."""
+    told = [
+        f"{found[name]} {what} instead of {wanted[name]}"
+        for name, what in (("lasting_keys", "keys that do not expire"), ("accepted", "accepted tasks"))
+        if found[name] != wanted[name]
+    ]
+    if found["keys"] > wanted["keys"]:
+        told.append(f"{found['keys']} keys instead of {wanted['keys']} or fewer")
+    told += [
+        f"{found['lists'].get(name, 0)} entries in {name} instead of {wanted['lists'].get(name, 0)}"
+        for name in sorted({*wanted["lists"], *found["lists"]})
+        if found["lists"].get(name) != wanted["lists"].get(name)
+    ]
+    return ", ".join(told)
+
+
+# Putting one in place
+
+
+def put(instance: Instance, new: Path, aside: Path) -> None:
+    """Move an instance's data aside, and other data into its place; the instance must be stopped."""
+    aside.mkdir(parents=True, mode=0o700)
+    for place in (instance.data.parent, instance.data):
+        if not place.exists():
+            place.mkdir()
+            give_to_redis(place)
+    for path in instance.files():
+        shutil.move(path, aside / path.name)
+    for name in DATA:
+        if (new / name).exists():
+            shutil.move(new / name, instance.data / name)
+    snapshot = instance.data / "dump.rdb"
+    # Without an append-only file, a server that is to have one ignores its snapshot. It takes one over at this place.
+    if (
+        instance.setting("appendonly") == "yes"
+        and snapshot.exists()
+        and not any((instance.data / name).exists() for name in ("appendonlydir", "appendonly.aof"))
+    ):
+        shutil.copyfile(snapshot, instance.data / "appendonly.aof")
+    for path in instance.files():
+        give_to_redis(path)
+
+
+def verify(instance: Instance, directory: Path) -> str:
+    """Say what a restored instance holds, which must be what the manifest says."""
+    try:
+        found = instance.connect().figures()
+    except (OSError, RedisError) as error:
+        refuse(f"Redis {instance.name} does not answer: {error}.")
+    if difference := differences(json.loads((directory / "manifest.json").read_text())["figures"], found):
+        refuse(f"Redis {instance.name} has {difference}.")
+    return f"{instance.name} holds {described(found)}, as the backup says."
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, does, options in (
+        ("look", "whose data each instance has", ("host",)),
+        ("take", "write an archive", ("host", "archive")),
+        ("choose", "which archives are to be restored where", ("path", "instance", "host", "known")),
+        ("try", "unpack and try an archive", ("archive", "directory")),
+        ("put", "put data in place of what there is", ("directory", "aside")),
+        ("verify", "compare with what was tried", ("directory",)),
+    ):
+        command = verbs.add_parser(verb, help=does)
+        if verb != "choose":
+            command.add_argument("instances", nargs="+", metavar="INSTANCE")
+        for option in options:
+            command.add_argument(f"--{option}", required=True)
+    arguments = parser.parse_args()
+    if arguments.verb == "look":
+        print(json.dumps([look(name, arguments.host) for name in arguments.instances]))
+        return
+    if arguments.verb == "choose":
+        known = json.loads(arguments.known)
+        print(json.dumps(choose(Path(arguments.path), arguments.instance, arguments.host, known)))
+        return
+    instance = Instance.named(arguments.instances[0])
+    if arguments.verb == "take":
+        print(json.dumps(take(instance, arguments.host, Path(arguments.archive), WORK)))
+        return
+    directory = Path(arguments.directory)
+    if arguments.verb == "put":
+        put(instance, directory, Path(arguments.aside))
+    elif arguments.verb == "verify":
+        print(verify(instance, directory))
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            print(attempt(instance, Path(arguments.archive), directory))
+        except SystemExit:
+            shutil.rmtree(directory)
+            raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What playbooks/files/redis_backup.py decides without a server; molecule/backup has the rest on a host."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import load_plugin
+
+backup = load_plugin("playbooks/files/redis_backup.py")
+
+ONE = {"hosts": ["new"], "instances": ["main", "broker"]}
+TWO = {"hosts": ["a", "b"], "instances": ["main", "broker"]}
+FIGURES = {"keys": 12, "lasting_keys": 3, "accepted": 2, "lists": {"celery": 2}}
+
+
+def archive(directory: Path, host: str, instance: str, **manifest: Any) -> Path:
+    """Write an archive as backup.yml names it; of its manifest's files it has those that have content."""
+    path = directory / f"{host}-{instance}.tar.gz"
+    content: dict[str, str] = manifest.pop("content", {})
+    head = {"host": host, "instance": instance, "files": {}, **manifest}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in {"manifest.json": json.dumps(head), **content}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def chosen(path: Path, known: dict[str, list[str]], instance: str = "", host: str = "") -> tuple[str, list[str]]:
+    """Return which host gets which archives."""
+    found = backup.choose(path, instance, host, known)
+    return found["host"], [Path(entry["file"]).name for entry in found["archives"]]
+
+
+def test_a_run_goes_to_the_only_host_there_is(tmp_path: Path) -> None:
+    archive(tmp_path, "old", "main")
+    archive(tmp_path, "old", "broker")
+    assert chosen(tmp_path, ONE) == ("new", ["old-broker.tar.gz", "old-main.tar.gz"])
+    assert chosen(tmp_path, ONE, instance="main") == ("new", ["old-main.tar.gz"])
+
+
+def test_a_run_of_several_hosts_goes_back_to_the_one_that_is_named(tmp_path: Path) -> None:
+    for host in ("a", "b"):
+        archive(tmp_path, host, "main")
+    assert chosen(tmp_path, TWO, host="b") == ("b", ["b-main.tar.gz"])
+    assert chosen(tmp_path / "a-main.tar.gz", TWO) == ("a", ["a-main.tar.gz"])
+    with pytest.raises(SystemExit, match=r"Write -e host=NAME, one of a, b: the backup is of a, b\."):
+        chosen(tmp_path, TWO)
+    with pytest.raises(SystemExit, match="has an instance of several hosts"):
+        chosen(tmp_path, ONE)
+
+
+def test_what_is_not_for_this_inventory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is no archive"):
+        chosen(tmp_path, ONE)
+    archive(tmp_path, "a", "broker")
+    with pytest.raises(SystemExit, match=r"is of instance broker, not of main\."):
+        chosen(tmp_path, ONE, instance="main")
+    with pytest.raises(SystemExit, match=r"is of instance broker, and Redis here has main\."):
+        chosen(tmp_path, {"hosts": ["a"], "instances": ["main"]})
+    (tmp_path / "other.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(SystemExit, match=r"other\.tar\.gz is damaged, or no backup"):
+        chosen(tmp_path, ONE)
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "reason"),
+    [
+        ({"dump.rdb": "x"}, {"dump.rdb": "y"}, "dump.rdb is not what its manifest says"),
+        ({}, {"dump.rdb": "x"}, "dump.rdb is missing"),
+        ({"dump.rdb": "x"}, {}, "its manifest does not name dump.rdb"),
+        ({"../escaped": "x"}, {"../escaped": "x"}, "its manifest does not name ../escaped"),
+    ],
+)
+def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
+    tmp_path: Path, files: dict[str, str], named: dict[str, str], reason: str
+) -> None:
+    entries = {name: {"size": 1, "sha256": backup.digest(io.BytesIO(text.encode()))} for name, text in named.items()}
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(SystemExit, match=reason):
+        backup.unpack(archive(tmp_path, "a", "main", content=files, files=entries), target)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_keys_may_have_expired_and_nothing_else_may_differ() -> None:
+    assert backup.differences(FIGURES, {**FIGURES, "keys": 3}) == ""
+    assert backup.differences(FIGURES, {**FIGURES, "keys": 13}) == "13 keys instead of 12 or fewer"
+    assert backup.differences(FIGURES, {**FIGURES, "lasting_keys": 2, "accepted": 1, "lists": {"other": 1}}) == (
+        "2 keys that do not expire instead of 3, 1 accepted tasks instead of 2, "
+        "0 entries in celery instead of 2, 1 entries in other instead of 0"
+    )
+
+
+def test_of_the_append_only_file_what_waits_for_its_removal_is_left_out() -> None:
+    manifest = "file a.2.base.rdb seq 2 type b\nfile a.1.incr.aof seq 1 type h\nfile a.2.incr.aof seq 2 type i\n"
+    assert backup.listed(manifest) == ["file a.2.base.rdb seq 2 type b", "file a.2.incr.aof seq 2 type i"]
