@@ -23,4 +23,6 @@ def test_sentinels() -> None:
     assert address.servers == (("10.0.0.1", 26379), ("10.0.0.2", 26379), ("10.0.0.3", 26380))
     assert (address.sentinel, address.tls, address.ca_file, address.database) == (True, True, "/ca.crt", 1)
     assert (address.username, address.password) == ("worker", PASSWORDS["worker"])
-    assert not RedisAddress.parse(stack_users.sentinel_urls(PASSWORDS, sentinels, PASSWORDS["worker"])["worker"]["REDIS_URL"]).tls
+    assert not RedisAddress.parse(
+        stack_users.sentinel_urls(PASSWORDS, sentinels, PASSWORDS["worker"])["worker"]["REDIS_URL"]
+    ).tls
