@@ -138,6 +138,16 @@ def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
     wait_until(lambda: scrape(api).of(held) == 0, 2 * SNAPSHOT_SECONDS)
 
 
+def test_a_worker_that_dies_of_its_first_task_was_started(api: Api, env: dict[str, str], tmp_path: Path) -> None:
+    code = "from tests.faulty_worker import *; fatal.apply_async(queue='lethal')"  # nobody else serves it
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    command = [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", "worker", "--pool=threads"]
+    worker = Program([*command, "-Q", "lethal", "-n", "short@%h"], tmp_path / "worker.log", env)
+    assert worker.process.wait(30) == -signal.SIGKILL
+    node = f"short@{os.uname().nodename}"
+    wait_until(lambda: scrape(api).of("celery_worker_starts_total", node) == 1, 10)
+
+
 def test_a_task_that_code_enqueues_has_an_age(api: Api, env: dict[str, str], redis: RedisServer) -> None:
     redis.client(0).delete("celery")
     code = "from tests.faulty_worker import *; sleeping.delay(0)"  # Celery makes its id, which tells no time

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -245,6 +246,11 @@ class Deliveries:
                 logger.exception("Looking after messages failed; it is tried again")
                 time.sleep(RENEW_INTERVAL)
 
+    def report(self) -> None:
+        """Tell Redis of a start before the first task runs: that may be the worker's last."""
+        with suppress(RedisError):  # the next report tells it, too
+            figures.report(self._redis, self._node, None)
+
     def _renew_leases(self) -> None:
         lists = list(self._unacked.values())
         bindings = [f"_kombu.binding.{exchange}" for exchange in (*self._unacked, "celery.pidbox", "celeryev")]
@@ -302,6 +308,7 @@ def install(app: Celery) -> None:
 
 def _count_start(sender: Any, **_: Any) -> None:
     figures.started_worker(sender.hostname, sender.pool)
+    deliveries.report()
 
 
 def _serve(sender: str, instance: Any, **_: Any) -> None:
