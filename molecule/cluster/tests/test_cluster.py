@@ -142,13 +142,17 @@ def changes(said: str) -> list[str]:
     return found
 
 
-def answers(port: int) -> bool:
-    """Tell whether something listens on a port of this machine and sends a greeting."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-            return bool(connection.recv(1))
-    except OSError:
-        return False
+def wait_for_ssh(port: int) -> None:
+    """Wait for a host at its port on this machine: all must learn that its address belongs to another interface now."""
+
+    def greets() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+    wait_for(greets, "SSH", 120)
 
 
 def kill(host: Host) -> None:
@@ -160,6 +164,7 @@ def boot(host: Host) -> None:
     """Give it back."""
     podman("start", host.name)
     host.wait_for_boot()
+    wait_for_ssh(int(podman("port", host.name, "22/tcp").splitlines()[0].rpartition(":")[2]))
 
 
 @contextmanager
@@ -275,8 +280,7 @@ def test_an_empty_host_takes_the_place_of_a_dead_one() -> None:
     start = [str(PROJECT / "scripts/testhost.sh"), "start", host.name, item["image"], *item["provider_raw_config_args"]]
     podman("rm", "--force", "--time=0", host.name)
     port = subprocess.run(start, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
-    # Its neighbours must learn that the address is another machine's now.
-    wait_for(lambda: answers(int(port)), "SSH", 120)
+    wait_for_ssh(int(port))
     site(f"--limit={host.name}", f"--extra-vars={json.dumps({'ansible_port': int(port)})}")
     wait_for(whole, "all servers replicate", 60)
     assert primary("broker") != host
