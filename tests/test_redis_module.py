@@ -174,6 +174,9 @@ def test_users_are_made_changed_and_removed_while_the_server_runs(server: Server
     assert server.call("ACL", "GETUSER", "reader") is None
     assert run()["applied"] == ["user reader"]
     assert run() == UNCHANGED
+    server.stop()
+    server.start()
+    assert run() == UNCHANGED
     assert server.call("ACL", "DRYRUN", "reader", "GET", "news:1") == "OK"
     assert server.call("ACL", "DRYRUN", "reader", "SET", "own:1", "x") == "OK"
     assert "no permissions" in server.call("ACL", "DRYRUN", "reader", "SET", "news:1", "x")

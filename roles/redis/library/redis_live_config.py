@@ -142,8 +142,12 @@ def get(redis: Redis, name: str) -> str | None:
 
 
 def listed_rules(redis: Redis, name: str) -> str:
-    """Return a user's rules as Redis writes them down, nothing when there is no such user."""
-    return next((line.partition(f" {name} ")[2] for line in redis.call("ACL", "LIST") if line.split()[1] == name), "")
+    """Return a user's rules as Redis writes them down, nothing when there is no such user.
+
+    Redis 7 calls what came by ACL SETUSER sanitize-payload, and the same from its file not.
+    """
+    rules = (line.partition(f" {name} ")[2] for line in redis.call("ACL", "LIST") if line.split()[1] == name)
+    return next(rules, "").replace(" sanitize-payload", "")
 
 
 def apply_users(redis: Redis, users: dict[str, list[str]], check_mode: bool) -> list[str]:
