@@ -179,6 +179,12 @@ def test_containers_are_closed(stack: Compose) -> None:
     )
 
 
+def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> None:
+    question = "from importlib.util import find_spec; from shutil import which; print(find_spec('pip'), which('pip'), which('gcc'))"
+    answer = stack.run("podman", "exec", stack.containers("celery-worker")[0], "python", "-c", question)
+    assert answer.split() == ["None"] * 3
+
+
 def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
     task = stack.enqueue()
     wait_until(lambda: stack.state(task) == "PROGRESS")

@@ -30,6 +30,7 @@ VARIABLES: dict[str, Any] = {
     "log_level": "warning",
     "queue_max_length": 77,
     "celery_worker_concurrency": 7,
+    "celery_worker_pools": [{"name": "default"}, {"name": "slow", "queues": ["slow"], "concurrency": 2}],
     "celery_worker_memory_max": "25%",
     "celery_worker_watchdog_seconds": 33,
     "api_processes": 3,
@@ -221,3 +222,10 @@ def test_no_secret_is_in_what_everybody_may_read(rendered: Path) -> None:
     text = (rendered / "compose.yaml").read_text()
     for secret in ("of-groq", "api-key", "signing-key", "flower-password", "redis-password", "redis://"):
         assert secret not in text
+
+
+def test_each_pool_of_workers_is_a_service_that_redis_lets_at_its_queues(rendered: Path) -> None:
+    slow = yaml.safe_load((rendered / "compose.yaml").read_text())["services"]["celery-worker-slow"]["command"]
+    assert {"--queues=slow", "--concurrency=2", "--hostname=slow@%h"} <= set(slow)
+    (worker,) = [rules for rules in compose(rendered).redis["broker"]["user"] if rules.startswith("worker ")]  # type: ignore[index]
+    assert "~slow" in worker.split()
