@@ -31,6 +31,7 @@ class Case:
 def refusals(
     cases: dict[str, Case],
     directory: Path,
+    *,
     monitoring: tuple[str, ...] = (),
     logs: tuple[str, ...] = (),
     sentinels: tuple[str, ...] = (),
@@ -38,8 +39,8 @@ def refusals(
 ) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
-    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis; those in
-    ``balancers`` stand before the API.
+    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis;
+    those in ``balancers`` stand before the API.
     """
     hosts = {}
     for name, case in cases.items():
