@@ -399,7 +399,7 @@ def test_figures_and_statistics_are_private() -> None:
         assert 'name="action"' not in host.run("curl -s http://127.0.0.1:8404/")
 
 
-@pytest.mark.parametrize(("unit", "most"), [("haproxy", 1.5), ("keepalived", 3.0)])
+@pytest.mark.parametrize(("unit", "most"), [("haproxy", 1.5), ("keepalived", 2.6)])
 def test_the_units_are_closed(unit: str, most: float) -> None:
     for host in HOSTS:
         report = host.run(f"systemd-analyze security --no-pager {unit}").splitlines()[-1]
