@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         time.sleep(float(query.get("seconds", ["0"])[0]))
-        self.answer(200, {"server": socket.gethostname(), "port": self.server.server_address[1], **seen})
+        self.answer(200, {"server": socket.gethostname(), "port": self.connection.getsockname()[1], **seen})
 
     do_POST = do_GET  # noqa: N815 - the name that the server looks for
 

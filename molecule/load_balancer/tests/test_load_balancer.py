@@ -399,6 +399,25 @@ def test_figures_and_statistics_are_private() -> None:
         assert 'name="action"' not in host.run("curl -s http://127.0.0.1:8404/")
 
 
+def test_prometheus_asks_both_balancers() -> None:
+    """What the alerts look at: servers, the certificate's end, and who has the floating address."""
+    login = "sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K -"
+
+    def hosts(expression: str) -> list[str]:
+        query = f"{login} -G --data-urlencode 'query={expression}' http://127.0.0.1:9090/api/v1/query"
+        return sorted(one["metric"]["host"] for one in json.loads(HOSTS[1].run(query))["data"]["result"])
+
+    wait_for(lambda: hosts('up{job="balancer"} == 1') == list(ADDRESSES), "both balancers asked", 60)
+    both = [*ADDRESSES, *ADDRESSES]
+    wait_for(lambda: hosts('haproxy_server_status{proxy="api",state="UP"} == 1') == sorted(both), "all servers", 60)
+    assert hosts('haproxy_backend_active_servers{proxy="api"} == 2') == list(ADDRESSES)
+    ends = "balancer_certificate_not_after_seconds - time() > 390 * 24 * 3600"
+    wait_for(lambda: hosts(ends) == list(ADDRESSES), "the certificates' ends", 60)
+    assert hosts('node_systemd_unit_state{name="keepalived.service",state="active"} == 1') == list(ADDRESSES)
+    seen_at = f'node_network_address_info{{address="{FLOATING}"}}'
+    wait_for(lambda: hosts(seen_at) == [holder.name for holder in holders()], "the floating address seen", 60)
+
+
 @pytest.mark.parametrize(("unit", "most"), [("haproxy", 1.5), ("keepalived", 2.6)])
 def test_the_units_are_closed(unit: str, most: float) -> None:
     for host in HOSTS:
