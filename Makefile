@@ -33,6 +33,11 @@ deploy: ## Install or update everything in INVENTORY
 	@scripts/setup.sh controller
 	ansible-playbook -i $(INVENTORY) site.yml
 
+.PHONY: compose
+compose: ## The platform as containers on this machine, with Docker; or ENGINE=podman for podman-compose
+	@scripts/setup.sh controller
+	ansible-playbook -i inventories/compose playbooks/compose.yml $(if $(ENGINE),-e compose_engine=$(ENGINE))
+
 .PHONY: doctor
 doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely cause first
 	@scripts/setup.sh controller
