@@ -2,8 +2,8 @@
 """Random secrets for an overlay: deploy/kubernetes/make_secrets.py deploy/kubernetes/overlays/NAME.
 
 Writes the files of each Secret into OVERLAY/secrets, where git does not look, with a kustomization that generates the
-Secrets from them. What is there already stays; a file that you add, like secrets/typesafe-secrets/GROQ_API_KEY, is taken
-up.
+Secrets from them. What is there already stays, and a file that you add, like secrets/typesafe-secrets/GROQ_API_KEY, is
+taken up.
 """
 
 import hashlib
