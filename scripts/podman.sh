@@ -21,6 +21,11 @@ has_sys_resource() {
   (((16#$effective >> 24) & 1))
 }
 
+if [ ! -d /run/systemd/system ]; then
+  # Nobody runs the timers of health checks; `podman healthcheck run` asks once.
+  export DISABLE_HC_SYSTEMD=true
+fi
+
 if ! has_sys_resource; then
   # Podman lowers its own process limit to pid_max first, so that is the most it can give.
   nproc=$(printf '%s\n' "$(ulimit -Hu)" "$(cat /proc/sys/kernel/pid_max)" | sort -n | head -1)
