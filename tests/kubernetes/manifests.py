@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,18 @@ def random_secrets() -> dict[str, Any]:
     }
 
 
-def render(directory: Path, **variables: Any) -> None:
+def playbook(**variables: Any) -> subprocess.CompletedProcess[str]:
     """Run the playbook without an inventory and without a cluster."""
-    extra = json.dumps({**variables, "kubernetes_directory": str(directory)})
-    result = subprocess.run(
-        ["ansible-playbook", "-i", "localhost,", "playbooks/kubernetes.yml", "-e", "@/dev/stdin"],
-        cwd=ROOT,
-        input=extra,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
+        json.dump(variables, extra)
+        extra.flush()
+        command = ["ansible-playbook", "-i", "localhost,", "playbooks/kubernetes.yml", "-e", f"@{extra.name}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def render(directory: Path, **variables: Any) -> None:
+    """Let the playbook write manifests into a directory."""
+    result = playbook(**variables, kubernetes_directory=str(directory))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.manifests import ROOT, random_secrets
+from tests.kubernetes.manifests import ROOT, playbook, random_secrets
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "good": ({}, []),
@@ -24,7 +23,11 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"kubernetes_autoscaling": "hpa", "kubernetes_worker_max_replicas": 3},
         ["kubernetes_worker_max_replicas is 3", "'default'", "3 pods"],
     ),
-    "purpose": ({"kubernetes_existing_secrets": {"workers": "x"}}, ["kubernetes_existing_secrets", "workers", "worker"]),
+    "purpose": (
+        {"kubernetes_existing_secrets": {"workers": "x"}},
+        ["kubernetes_existing_secrets", "workers", "worker"],
+    ),
+    "pool": ({"kubernetes_worker_pool_replicas": {"slow": 2}}, ["kubernetes_worker_pool_replicas has slow", "default"]),
     "no-package": ({"kubernetes_context": "kind"}, ["Python package kubernetes", "requirements/kubernetes.txt"]),
 }
 
@@ -33,7 +36,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
     # An interpreter without the package, wherever the tests run.
-    common = {"ansible_python_interpreter": sys.executable, "kubernetes_directory": str(tmp_path_factory.mktemp("none"))}
+    common = {
+        "ansible_python_interpreter": sys.executable,
+        "kubernetes_directory": str(tmp_path_factory.mktemp("none")),
+    }
     hosts = {name: {**common, **variables} for name, (variables, _) in CASES.items()}
     inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
@@ -55,8 +61,7 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 
 def test_tls_for_redis_is_refused() -> None:
-    values = {**random_secrets(), "redis_tls": True, "redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"}
-    command = ["ansible-playbook", "-i", "localhost,", "playbooks/kubernetes.yml", "-e", "@/dev/stdin"]
-    result = subprocess.run(command, cwd=ROOT, input=json.dumps(values), capture_output=True, text=True, check=False)
+    authority = {"redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"}
+    result = playbook(**random_secrets(), **authority, redis_tls=True)
     assert result.returncode != 0
     assert "redis_tls is true, but this playbook makes no certificates for pods" in result.stdout
