@@ -1,4 +1,4 @@
-"""Health of a container, asked often and therefore cheaply: the standard library alone, run as ``python -I -S app/probe.py``.
+"""Health of a container, asked often and so cheaply: run as ``python -I -S app/probe.py``, the standard library alone.
 
 worker         the worker's main loop turns, or it waits for its broker, or drains (app/agents/systemd.py)
 http PORT PATH the server on this port answers the path with 200

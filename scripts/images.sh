@@ -43,16 +43,16 @@ import_image() {
 
 # Packs the application as hosts get it, and builds the image NAME:RELEASE.
 build_app() {
-  local base=$1 python=$2 context release image
-  release=$("$root/.venv/bin/python" "$root/roles/app_release/files/build_release.py" --source="$root" --package=app \
-    --requirements="$root/requirements/app.txt" --python="$python" --machine="$(uname -m)" --output="$root/.cache/releases" |
-    grep -oP '"id": "\K[^"]+')
+  local base=$1 python=$2 packed release image context
+  packed=$("$root/.venv/bin/python" "$root/roles/app_release/files/build_release.py" --source="$root" --package=app \
+    --requirements="$root/requirements/app.txt" --python="$python" --machine="$(uname -m)" --output="$root/.cache/releases")
+  release=$(grep -oP '"id": "\K[^"]+' <<<"$packed")
   image="localhost/typesafe-backend:$release"
   if ! "$podman" image exists "$image"; then
     context=$(mktemp -d)
     # shellcheck disable=SC2064  # the directory is known now
     trap "rm -rf '$context'" EXIT
-    cp "$root/.cache/releases/$release.tar" "$context/release.tar"
+    cp "$(grep -oP '"archive": "\K[^"]+' <<<"$packed")" "$context/release.tar"
     "$podman" build --quiet --format docker --file "$root/app/Containerfile" --build-arg BASE_IMAGE="$base" \
       --build-arg VERSION="$release" --tag "$image" "$context" >/dev/null
   fi

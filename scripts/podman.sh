@@ -8,6 +8,8 @@
 set -euo pipefail
 
 state=/run/platform-testhosts
+# Debian's own: this script may be called podman itself.
+podman=/usr/bin/podman
 
 if [ "$(id -u)" -ne 0 ]; then
   exec sudo --preserve-env=CONTAINERS_CONF "$0" "$@"
@@ -48,7 +50,7 @@ CONF
 fi
 
 if [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; then
-  exec podman "$@"
+  exec "$podman" "$@"
 fi
 
 holder_is_alive() {
@@ -71,4 +73,4 @@ holder_is_alive() {
     done
   fi
 ) 9>"$state/lock"
-exec nsenter --target "$(cat "$state/holder.pid")" --mount podman "$@"
+exec nsenter --target "$(cat "$state/holder.pid")" --mount "$podman" "$@"

@@ -40,27 +40,20 @@ def redis_users(
 
 
 def redis_urls(
-    passwords: dict[str, str],
-    host: str,
-    results_port: int,
-    broker_port: int,
-    ca_file: str = "",
-    *,
-    broker_host: str = "",
+    passwords: dict[str, str], host: str, results_port: int, broker_port: int, ca_file: str = "", broker_host: str = ""
 ) -> dict[str, dict[str, str]]:
     """Return for each user the URLs by which it reaches Redis, by the names of the application's variables.
 
-    With ``ca_file``, the certificates that Redis' is verified with, they are for TLS. The broker may have a host of its
-    own.
+    With ``ca_file``, the certificates that Redis' is verified with, they are for TLS. The broker may be at ``broker_host``.
     """
     scheme, options = ("rediss", f"?ssl_cert_reqs=required&ssl_ca_certs={ca_file}") if ca_file else ("redis", "")
     urls = {}
     for name, password in passwords.items():
-        login = f"{scheme}://{name}:{quote(password, safe='')}"
+        login = f"{scheme}://{name}:{quote(password, safe='')}@"
         urls[name] = {
-            "REDIS_URL": f"{login}@{host}:{results_port}{options}",
-            "CELERY_BROKER_URL": f"{login}@{broker_host or host}:{broker_port}/0{options}",
-            "CELERY_RESULT_BACKEND": f"{login}@{host}:{results_port}/1{options}",
+            "REDIS_URL": f"{login}{host}:{results_port}{options}",
+            "CELERY_BROKER_URL": f"{login}{broker_host or host}:{broker_port}/0{options}",
+            "CELERY_RESULT_BACKEND": f"{login}{host}:{results_port}/1{options}",
         }
     return urls
 
