@@ -23,6 +23,7 @@ ROLES = [
     "compose",
     "exporters",
     "monitoring",
+    "kubernetes",
 ]
 HEADER = """\
 # Variables
