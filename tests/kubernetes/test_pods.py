@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,41 +40,65 @@ def image(kind: str) -> str:
     return result.stdout.split()[-1]
 
 
-def pod_of(workload: Manifest, ordinal: str) -> list[Manifest]:
-    """Return what the StatefulSet's or Deployment's controller makes of its template: a pod, and its claims."""
-    name = f"{workload['metadata']['name']}-{ordinal}"
-    template = workload["spec"]["template"]
-    spec: Manifest = {**template["spec"], "volumes": list(template["spec"]["volumes"])}
-    user = spec["securityContext"]["fsGroup"]
-    claims = []
-    for claim in workload["spec"].get("volumeClaimTemplates", []):
-        claim_name = f"{claim['metadata']['name']}-{name}"
-        spec["volumes"].append({"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": claim_name}})
-        # What the kubelet does for fsGroup: the volume belongs to that group.
-        owner = {"volume.podman.io/uid": str(user), "volume.podman.io/gid": str(user)}
-        claims.append({**claim, "metadata": {"name": claim_name, "annotations": owner}})
-    # In the namespace of the pod, its containers' names are its own. In podman they belong to everybody.
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": name}, "spec": spec}
-    return [*claims, pod]
+class Kubelet:
+    """Does for a pod's volumes what the kubelet does and podman (4.3) cannot: secrets as files, and fsGroup."""
+
+    def __init__(self, root: Path, secrets_: dict[str, Manifest]) -> None:
+        """Keep the volumes below ``root``."""
+        self._root = root
+        self._secrets = secrets_
+
+    def pod(self, workload: Manifest, ordinal: str) -> Manifest:
+        """Return the pod that a StatefulSet's or Deployment's controller makes of its template."""
+        name = f"{workload['metadata']['name']}-{ordinal}"
+        template = workload["spec"]["template"]
+        claims = [claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
+        volumes = [*template["spec"]["volumes"], *({"name": claim, "persistentVolumeClaim": {}} for claim in claims)]
+        group = template["spec"]["securityContext"]["fsGroup"]
+        mounted = [
+            {"name": volume["name"], "hostPath": {"path": str(self._mount(volume, name, group)), "type": "Directory"}}
+            for volume in volumes
+        ]
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**template["metadata"], "name": name},
+            "spec": {**template["spec"], "volumes": mounted},
+        }
+
+    def _mount(self, volume: Manifest, pod: str, group: int) -> Path:
+        directory = self._root / f"{pod}-{volume['name']}"
+        if "persistentVolumeClaim" not in volume:
+            shutil.rmtree(directory, ignore_errors=True)  # a new pod has new ones
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, 0, group)
+        directory.chmod(0o2775 if "secret" in volume else 0o2777)
+        if secret := volume.get("secret"):
+            for file, content in self._secrets[secret["secretName"]]["data"].items():
+                path = directory / file
+                path.write_bytes(base64.b64decode(content))
+                os.chown(path, 0, group)
+                path.chmod(secret["defaultMode"])
+        return directory
 
 
 class Cluster:
     """Pods on a network of their own, where a Service's name leads to its pod."""
 
-    def __init__(self, manifests: list[Manifest], suffix: str) -> None:
-        """Make the network."""
-        self.network = f"kubernetes-test-{suffix}"
-        self._suffix = suffix
-        self._shared = [*named(manifests, "ConfigMap").values(), *named(manifests, "Secret").values()]
+    def __init__(self, manifests: list[Manifest], directory: Path) -> None:
+        """Make the network; volumes go below ``directory``."""
+        self.network = f"kubernetes-test-{secrets.token_hex(3)}"
+        self._kubelet = Kubelet(directory, named(manifests, "Secret"))
+        self._settings = list(named(manifests, "ConfigMap").values())
         self._workloads = workloads(manifests)
         self.pods: dict[str, str] = {}
         podman("network", "create", self.network)
 
     def start(self, name: str) -> None:
         """Start the first pod of a workload, or start it anew."""
-        made = pod_of(self._workloads[name], "0")
-        self.pods[name] = made[-1]["metadata"]["name"]
-        text = yaml.safe_dump_all([*self._shared, *made])
+        pod = self._kubelet.pod(self._workloads[name], "0")
+        self.pods[name] = pod["metadata"]["name"]
+        text = yaml.safe_dump_all([*self._settings, pod])
         podman("kube", "play", "--network", f"{self.network}:alias={name}", "-", stdin=text)
 
     def container(self, name: str) -> str:
@@ -94,11 +122,6 @@ class Cluster:
         """Remove everything."""
         for pod in self.pods.values():
             podman("pod", "rm", "--force", "--time", "0", pod, check=False)
-        for volume in podman("volume", "ls", "--quiet").split():
-            if volume.startswith("data-redis"):
-                podman("volume", "rm", "--force", volume, check=False)
-        for secret in self._shared:
-            podman("secret", "rm", secret["metadata"]["name"], check=False)
         podman("network", "rm", "--force", self.network, check=False)
 
 
@@ -141,7 +164,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) ->
     images = {"kubernetes_image": image("app"), "kubernetes_redis_image": image("redis")}
     # Debian 13 has Redis 8.0.
     render(directory, **values, **images, kubernetes_redis_version="8.0")
-    cluster = Cluster(read(*sorted(directory.iterdir())), secrets.token_hex(3))
+    cluster = Cluster(read(*sorted(directory.iterdir())), tmp_path_factory.mktemp("volumes"))
     try:
         for name in ("redis", "redis-broker"):
             cluster.start(name)
