@@ -38,6 +38,11 @@ kubernetes-base: ## Write deploy/kubernetes/base and what belongs to it from the
 	ansible-playbook -i localhost, playbooks/kubernetes.yml -e @deploy/kubernetes/base-variables.yml \
 	  -e kubernetes_directory=$(CURDIR)/deploy/kubernetes
 
+.PHONY: compose
+compose: ## The platform as containers on this machine, with Docker; or ENGINE=podman for podman-compose
+	@scripts/setup.sh controller
+	ansible-playbook -i inventories/compose playbooks/compose.yml $(if $(ENGINE),-e compose_engine=$(ENGINE))
+
 .PHONY: doctor
 doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely cause first
 	@scripts/setup.sh controller

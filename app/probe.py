@@ -15,17 +15,17 @@ TIMEOUT = 4
 HEARTBEAT_LIMIT = 10
 
 
-def worker() -> str:
+def worker() -> str | None:
     """Return what is wrong with the worker's heartbeat; nothing when it beats."""
     try:
         age = time.time() - os.stat(os.environ["WORKER_HEARTBEAT_FILE"]).st_mtime  # noqa: PTH116 - pathlib takes as long as all the rest
     except FileNotFoundError:
         return "The worker has not begun to take tasks."
     limit = float(os.environ.get("WORKER_WATCHDOG_SECONDS") or HEARTBEAT_LIMIT)
-    return "" if age < limit else f"No sign of life for {age:.0f} s."
+    return None if age < limit else f"No sign of life for {age:.0f} s."
 
 
-def http(port: str, path: str) -> str:
+def http(port: str, path: str) -> str | None:
     """Return what is wrong with the server's answer; nothing when it is 200."""
     import socket  # noqa: PLC0415 - the worker's probe does without
 
@@ -35,9 +35,8 @@ def http(port: str, path: str) -> str:
             status = connection.recv(64).decode("latin-1").split("\r\n")[0]
     except OSError as error:
         return f"Port {port} does not answer: {error}."
-    return "" if status.split(" ")[1:2] == ["200"] else f"The answer is {status!r}."
+    return None if status.split(" ")[1:2] == ["200"] else f"The answer is {status!r}."
 
 
 if __name__ == "__main__":
-    kind, *arguments = sys.argv[1:]
-    sys.exit({"worker": worker, "http": http}[kind](*arguments) or 0)
+    sys.exit(http(*sys.argv[2:4]) if sys.argv[1] == "http" else worker())

@@ -103,7 +103,7 @@ def test_the_policy_scanner_finds_nothing(manifests: dict[str, list[Manifest]], 
     file = tmp_path / "manifests.yml"
     # A cluster on one machine takes the image that was built last.
     file.write_text(yaml.safe_dump_all(manifests[variant]).replace("typesafe-backend:latest", "typesafe-backend:1"))
-    command = [ROOT / ".cache/checkov/bin/checkov", "--config-file", "tests/kubernetes/checkov.yml", "--file", file]
+    command = [str(ROOT / ".cache/checkov/bin/checkov"), "--config-file=tests/kubernetes/checkov.yml", f"--file={file}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -131,6 +131,10 @@ class Cluster:
         command = [PODMAN, "exec", self.container(name), *inner[probe]["exec"]["command"]]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
+    def wait_for(self, name: str, probe: str) -> None:
+        """Wait until a probe succeeds."""
+        wait_until(lambda: self.probe(name, probe) == 0, 60, 0.3)
+
     def address(self, name: str) -> str:
         """Return a pod's address."""
         infra = json.loads(podman("pod", "inspect", self.pods[name]))["InfraContainerID"]
@@ -187,7 +191,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) ->
     try:
         for name in ("redis", "redis-broker"):
             cluster.start(name)
-            wait_until(lambda name=name: cluster.probe(name, "readinessProbe") == 0, 30, 0.3)
+            cluster.wait_for(name, "readinessProbe")
         for name in ("celery-worker", "api", "flower"):
             cluster.start(name)
         yield cluster
@@ -207,7 +211,7 @@ def api(cluster: Cluster, values: dict[str, Any]) -> Api:
             return False
 
     wait_until(ready, 60, 0.3)
-    wait_until(lambda: cluster.probe("celery-worker", "startupProbe") == 0, 60, 0.3)
+    cluster.wait_for("celery-worker", "startupProbe")
     return api
 
 
@@ -275,7 +279,7 @@ def test_a_worker_pod_killed_in_the_middle_of_its_tasks_loses_none(cluster: Clus
 
 
 def test_a_stop_lets_running_tasks_end(cluster: Cluster, api: Api) -> None:
-    wait_until(lambda: cluster.probe("celery-worker", "startupProbe") == 0, 60, 0.3)
+    cluster.wait_for("celery-worker", "startupProbe")
     task = api.send()
     running(api, task)
     # TERM to process 1 and the grace period, as the kubelet does it.
@@ -291,7 +295,7 @@ def test_what_waits_survives_a_new_broker_pod(cluster: Cluster, api: Api) -> Non
     podman("pod", "rm", "--force", "--time", "0", cluster.pods["redis-broker"])
     assert api.get("/health/ready").status_code == 503
     cluster.start("redis-broker")
-    wait_until(lambda: cluster.probe("redis-broker", "readinessProbe") == 0, 30, 0.3)
+    cluster.wait_for("redis-broker", "readinessProbe")
     cluster.start("celery-worker")
     wait_until(lambda: api.get("/health/ready").status_code == 200, 30, 0.3)
     api.wait_for(tasks)

@@ -20,14 +20,14 @@ def worker_services(pools: list[Mapping[str, Any]], every: Mapping[str, Any]) ->
 
     Args:
         pools: celery_worker_pools.
-        every: what all of them have: ``command`` up to the pool's own options, ``concurrency`` of those without one, ...
+        every: what all of them have: ``command`` without the pool's own options, ``concurrency`` of those without one.
     """
     services = []
     for pool in pools:
         concurrency = int(pool.get("concurrency", every["concurrency"]))
         command = [
             *every["command"],
-            # A container's host name is its own, and stays when it starts again (docs/decisions/0010-atomic-delivery.md).
+            # A container's host name is its own, and stays when it starts again (docs/decisions/0010).
             f"--hostname={pool['name']}@%h",
             f"--queues={','.join(pool.get('queues', ['celery']))}",
             f"--pool={pool.get('pool', 'prefork')}",
