@@ -142,8 +142,11 @@ class Cluster:
         return str(networks[self.network]["IPAddress"])
 
     def stop(self) -> None:
-        """Remove everything."""
-        for pod in self.pods.values():
+        """Remove everything; pytest shows the last lines of each pod when a test has failed."""
+        for name, pod in self.pods.items():
+            subprocess.run(
+                [PODMAN, "logs", "--tail", "15", self.container(name)], stderr=subprocess.STDOUT, check=False
+            )
             podman("pod", "rm", "--force", "--time", "0", pod, check=False)
         podman("network", "rm", "--force", self.network, check=False)
 
@@ -239,7 +242,7 @@ def test_the_probes_answer(cluster: Cluster, api: Api) -> None:
         except httpx.HTTPError:
             return False
 
-    wait_until(healthy, 30, 0.3)
+    wait_until(healthy, 60, 0.3)
     assert httpx.get(f"{flower}/").status_code == 401
 
 
