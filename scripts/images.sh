@@ -38,7 +38,9 @@ import_image() {
   # shellcheck disable=SC2064  # the directory is known now
   trap "as_root rm -rf '$directory'" EXIT
   as_root bash -c "set -euo pipefail; $(declare -f debian "make_$kind"); make_$kind $suite '$directory/root.tar'"
-  "$podman" import --quiet "$directory/root.tar" "$image" >/dev/null
+  # As the registries' images say it; `podman kube play` has no default.
+  "$podman" import --quiet --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+    "$directory/root.tar" "$image" >/dev/null
 }
 
 # Packs the application as hosts get it, and builds the image NAME:RELEASE.
@@ -78,7 +80,7 @@ flock 9
 case "$kind" in
 app) build_app "$base" "$python" ;;
 *)
-  image="localhost/$kind:$system-$(declare -f debian "make_$kind" | sha256sum | cut -c1-12)"
+  image="localhost/$kind:$system-$(declare -f debian "make_$kind" import_image | sha256sum | cut -c1-12)"
   import_image "$kind" "$suite" "$image"
   echo "$image"
   ;;

@@ -24,6 +24,7 @@ ROLES = [
     "load_balancer",
     "exporters",
     "monitoring",
+    "kubernetes",
 ]
 HEADER = """\
 # Variables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import json
 import os
@@ -165,8 +166,50 @@ def compose(directory: Path) -> Effective:
     )
 
 
+def kubernetes(directory: Path) -> Effective:
+    """Read the manifests. Memory and processes are each pod's, and so not the host's."""
+    manifests = [each for file in (directory / "kubernetes").iterdir() for each in yaml.safe_load_all(file.read_text())]
+    named = {(each["kind"], each["metadata"]["name"]): each for each in manifests}
+    pods = {
+        part: named[kind, name]["spec"]["template"]["spec"]
+        for part, kind, name in (
+            ("worker", "StatefulSet", "celery-worker"),
+            ("api", "Deployment", "api"),
+            ("flower", "Deployment", "flower"),
+        )
+    }
+    containers = {part: pod["containers"][0] for part, pod in pods.items()}
+    watchdog = {each["name"]: each["value"] for each in containers["worker"]["env"]}["WORKER_WATCHDOG_SECONDS"]
+    # Before TERM the API goes on answering until balancers know.
+    drain = int(containers["api"]["lifecycle"]["preStop"]["exec"]["command"][1])
+    stop_seconds = {part: pod["terminationGracePeriodSeconds"] for part, pod in pods.items()}
+    stop_seconds["api"] -= drain
+    for name, instance in (("redis", "main"), ("redis-broker", "broker")):
+        encoded = named["Secret", f"typesafe-secrets-{name}"]["data"]["redis.conf"]
+        (directory / f"kubernetes-{instance}.conf").write_bytes(base64.b64decode(encoded))
+    return Effective(
+        settings=named["ConfigMap", "typesafe-settings"]["data"],
+        worker=command(containers["worker"]["args"]),
+        worker_stop_seconds=stop_seconds["worker"],
+        worker_watchdog_seconds=int(watchdog),
+        secrets={
+            part: set(named["Secret", pod["volumes"][0]["secret"]["secretName"]]["data"]) for part, pod in pods.items()
+        },
+        # A process more is a pod more.
+        api=command([*containers["api"]["args"], f"--workers={named['Deployment', 'api']['spec']['replicas']}"]),
+        flower=command(containers["flower"]["args"]),
+        stop_seconds=stop_seconds,
+        redis={instance: redis(directory / f"kubernetes-{instance}.conf") for instance in ("main", "broker")},
+    )
+
+
 # Each target is compared with systemd, field by field, where it has the field. A new target is one more function here.
-TARGETS: dict[str, Callable[[Path], Effective]] = {"systemd": systemd, "supervisor": supervisor, "compose": compose}
+TARGETS: dict[str, Callable[[Path], Effective]] = {
+    "systemd": systemd,
+    "supervisor": supervisor,
+    "compose": compose,
+    "kubernetes": kubernetes,
+}
 
 
 @pytest.fixture(scope="module")
