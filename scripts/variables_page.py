@@ -21,6 +21,7 @@ ROLES = [
     "api",
     "flower",
     "compose",
+    "load_balancer",
     "exporters",
     "monitoring",
     "kubernetes",

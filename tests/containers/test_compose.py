@@ -180,7 +180,9 @@ def test_containers_are_closed(stack: Compose) -> None:
 
 
 def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> None:
-    question = "from importlib.util import find_spec; from shutil import which; print(find_spec('pip'), which('pip'), which('gcc'))"
+    question = (
+        "import importlib.util, shutil; print(importlib.util.find_spec('pip'), *map(shutil.which, ('pip', 'gcc')))"
+    )
     answer = stack.run("podman", "exec", stack.containers("celery-worker")[0], "python", "-c", question)
     assert answer.split() == ["None"] * 3
 
