@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     workers_expected: Annotated[int, Field(ge=0)] = 0  # of all hosts and pools, to compare with those that are there
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
 
+    drain_file: Path | None = None  # while it is there, the API tells balancers to send requests elsewhere
     log_level: LogLevel = "info"
     api_docs: bool = True  # /docs and /openapi.json
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
