@@ -47,6 +47,19 @@ def test_half_a_deployment_goes_back_to_what_the_others_still_run() -> None:
     assert releases.release_before([host("a", "new", old=2e9, older=1.9e9), host("b", "old", older=1.9e9)]) == "old"
 
 
+def test_what_runs_is_told_by_release() -> None:
+    hosts = [{"inventory_hostname": name, "roll_runs": run} for name, run in (("a", "new"), ("b", "old"), ("c", "new"))]
+    assert releases.releases_running([*hosts, {"inventory_hostname": "d"}]) == (
+        "a, c: new; b: old; d: what this run has not seen"
+    )
+
+
+def test_a_host_reaches_itself_where_it_listens_everywhere() -> None:
+    assert releases.own_url({}, "api", 8000) == "http://127.0.0.1:8000"
+    assert releases.own_url({"api_bind": "[::]", "api_port": 1}, "api", 8000) == "http://[::1]:1"
+    assert releases.own_url({"flower_bind": "10.0.0.1"}, "flower", 5555) == "http://10.0.0.1:5555"
+
+
 def test_a_host_that_has_it_not_or_half_is_named() -> None:
     hosts = [host("a", "new", old=2e9), host("b", "new"), host("c", "new", incomplete=("old",), old=2e9)]
     assert releases.release_lacking(hosts, "old") == ["b", "c"]

@@ -17,7 +17,7 @@ PATIENCE = 120
 
 def main(host: str, ids: list[str]) -> int:
     """Wait for the first task that this host's workers have ended, or for the last one of all."""
-    waiting = [AsyncResult(task_id, app=celery_app) for task_id in ids]
+    waiting: list[AsyncResult[object]] = [AsyncResult(task_id, app=celery_app) for task_id in ids]
     deadline = time.monotonic() + PATIENCE
     while waiting and time.monotonic() < deadline:
         for task in [task for task in waiting if task.ready()]:

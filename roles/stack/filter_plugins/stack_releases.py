@@ -1,4 +1,4 @@
-"""Filters of the stack role: the releases that hosts have kept, and which one a rollback goes to.
+"""Filters of the stack role: the releases that hosts run and have kept, and which one a rollback goes to.
 
 A host is given by its variables, with what playbooks/rollback.yml has registered. A release's directory is called
 ID-PYTHON; its time is when it was last live (roles/app_release/tasks/switch.yml), or lies before NEVER.
@@ -46,6 +46,21 @@ def release_directory(host: Host, release: str) -> str:
     return next((str(path) for path in paths if release and release in {path.name, _id(path.name)}), "")
 
 
+def releases_running(hosts: list[Host]) -> str:
+    """Return which hosts run which release, from ``roll_runs``, in the order of the hosts."""
+    runs: dict[str, list[str]] = {}
+    for host in hosts:
+        runs.setdefault(host.get("roll_runs", "what this run has not seen"), []).append(host["inventory_hostname"])
+    return "; ".join(f"{', '.join(names)}: {release}" for release, names in runs.items())
+
+
+def own_url(host: Host, service: str, port: int) -> str:
+    """Return where a service (api, flower) of a host of a host listens for the host itself."""
+    address = host.get(f"{service}_bind", "127.0.0.1")
+    address = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(address, address)  # noqa: S104 - what is replaced
+    return f"http://{address}:{host.get(f'{service}_port', port)}"
+
+
 def _live(host: Host) -> str:
     return PurePath(host["rollback_live"]["stat"].get("lnk_source", "no release")).name
 
@@ -67,8 +82,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about them."""
         return {
+            "own_url": own_url,
             "release_before": release_before,
             "release_directory": release_directory,
             "release_lacking": release_lacking,
             "releases_kept": releases_kept,
+            "releases_running": releases_running,
         }
