@@ -27,17 +27,26 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
     hidden: str = ""
 
+    def judge(self, message: str) -> None:
+        """Fail unless the message holds the words and no secret; without words it must be empty."""
+        assert bool(message) == bool(self.words), message or "nothing was refused"
+        assert all(word in message for word in self.words), message
+        assert not self.hidden or self.hidden not in message
+
 
 def refusals(
     cases: dict[str, Case],
     directory: Path,
+    *,
     monitoring: tuple[str, ...] = (),
     logs: tuple[str, ...] = (),
     sentinels: tuple[str, ...] = (),
+    balancers: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
-    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis.
+    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis;
+    those in ``balancers`` stand before the API.
     """
     hosts = {}
     for name, case in cases.items():
@@ -50,6 +59,7 @@ def refusals(
     }
     children["monitoring"] = {"hosts": {name: {} for name in monitoring}}
     children["sentinels"] = {"hosts": {name: {} for name in sentinels}}
+    children["balancers"] = {"hosts": {name: {} for name in balancers}}
     children["logs"] = {"hosts": {name: {} for name in logs}}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
