@@ -39,8 +39,8 @@ HEAD = """# The cluster under faults
 
 Written by `molecule test -s cluster` on {date} UTC; do not edit. {hosts} hosts on one machine with two cores,
 {rate} requests per second through the balancer. A client repeats what was refused (503) or not answered, with the same
-`Idempotency-Key`, after a second. "Lost" are tasks that were answered with 202 and have no result in the end. The longest
-stall is the longest time between two answers with 202. The time is that of the playbook.
+`Idempotency-Key`, after a second. "Lost" are tasks that were answered with 202 and have no result in the end. The
+longest stall is the longest time between two answers with 202. The time is that of the playbook.
 
 | What happens | Accepted | Finished | Lost | Refused | Not answered | Longest stall | Time |
 |---|---|---|---|---|---|---|---|
