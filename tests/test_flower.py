@@ -123,12 +123,12 @@ def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisSer
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing
         address = probe.getsockname()[0]
-    for trusted, status in ((address, 401), ("192.0.2.1", 429)):
+    for trusted, status in ((address, 401), ("203.0.113.1", 429)):
         env = {
             **redis_server.environment(14, 15),
             "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}",
             "FAILED_LOGIN_LIMIT": "1/minute",
-            "TRUSTED_PROXIES": f"192.0.2.2,{trusted}",
+            "TRUSTED_PROXIES": f"203.0.113.2,{trusted}",
         }
         url, program = start_flower(tmp_path / "flower.log", env, f"--address={address}")
         try:
