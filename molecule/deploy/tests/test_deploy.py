@@ -52,10 +52,10 @@ def running(host: Host) -> set[str]:
 
 
 @contextmanager
-def load() -> Iterator[None]:
-    """Send tasks to both API hosts meanwhile: all are accepted at once, and succeed."""
+def load(*to: Host) -> Iterator[None]:
+    """Send tasks to API hosts meanwhile, all unless some are named: they are accepted at once, and succeed."""
     with ExitStack() as stack:
-        streams = [stack.enter_context(Load(host.url, HOSTS[0].api_key, RATE)) for host in HOSTS]
+        streams = [stack.enter_context(Load(host.url, HOSTS[0].api_key, RATE)) for host in to or HOSTS]
         yield
     for stream in streams:
         print(len(stream.accepted), stream.refused, stream.unanswered, stream.slowest)  # noqa: T201 - shown on failure
@@ -64,7 +64,7 @@ def load() -> Iterator[None]:
     assert lost
     deadline = time.monotonic() + DRAIN
     while lost and time.monotonic() < deadline:
-        lost = not_successful(HOSTS[0].url, HOSTS[0].api_key, lost)
+        lost = not_successful(HOSTS[1].url, HOSTS[1].api_key, lost)
         time.sleep(1)
     assert not lost
 
@@ -140,3 +140,33 @@ def test_a_host_without_a_release_is_for_site_yml() -> None:
     refused = playbook("deploy", app_name="another")
     assert refused.returncode != 0
     assert "deploy-debian12 has no release yet: run site.yml first." in " ".join(refused.stdout.split())
+
+
+def pool_sizes() -> list[int]:
+    """Return how many tasks each host's worker runs at once."""
+    inspect = "cd /opt/typesafe/backend && runuser -u typesafe-operator -- venv/bin/celery -A app.agents.worker inspect"
+    answers = json.loads(HOSTS[0].run(f"{inspect} stats --json --timeout=5"))
+    return [answers[f"default@{host.name}"]["pool"]["max-concurrency"] for host in HOSTS]
+
+
+def test_a_pool_grows_and_shrinks_without_a_restart() -> None:
+    pids = [host.run(WORKER_PID) for host in HOSTS]
+    before = pool_sizes()
+    for size in (before[0] + 2, before[0]):
+        scaled = playbook("scale_workers", concurrency=size)
+        assert scaled.returncode == 0, scaled.stdout[-3000:]
+        assert f"celery_worker_concurrency: {size}" in scaled.stdout
+        assert pool_sizes() == [size, size]
+    assert [host.run(WORKER_PID) for host in HOSTS] == pids
+
+
+def test_a_host_is_taken_out_of_service_under_load() -> None:
+    """Last, because it does not come back."""
+    gone, stays = HOSTS
+    with load(stays):
+        for what in ("worker", "api"):
+            removed = playbook(f"remove_{what}", host=gone.name, confirm="yes")
+            assert removed.returncode == 0, removed.stdout[-3000:]
+    assert gone.main_pid("typesafe-api") == gone.main_pid("typesafe-celery") == 0
+    units = "typesafe-api.socket typesafe-api typesafe-celery"
+    assert set(gone.run(f"systemctl is-enabled {units}", check=False).split()) == {"disabled"}
