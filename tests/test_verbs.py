@@ -27,7 +27,7 @@ NAMES = sorted({name for names in GROUPS.values() for name in names})
 def run(directory: Path, playbook: str, **variables: object) -> tuple[str, dict[str, Any]]:
     """Run a playbook on hosts that are all this machine; return what it says, and its counts."""
     hosts = {name: {"ansible_connection": "local", "ansible_become": False} for name in NAMES}
-    children = {group: {"hosts": {name: {} for name in names}} for group, names in GROUPS.items()}
+    children: dict[str, Any] = {group: {"hosts": {name: {} for name in names}} for group, names in GROUPS.items()}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
     result = subprocess.run(

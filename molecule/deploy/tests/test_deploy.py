@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(900)
 
 HOSTS = [Host("deploy-debian12"), Host("deploy-debian13")]
 # Requests per second to each API host, and seconds until accepted tasks have run after the load.
-RATE, DRAIN = 4, 60
+RATE, DRAIN = 2, 60
 READY = "http://127.0.0.1:8000/health/ready"
 WORKER_PID = "supervisorctl pid typesafe-celery-worker 2>/dev/null || systemctl show -P MainPID typesafe-celery"
 
@@ -127,6 +127,7 @@ def test_a_rollback_says_what_it_would_do_then_does_it() -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     assert found[1] != now
     assert_well(found[1])
+    assert "broken" not in HOSTS[0].run("cat /opt/typesafe/backend/app/CHANGE", check=False)
 
 
 def test_a_release_that_is_not_kept_is_refused() -> None:
