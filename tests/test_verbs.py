@@ -1,4 +1,4 @@
-"""What the day-2 playbooks refuse, in one sentence and before anything is changed: tried on this machine, as many hosts."""
+"""What the day-2 playbooks refuse, in one sentence and before anything changes; this machine stands for all hosts."""
 
 from __future__ import annotations
 
