@@ -21,7 +21,8 @@ def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         hosts: the variables of each host, with ``doctor_examined``, what examining it has returned, and perhaps
-            ``doctor_compared``, how its files differ from those that were installed.
+            ``doctor_compared``, how its files differ from those that were installed, and ``doctor_replication``, how
+            its Redis stands to the others.
     """
     findings = [finding for host in hosts for finding in _of(host)]
     findings += _differences([finding for finding in findings if finding["severity"] == FACTS])
@@ -55,18 +56,20 @@ def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
     if examined.get("unreachable"):
         return [{**silent, "what": f"Ansible does not reach it{reason}"}]
     found = []
-    for answer in (examined, host.get("doctor_compared", {})):
+    for answer in (examined, host.get("doctor_compared", {}), host.get("doctor_replication", {})):
         try:
             found += [{"host": name, **finding} for finding in json.loads(answer.get("stdout") or "[]")]
         except ValueError:
             found.append({**silent, "what": f"Ansible cannot look into it{reason}"})
-    compared = host.get("doctor_compared", {})
-    if compared.get("rc", 0) != 0:
-        why = " ".join(str(compared.get("stderr", "")).split())[-LONGEST_REASON:]
-        what = f"its files cannot be compared with what was installed: {why}"
-        found.append(
-            {"host": name, "severity": WARNING, "what": what, "runbook": "drift", "layer": FILES, "suspect": False}
-        )
+    for answer, failed in (
+        (host.get("doctor_compared", {}), "its files cannot be compared with what was installed"),
+        (host.get("doctor_replication", {}), "how its Redis stands to the others cannot be seen"),
+    ):
+        if answer.get("rc", 0) != 0:
+            why = " ".join(str(answer.get("stderr", "")).split())[-LONGEST_REASON:]
+            found.append(
+                {**silent, "severity": WARNING, "what": f"{failed}: {why}", "runbook": "drift", "layer": FILES}
+            )
     return found if examined.get("stdout") else [{**silent, "what": f"Ansible cannot look into it{reason}"}]
 
 
