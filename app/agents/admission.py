@@ -51,6 +51,8 @@ class Admission:
         self._max_share = settings.broker_max_memory_share
         self._queues = sorted({DEFAULT_QUEUE, *settings.task_routes.values()})
         self._max_memory: float | None = None
+        # Whether Redis evicts, as far as is known.
+        self._evicts = True
         self._unacked: list[str] = []
         self._sampled = Load(Counter())
         self._since = Load(Counter())
@@ -81,6 +83,8 @@ class Admission:
         for queue in self._queues:
             pipeline.llen(queue)
         pipeline.zrange(LEASES, 0, -1)
+        if not self._evicts:
+            return
         keys = [*self._queues, *map(deferred_list, self._queues), *self._unacked, ACCEPTED, DEAD_LETTERS]
         # Where Redis evicts, what was touched a moment ago goes last.
         pipeline.touch(LEASES, *keys)
@@ -97,11 +101,13 @@ class Admission:
         if error := next((reply for reply in replies if isinstance(reply, RedisError)), None):
             raise error
         info, *replies = replies
-        lengths, [unacked, _, *sizes] = replies[: len(self._queues)], replies[len(self._queues) :]
-        if info["maxmemory_policy"] == "noeviction":
-            share, memory = self._max_share, info["used_memory"]
+        lengths, [unacked, *touched_and_sizes] = replies[: len(self._queues)], replies[len(self._queues) :]
+        self._evicts = info["maxmemory_policy"] != "noeviction"
+        if self._evicts:
+            memory = sum(size or 0 for size in touched_and_sizes[1:])
+            share = min(self._max_share, MAX_SHARE_BESIDE_RESULTS)
         else:
-            share, memory = min(self._max_share, MAX_SHARE_BESIDE_RESULTS), sum(size or 0 for size in sizes)
+            share, memory = self._max_share, info["used_memory"]
         self._max_memory = share * info["maxmemory"] or None  # 0 is unlimited
         self._unacked = [name.decode() for name in unacked]
         self._sampled = Load(Counter(dict(zip(self._queues, lengths, strict=True))), memory)

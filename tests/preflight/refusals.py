@@ -27,6 +27,12 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
     hidden: str = ""
 
+    def judge(self, message: str) -> None:
+        """Fail unless the message holds the words and no secret; without words it must be empty."""
+        assert bool(message) == bool(self.words), message or "nothing was refused"
+        assert all(word in message for word in self.words), message
+        assert not self.hidden or self.hidden not in message
+
 
 def refusals(
     cases: dict[str, Case],

@@ -99,7 +99,4 @@ def test_a_good_inventory_is_accepted(errors: dict[str, str], name: str) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
-    case, message = CASES[name], errors[name]
-    for word in case.words:
-        assert word in message, message or "nothing was refused"
-    assert not case.hidden or case.hidden not in message
+    CASES[name].judge(errors[name])
