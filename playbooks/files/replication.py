@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How this host's Redis servers and sentinel stand to the others: prints findings as JSON, and changes nothing.
 
-Runs on the host as root, with the system's Python and redis-cli. A finding is one of playbooks/files/doctor.py, which says
-what its fields mean, and a cause for playbooks/runbooks/replication.yml besides.
+Runs on the host as root, with the system's Python and redis-cli. A finding is one of playbooks/files/doctor.py, which
+says what its fields mean, and a cause for playbooks/runbooks/replication.yml besides.
 """
 
 from __future__ import annotations
