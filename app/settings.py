@@ -55,6 +55,10 @@ def split_keys(value: SecretStr) -> list[str]:
     return value.get_secret_value().replace(",", " ").split()
 
 
+def _split(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
 def _parse_json(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value
 
@@ -117,6 +121,8 @@ class Settings(BaseSettings):
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
     rate_limit: RateLimit = "1000/second"  # requests of one key
     failed_login_limit: RateLimit = "30/minute"  # requests without a valid key from one address
+    # Addresses of balancers, whose X-Forwarded-For Flower believes; the API's server is told by itself.
+    trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
     max_body_bytes: PositiveInt = 256 * 1024
     max_message_bytes: PositiveInt | None = None  # unset: what the largest body can grow to
     queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more

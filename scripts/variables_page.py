@@ -20,6 +20,7 @@ ROLES = [
     "celery_worker",
     "api",
     "flower",
+    "load_balancer",
     "exporters",
     "monitoring",
 ]

@@ -118,6 +118,30 @@ def test_the_health_check_is_closed_to_other_hosts(redis_server: RedisServer, tm
         program.stop()
 
 
+def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Behind a balancer, one client's wrong passwords do not shut out all others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        address = probe.getsockname()[0]
+    for trusted, status in ((address, 401), ("203.0.113.1", 429)):
+        env = {
+            **redis_server.environment(14, 15),
+            "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}",
+            "FAILED_LOGIN_LIMIT": "1/minute",
+            "TRUSTED_PROXIES": f"203.0.113.2,{trusted}",
+        }
+        url, program = start_flower(tmp_path / "flower.log", env, f"--address={address}")
+        try:
+            url = f"{url.replace('127.0.0.1', address)}/broker"
+            seen = [
+                httpx.get(url, auth=("admin", "wrong"), headers={"X-Forwarded-For": client}).status_code
+                for client in ("198.51.100.1", "198.51.100.2")
+            ]
+            assert seen == [401, status]
+        finally:
+            program.stop()
+
+
 def test_an_earlier_password_still_opens(flower: tuple[str, Program]) -> None:
     """A password is replaced without a moment in which nobody knows it."""
     for password in (PASSWORD, EARLIER_PASSWORD):

@@ -124,10 +124,11 @@ def _is_local(request: HTTPServerRequest) -> bool:
 
 
 def _address(request: HTTPServerRequest) -> str:
-    """Return who counts as one client: behind a proxy on this host, the address that the proxy has seen."""
+    """Return who counts as one client: behind a balancer or a proxy on this host, the address that it has seen."""
     address = str(request.remote_ip)
     seen: str = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-    return seen[:LONGEST_ADDRESS] if seen and ip_address(address).is_loopback else address
+    trusted = ip_address(address).is_loopback or address in get_settings().trusted_proxies
+    return seen[:LONGEST_ADDRESS] if seen and trusted else address
 
 
 def _is_password(offered: str) -> bool:

@@ -37,13 +37,16 @@ class Case:
 def refusals(
     cases: dict[str, Case],
     directory: Path,
+    *,
     monitoring: tuple[str, ...] = (),
     logs: tuple[str, ...] = (),
     sentinels: tuple[str, ...] = (),
+    balancers: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
-    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis.
+    The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis;
+    those in ``balancers`` stand before the API.
     """
     hosts = {}
     for name, case in cases.items():
@@ -56,6 +59,7 @@ def refusals(
     }
     children["monitoring"] = {"hosts": {name: {} for name in monitoring}}
     children["sentinels"] = {"hosts": {name: {} for name in sentinels}}
+    children["balancers"] = {"hosts": {name: {} for name in balancers}}
     children["logs"] = {"hosts": {name: {} for name in logs}}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))

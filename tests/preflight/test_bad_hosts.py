@@ -51,8 +51,9 @@ CASES = {
         {"host_firewall_allow": [{"name": 'x" accept', "port": 1}]}, ["firewall_allow", "letters"]
     ),
     "unknown-protocol": Case(
-        {"host_firewall_allow": [{"name": "metrics", "port": 9100, "protocol": "sctp"}]}, ["sctp", "tcp, udp"]
+        {"host_firewall_allow": [{"name": "metrics", "port": 9100, "protocol": "sctp"}]}, ["sctp", "tcp, udp, vrrp"]
     ),
+    "no-port": Case({"host_firewall_allow": [{"name": "metrics"}]}, ["'metrics'", "not given", "65535"]),
     "unknown-forward-policy": Case({"firewall_forward": "reject"}, ["firewall_forward", "reject", "drop"]),
     "client-of-redis-without-an-address": Case(
         {"redis_bind": ["0.0.0.0"]},  # noqa: S104 - the reason for the rule

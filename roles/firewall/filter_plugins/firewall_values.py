@@ -61,8 +61,9 @@ def firewall_refusals(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list
                 f"A rule of firewall_allow is named '{name}', but a name must be up to 64 letters, digits, spaces,"
                 " dots, slashes, hyphens and underscores."
             )
-        if not 1 <= int(rule["port"]) <= 65535:
-            refusals.append(f"The port of '{name}' is {rule['port']}, but a port is a number from 1 to 65535.")
+        if rule.get("protocol") != "vrrp" and not 1 <= int(rule.get("port", 0)) <= 65535:
+            given = rule.get("port", "not given")
+            refusals.append(f"The port of '{name}' is {given}, but a port is a number from 1 to 65535.")
         if wrong := malformed(rule.get("from", [])):
             refusals.append(
                 f"'{name}' may be reached from {', '.join(wrong)}, but that must be IP addresses and networks like"

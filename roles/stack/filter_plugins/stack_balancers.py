@@ -1,0 +1,45 @@
+"""Filter of the stack role: whom a balancer sends requests to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+LOOPBACK = ("127.", "[::1]", "::1", "localhost")
+ANY = ("0.0.0.0", "[::]", "::")  # noqa: S104 - what an inventory may say
+
+
+def balancer_servers(
+    hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]], balancer: str, service: str, port: int
+) -> list[dict[str, str]]:
+    """Return name and address of each host's service that the balancer can reach.
+
+    Args:
+        hosts: the service's hosts.
+        hostvars: variables of all hosts.
+        balancer: the balancer's name.
+        service: prefix of the variables that say where it listens, like ``api`` of ``api_bind`` and ``api_port``.
+        port: where it listens unless its host says something else.
+    """
+    servers = []
+    for host in hosts:
+        variables = hostvars[host]
+        bind = str(variables.get(f"{service}_bind", "127.0.0.1"))
+        if bind.startswith(LOOPBACK) and host != balancer:
+            continue
+        address = _address(variables) if bind in ANY else bind
+        servers.append({"name": host, "address": f"{address}:{variables.get(f'{service}_port', port)}"})
+    return servers
+
+
+def _address(host: Mapping[str, Any]) -> str:
+    route = host.get("ansible_facts", {}).get("default_ipv4", {})
+    return str(host.get("private_address") or route.get("address", ""))
+
+
+class FilterModule:
+    """The filter under its name in templates."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Tell Ansible about it."""
+        return {"balancer_servers": balancer_servers}
