@@ -685,3 +685,20 @@ def test_a_silent_redis_works_or_waits(ticks: int, words: str, monkeypatch: pyte
     monkeypatch.setattr(script, "text", lambda _: "7\n")
     monkeypatch.setattr(script, "_ticks", lambda: next(looks))
     assert words in script.silence("-broker")
+
+
+@pytest.mark.parametrize(("place", "told"), [("old", ["runs release old"]), ("new", []), ("/", [])])
+def test_a_process_of_another_release_is_told(
+    place: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for release in ("old", "new"):
+        (tmp_path / release).mkdir()
+    live = tmp_path / "backend"
+    live.symlink_to(tmp_path / "new")
+    # systemd has just made the process when it is in /.
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / place) as process:
+        monkeypatch.setattr(script, "say", lambda *_: (0, str(process.pid)))
+        found = list(script.outdated("unit", live, tmp_path / "none", ""))
+        process.kill()
+    assert [words for words in told if words in found[0].what] == told
+    assert len(found) == len(told)

@@ -852,7 +852,8 @@ def outdated(unit: str, live: Path, settings_file: Path, content: str) -> Iterat
     if number in ("", "0") or not process.exists():
         return
     runs = process / "cwd"
-    if runs.exists() and live.exists() and runs.resolve() != live.resolve():
+    # A process that systemd is about to start is still in /.
+    if runs.exists() and live.exists() and runs.resolve() not in (live.resolve(), Path("/")):
         what = f"{unit} runs release {runs.resolve().name}, but {live} is {live.resolve().name}: restart it"
         yield Finding(WARNING, what, "drift", UNITS, suspect=True)
     started = process.stat().st_mtime

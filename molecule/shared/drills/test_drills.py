@@ -134,9 +134,17 @@ def ended(host: Host, alert: str, since: float) -> float:
     return max(at, since)
 
 
+def calm(host: Host, drill: Drill) -> bool:
+    """Tell whether no alert of a drill fires; Alertmanager hears of one some time after Prometheus has decided."""
+    now = time.time()
+    return not firing(host) & set(drill.alerts) and not any(
+        fired(host, alert, now - 2 * INTERVAL) for alert in drill.alerts
+    )
+
+
 def begin(drill: Drill, host: Host) -> None:
     """Bring the fault, when the alerts of an earlier one are over."""
-    wait_for(lambda: not firing(host) & set(drill.alerts), f"the end of {drill.alerts} before the fault", LONGEST_END)
+    wait_for(lambda: calm(host, drill), f"the end of {drill.alerts} before the fault", LONGEST_END)
     rows[drill.fault] = row = Row(time.time(), present_hosts())
     row.printed = shell(drill.inject, row.hosts).rpartition("\n")[2]
 
