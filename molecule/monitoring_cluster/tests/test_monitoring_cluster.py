@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import testinfra
 from conftest import EPHEMERAL, PROJECT, SCENARIO, ask, firing, look_as_told, metrics, runbook_pages, wait_for
+from shared.drills.hosts import present_hosts
 from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(600)
@@ -49,6 +50,17 @@ def test_the_alerts_of_replication_know_when_to_fire() -> None:
 
 def test_a_calm_cluster_raises_nothing_but_the_watchdog(watch: Host) -> None:
     wait_for(lambda: firing(watch) - {"ClockWrong"} == {"Watchdog"}, "calm", 60)
+
+
+def test_maintenance_takes_no_primary_away() -> None:
+    host = present_hosts()["primary"]
+    play = str(PROJECT / "playbooks/runbooks/planned_maintenance.yml")
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", play]
+    command += ["--extra-vars", f"phase=begin host={host} evidence_directory={EPHEMERAL / 'evidence'}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode != 0
+    assert f"{host} has the primary of" in run.stdout
+    assert "playbooks/switchover.yml -e to=" in run.stdout
 
 
 @pytest.mark.parametrize("page", runbook_pages(replication=True), ids=lambda page: page.stem)

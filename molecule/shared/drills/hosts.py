@@ -15,9 +15,11 @@ PARTS = {"primary": "is_primary", "replica": "is_replica"}
 
 
 def bash(host: str, commands: str) -> subprocess.CompletedProcess[str]:
-    """Run commands as root, behind drill.sh."""
+    """Run commands as root, behind drill.sh; on the controller, in the repository, those that hosts themselves cannot."""
+    inside = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host]
     return subprocess.run(
-        [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host, "bash", "-e"],
+        [*(inside if host != "controller" else []), "bash", "-e"],
+        cwd=PROJECT,
         input=f"{LIBRARY}\n{commands}",
         capture_output=True,
         text=True,
@@ -29,4 +31,4 @@ def bash(host: str, commands: str) -> subprocess.CompletedProcess[str]:
 def present_hosts() -> dict[str, str]:
     """Return all names of hosts; the same host has several while it plays a part."""
     parts = {part: host for part, command in PARTS.items() for host in PLATFORMS if bash(host, command).returncode == 0}
-    return {name: name for name in PLATFORMS} | parts
+    return {name: name for name in [*PLATFORMS, "controller"]} | parts

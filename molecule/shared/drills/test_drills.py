@@ -55,6 +55,7 @@ class Drill:
     alerts: list[str] = field(default_factory=list)  # none: a procedure that no alert asks for
     inject: Commands = field(default_factory=list)
     variables: str = ""  # that the person gives it; {} is the last line that inject has printed
+    limit: str = ""  # the host that it runs on alone
     look: str = "Nothing was changed"  # what the run without confirm=yes must say; empty: it has no such run
     outside: Commands = field(default_factory=list)  # what others mend meanwhile: a provider, a network
     well: Commands = field(default_factory=list)  # succeeds when the fault is gone, beside what the runbook verifies
@@ -94,6 +95,8 @@ def shell(commands: Commands, hosts: dict[str, str]) -> str:
 def playbook(drill: Drill, printed: str, *options: str) -> str:
     """Run the drill's runbook as a person does; return what it says."""
     command = [str(PROJECT / "playbooks" / drill.runbook), f"--extra-vars=evidence_directory={EPHEMERAL / 'evidence'}"]
+    if drill.limit:
+        command.append(f"--limit={drill.limit}")
     if drill.variables:
         command.append(f"--extra-vars={drill.variables.format(printed)}")
     run = INVENTORY.playbook(*command, *options)
@@ -201,7 +204,8 @@ def _page() -> str:
             f"[{alert}](runbooks/{alert}.md) {_shown(row.to_alert.get(alert))}" for alert in drill.alerts
         )
         variables = drill.variables.format("ID")
-        run = f"`playbooks/{drill.runbook}`" + (f" `-e '{variables}'`" if variables else "")
+        run = f"`{drill.runbook.removeprefix('../') if drill.limit else 'playbooks/' + drill.runbook}`"
+        run += (f" `-e '{variables}'`" if variables else "") + (f" `--limit {drill.limit}`" if drill.limit else "")
         end = _shown(row.to_end) if drill.alerts else ""
         lines.append(f"| {drill.fault} | {alerts or 'none'} | {run} | {_shown(row.to_repair)} | {end} |\n")
     lines += ["\n## Alerts without a drill\n\n"] if WITHOUT else []
