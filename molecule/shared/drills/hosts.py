@@ -15,7 +15,7 @@ PARTS = {"primary": "is_primary", "replica": "is_replica"}
 
 
 def bash(host: str, commands: str) -> subprocess.CompletedProcess[str]:
-    """Run commands as root, behind drill.sh; on the controller, in the repository, those that hosts themselves cannot."""
+    """Run commands as root, behind drill.sh; on the controller, in the repository, what no host can do by itself."""
     inside = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host]
     return subprocess.run(
         [*(inside if host != "controller" else []), "bash", "-e"],
