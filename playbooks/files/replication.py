@@ -122,13 +122,12 @@ def majority(answers: dict[str, str], given: Installation) -> str:
     return best[0][0] if best and best[0][1] > len(given.sentinels) / 2 else ""
 
 
-def server(given: Installation, name: str, port: str) -> Iterator[Finding]:
+def server(given: Installation, name: str, port: str, answers: dict[str, str]) -> Iterator[Finding]:
     """Look at one server of this host; that it does not run at all is told by doctor.py."""
     suffix = "" if name == "main" else f"-{name}"
     client = ["redis-cli", "-s", f"/run/redis{suffix}/redis-server.sock"]
     told = say(*client, "info", "replication", password=setting(f"/etc/redis/redis{suffix}.conf", "requirepass"))
     info = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
-    answers = named(given, name)
     wanted = majority(answers, given)
     if not wanted:
         silent = ", ".join(sorted(set(given.sentinels) - answers.keys())) or "none is silent, they disagree"
@@ -185,7 +184,8 @@ def reason(name: str) -> tuple[str, str]:
     """Return why a replica does not reach its primary, as its log says: a word, and the rest of the sentence."""
     unit = "redis-server" if name == "main" else f"redis-server@{name}"
     log = say("journalctl", "--no-pager", "--output=cat", "--lines=40", "--since=-5min", f"--unit={unit}")
-    for line in reversed(log.splitlines()):
+    # A server's configuration is read-only for it: that Sentinel's CONFIG REWRITE is refused is meant so.
+    for line in (line for line in reversed(log.splitlines()) if "CONFIG REWRITE" not in line):
         said = re.sub(r"^\d+:[A-Z] .*? [*#.-] ", "", line)[:LONGEST_QUOTE]
         for cause, (pattern, help_) in REASONS.items():
             if re.search(pattern, said):
@@ -206,7 +206,7 @@ def entries(answer: str, first: str = "name") -> list[dict[str, str]]:
     return found
 
 
-def sentinel(given: Installation, name: str) -> Iterator[Finding]:
+def sentinel(given: Installation, name: str, answers: dict[str, str]) -> Iterator[Finding]:
     """Look at this host's sentinel; that it does not run is told by doctor.py."""
     password = sentinels_password()
     ask = ["redis-cli", "-s", SENTINEL_SOCKET, "--raw", "sentinel"]
@@ -218,7 +218,6 @@ def sentinel(given: Installation, name: str) -> Iterator[Finding]:
     if not quorum.startswith("OK"):
         what = f"the sentinel could not replace the primary of Redis {name}: {quorum[:LONGEST_QUOTE]}"
         yield Finding(CRITICAL, what, "SentinelsNoQuorum", REACH, "quorum", name)
-    answers = named(given, name)
     own = next((answer for peer, answer in answers.items() if peer.startswith(f"{given.address}:")), "")
     wanted = majority(answers, given)
     if own and wanted and own != wanted:
@@ -252,11 +251,13 @@ def main() -> None:
     installation = Installation(
         given.address, given.server, given.sentinel, given.min_replicas, given.max_lag, given.ca_file
     )
+    instances = dict(pair.split("=", 1) for pair in given.redis)
+    answers = {name: named(installation, name) for name in {*instances, *given.watched}}
     findings: list[Finding] = []
-    for pair in given.redis:
-        findings += server(installation, *pair.split("=", 1))
+    for name, port in instances.items():
+        findings += server(installation, name, port, answers[name])
     for name in given.watched:
-        findings += sentinel(installation, name)
+        findings += sentinel(installation, name, answers[name])
     print(json.dumps([{**asdict(finding), "rank": finding.rank} for finding in findings]))
 
 
