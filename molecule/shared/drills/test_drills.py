@@ -22,7 +22,7 @@ from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(2400)
 CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())
-on_main = pytest.mark.hosts(CASES["main"])
+on_main = pytest.mark.hosts(str(CASES["main"]))
 
 # Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
 LONGEST_ALERT, LONGEST_END = 1500, 1200
