@@ -33,6 +33,16 @@ deploy: ## Install or update everything in INVENTORY
 	@scripts/setup.sh controller
 	ansible-playbook -i $(INVENTORY) site.yml
 
+.PHONY: kubernetes-base
+kubernetes-base: ## Write deploy/kubernetes/base and what belongs to it from the role's defaults
+	ansible-playbook -i localhost, playbooks/kubernetes.yml -e @deploy/kubernetes/base-variables.yml \
+	  -e kubernetes_directory=$(CURDIR)/deploy/kubernetes
+
+.PHONY: compose
+compose: ## The platform as containers on this machine, with Docker; or ENGINE=podman for podman-compose
+	@scripts/setup.sh controller
+	ansible-playbook -i inventories/compose playbooks/compose.yml $(if $(ENGINE),-e compose_engine=$(ENGINE))
+
 .PHONY: doctor
 doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely cause first
 	@scripts/setup.sh controller

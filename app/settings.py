@@ -115,6 +115,7 @@ class Settings(BaseSettings):
     worker_concurrency: PositiveInt | None = None  # unset: Celery takes the number of CPUs
     workers_expected: Annotated[int, Field(ge=0)] = 0  # of all hosts and pools, to compare with those that are there
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
+    worker_heartbeat_file: Path | None = None  # touched while the worker lives, for app/probe.py
 
     log_level: LogLevel = "info"
     api_docs: bool = True  # /docs and /openapi.json

@@ -8,6 +8,8 @@
 set -euo pipefail
 
 state=/run/platform-testhosts
+# Debian's own: this script may be called podman itself.
+podman=/usr/bin/podman
 
 if [ "$(id -u)" -ne 0 ]; then
   exec sudo --preserve-env=CONTAINERS_CONF "$0" "$@"
@@ -20,6 +22,11 @@ has_sys_resource() {
   effective=$(awk '/^CapEff:/ {print $2}' /proc/self/status)
   (((16#$effective >> 24) & 1))
 }
+
+if [ ! -d /run/systemd/system ]; then
+  # Nobody runs the timers of health checks; `podman healthcheck run` asks once.
+  export DISABLE_HC_SYSTEMD=true
+fi
 
 if ! has_sys_resource; then
   # Podman lowers its own process limit to pid_max first, so that is the most it can give.
@@ -43,7 +50,7 @@ CONF
 fi
 
 if [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; then
-  exec podman "$@"
+  exec "$podman" "$@"
 fi
 
 holder_is_alive() {
@@ -66,4 +73,4 @@ holder_is_alive() {
     done
   fi
 ) 9>"$state/lock"
-exec nsenter --target "$(cat "$state/holder.pid")" --mount podman "$@"
+exec nsenter --target "$(cat "$state/holder.pid")" --mount "$podman" "$@"

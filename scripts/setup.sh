@@ -44,6 +44,14 @@ packages_are_installed() {
   [ "$(dpkg-query --show --showformat '${db:Status-Status}\n' $packages 2>/dev/null | grep -c '^installed$')" -eq "$(wc -w <<<"$packages")" ]
 }
 
+# The policy scanner wants other versions of what is in .venv.
+make_checkov() {
+  [ -x "$root/.cache/checkov/bin/python" ] || /usr/bin/python3 -m venv "$root/.cache/checkov"
+  "$root/.cache/checkov/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes \
+    --requirement "$root/requirements/checkov.txt"
+  sha256sum "$root/requirements/checkov.txt" >"$root/.cache/checkov/installed"
+}
+
 make_environment() {
   # Debian's own Python, so that the environment does not depend on what else is first in PATH.
   [ -x "$root/.venv/bin/python" ] || /usr/bin/python3 -m venv "$root/.venv"
@@ -58,4 +66,7 @@ if ! packages_are_installed; then
 fi
 if ! sha256sum --check --status "$root/.venv/$requirements.installed" 2>/dev/null; then
   step "Install Python packages ($requirements)" "check the network." make_environment
+fi
+if [ "$kind" = dev ] && ! sha256sum --check --status "$root/.cache/checkov/installed" 2>/dev/null; then
+  step "Install the policy scanner" "check the network." make_checkov
 fi

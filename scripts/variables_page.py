@@ -20,9 +20,11 @@ ROLES = [
     "celery_worker",
     "api",
     "flower",
+    "compose",
     "load_balancer",
     "exporters",
     "monitoring",
+    "kubernetes",
 ]
 HEADER = """\
 # Variables

@@ -8,7 +8,7 @@ PASSWORDS = {"worker": "a/b:c@d;e"}
 
 
 def test_one_server() -> None:
-    urls = stack_users.redis_urls(PASSWORDS, "redis.example", 6379, 6380, "/ca.crt")["worker"]
+    urls = stack_users.redis_urls(PASSWORDS, "redis.example:6379", "redis.example:6380", "/ca.crt")["worker"]
     address = RedisAddress.parse(urls["CELERY_BROKER_URL"])
     assert (address.servers, address.sentinel, address.tls) == ((("redis.example", 6380),), False, True)
     assert (address.username, address.password, address.database) == ("worker", PASSWORDS["worker"], 0)

@@ -1,7 +1,9 @@
 """What a worker tells systemd, received on a real notification socket."""
 
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Program, RedisServer, start_worker
+from tests.support import REPOSITORY, Program, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -131,3 +133,29 @@ def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tm
         assert "No sign of life" in worker.log_lines()[-1]["message"]
     finally:
         worker.stop(signal.SIGKILL)
+
+
+def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: Path) -> None:
+    heartbeat = tmp_path / "heartbeat"
+    heartbeat.touch()  # a former worker's
+    env = {"WORKER_HEARTBEAT_FILE": str(heartbeat), "WORKER_WATCHDOG_SECONDS": str(LIMIT)}
+
+    def probe() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "app/probe.py", "worker"]
+        return subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, **env}, capture_output=True, text=True, check=False
+        )
+
+    # Without the limit in its own environment, so that nothing kills it: the probe alone tells.
+    only_file = {"WORKER_HEARTBEAT_FILE": str(heartbeat)}
+    worker = start_worker(tmp_path / "worker.log", {**redis.environment(0, 1), **only_file})
+    try:
+        wait_until(lambda: probe().returncode == 0)
+        worker.process.send_signal(signal.SIGSTOP)
+        assert "No sign of life" in wait_until(lambda: probe().stderr)
+        worker.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: probe().returncode == 0)
+    finally:
+        worker.stop(signal.SIGKILL)
+    heartbeat.unlink()
+    assert "not begun" in probe().stderr

@@ -1,6 +1,7 @@
 """What systemd is told of a worker: readiness, a status line, and beats that stop when the worker hangs.
 
-Where something else supervises it, a small process of its own listens in systemd's place (app/agents/watchdog.py).
+Where something else supervises it, a small process of its own listens in systemd's place (app/agents/watchdog.py). For
+containers each beat also touches a file, whose age tells a probe the same (app/probe.py).
 
 A thread beats, so that a worker which drains or waits for its broker, where the main loop stands still, is not killed.
 While it consumes, the thread beats only as long as the main loop turns. A stopped process does not beat at all.
@@ -18,6 +19,7 @@ from celery import Celery, bootsteps, signals
 from celery.worker import state as worker_state
 from cysystemd.daemon import Notification, notify
 
+from app.probe import HEARTBEAT_LIMIT
 from app.settings import get_settings
 
 # Seconds between two signs of life of the main loop.
@@ -55,14 +57,17 @@ class ReportToSystemd(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
-        """Begin to beat if systemd's unit asks for it; ``parent`` is the worker's consumer."""
+        """Begin to beat if systemd's unit or a probe asks for it; ``parent`` is the worker's consumer."""
         super().__init__(parent, **kwargs)
         parent.reporter = self
         self._consuming = threading.Event()
         self._last_turn = 0.0
         self._processes = 0
+        self._heartbeat = get_settings().worker_heartbeat_file
+        if self._heartbeat:
+            self._heartbeat.unlink(missing_ok=True)  # a former worker's
         # Set by systemd from WatchdogSec=, in microseconds.
-        self._limit = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+        self._limit = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 or (HEARTBEAT_LIMIT if self._heartbeat else 0)
         self._thread = threading.Thread(target=self._beat, name="systemd-watchdog", daemon=True)
 
     def start(self, parent: Any) -> None:
@@ -90,6 +95,8 @@ class ReportToSystemd(bootsteps.StartStopStep):
             if not self._consuming.is_set() or time.monotonic() - self._last_turn < self._limit * 0.7:
                 tell(Notification.WATCHDOG)
                 tell(Notification.STATUS, self._status())
+                if self._heartbeat:
+                    self._heartbeat.touch()
             time.sleep(self._limit / 4)
 
     def _status(self) -> str:

@@ -24,7 +24,7 @@ options:
     type: path
     required: true
   groups:
-    description: "Group of each service, by the service's name."
+    description: "Group of each service, by the service's name; a number where the group is a container's."
     type: dict
     required: true
   files:
@@ -108,7 +108,7 @@ def main() -> None:
     for service, group in sorted(groups.items()):
         files = module.params["files"].get(service) or {}
         try:
-            group_id = grp.getgrnam(group).gr_gid
+            group_id = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
         except KeyError:
             if not check_mode:
                 module.fail_json(msg=f"There is no group {group}, which {root / service} shall belong to.")

@@ -39,21 +39,23 @@ def redis_users(
     return users
 
 
-def redis_urls(
-    passwords: dict[str, str], host: str, results_port: int, broker_port: int, ca_file: str = ""
-) -> dict[str, dict[str, str]]:
+def redis_urls(passwords: dict[str, str], results: str, broker: str, ca_file: str = "") -> dict[str, dict[str, str]]:
     """Return for each user the URLs by which it reaches Redis, by the names of the application's variables.
 
-    With ``ca_file``, the certificates that Redis' is verified with, they are for TLS.
+    Args:
+        passwords: user -> password.
+        results: HOST:PORT of the instance that holds results.
+        broker: the same of the queue's.
+        ca_file: the certificates that Redis' is verified with; with them the URLs are for TLS.
     """
     scheme, options = ("rediss", f"?ssl_cert_reqs=required&ssl_ca_certs={ca_file}") if ca_file else ("redis", "")
     urls = {}
     for name, password in passwords.items():
-        login = f"{scheme}://{name}:{quote(password, safe='')}@{host}"
+        login = f"{scheme}://{name}:{quote(password, safe='')}@"
         urls[name] = {
-            "REDIS_URL": f"{login}:{results_port}{options}",
-            "CELERY_BROKER_URL": f"{login}:{broker_port}/0{options}",
-            "CELERY_RESULT_BACKEND": f"{login}:{results_port}/1{options}",
+            "REDIS_URL": f"{login}{results}{options}",
+            "CELERY_BROKER_URL": f"{login}{broker}/0{options}",
+            "CELERY_RESULT_BACKEND": f"{login}{results}/1{options}",
         }
     return urls
 

@@ -1,0 +1,234 @@
+"""The platform in containers (playbooks/compose.yml): the guide's commands, a worker's stop and death."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import REPOSITORY, free_port, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+
+PROJECT = "compose-test"
+# Seconds; a worker that never comes back is given up 15 s after it.
+HARD_LIMIT = 10
+
+
+class Compose:
+    """The installed project, and the commands that its user types."""
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare to install it into ``directory``."""
+        self.directory = directory / "project"
+        self.api_port, self.flower_port = free_port(), free_port()
+        programs = directory / "bin"
+        programs.mkdir()
+        # podman as this machine can run it (scripts/podman.sh).
+        (programs / "podman").symlink_to(REPOSITORY / "scripts/podman.sh")
+        binaries = REPOSITORY / ".venv/bin"
+        self.env = {**os.environ, "PATH": f"{programs}:{binaries}:{os.environ['PATH']}"}
+        self.variables = directory / "variables.json"
+        self.variables.write_text(
+            json.dumps(
+                {
+                    "compose_engine": "podman",
+                    "compose_name": PROJECT,
+                    "compose_directory": str(self.directory),
+                    # Without a registry; the images are made as Debian makes its own.
+                    "container_base_image": self.run("scripts/images.sh", "base", "debian13", cwd=REPOSITORY).strip(),
+                    "container_redis_image": self.run("scripts/images.sh", "redis", "debian13", cwd=REPOSITORY).strip(),
+                    "container_redis_version": "8.0",
+                    # Nested machines have neither the cgroup controllers nor the right to raise limits.
+                    "compose_limits": False,
+                    "api_port": self.api_port,
+                    "flower_port": self.flower_port,
+                    "api_processes": 1,
+                    "celery_worker_concurrency": 2,
+                    "task_soft_time_limit": HARD_LIMIT - 2,
+                    "task_time_limit": HARD_LIMIT,
+                }
+            )
+        )
+        self.key = ""
+
+    def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
+        """Run a command in the project's directory; return what it says."""
+        result = subprocess.run(
+            command, cwd=cwd or self.directory, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0 or not check, f"{command}: {result.stdout[-3000:]}{result.stderr[-3000:]}"
+        return result.stdout
+
+    def compose(self, *arguments: str) -> str:
+        """Run docker-compose, here podman-compose."""
+        return self.run("podman-compose", *arguments)
+
+    def play(self) -> str:
+        """Run the playbook; return its recap."""
+        playbook = ("-i", "inventories/compose", "playbooks/compose.yml", f"--extra-vars=@{self.variables}")
+        output = self.run("ansible-playbook", *playbook, cwd=REPOSITORY)
+        self.key = (REPOSITORY / ".secrets/compose/backend_api_key").read_text().strip()
+        return output
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of a service's running containers."""
+        label = f"--filter=label=com.docker.compose.service={service}"
+        project = f"--filter=label=com.docker.compose.project={PROJECT}"
+        return self.run("podman", "ps", "--quiet", "--no-trunc", label, project).split()
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Return what the engine knows of a container."""
+        found: dict[str, Any] = json.loads(self.run("podman", "inspect", container))[0]
+        return found
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Ask the API."""
+        return httpx.get(
+            f"http://127.0.0.1:{self.api_port}{path}", headers={"X-API-Key": self.key}, timeout=10, **options
+        )
+
+    def enqueue(self) -> str:
+        """Send a task; return its id."""
+        url = f"http://127.0.0.1:{self.api_port}/tasks/enqueue"
+        answer = httpx.post(url, headers={"X-API-Key": self.key}, json={"data": {"key": "value"}}, timeout=10)
+        assert answer.status_code == 202, answer.text
+        task_id: str = answer.json()["task_id"]
+        return task_id
+
+    def state(self, task_id: str) -> str:
+        """Return a task's state."""
+        state: str = self.get(f"/tasks/status/{task_id}").json()["status"]
+        return state
+
+    def wait_for(self, task_ids: list[str], timeout: float = 60) -> None:
+        """Wait until all of them have succeeded."""
+        wait_until(lambda: all(self.state(task_id) == "SUCCESS" for task_id in task_ids), timeout, interval=0.5)
+
+    def workers(self) -> list[str]:
+        """Return the names of the workers that answer."""
+        names: list[str] = self.get("/health/celery").json().get("workers", [])
+        return names
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """The running project; at the end it is taken down with its data."""
+    project = Compose(tmp_path_factory.mktemp("compose"))
+    try:
+        project.play()
+        yield project
+    finally:
+        if (project.directory / "compose.yaml").exists():
+            project.compose("down", "--volumes")
+
+
+def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
+    stack.wait_for([stack.enqueue()])
+    api = f"http://127.0.0.1:{stack.api_port}/tasks/enqueue"
+    assert httpx.post(api, headers={"X-API-Key": "wrong"}, json={"data": {}}).status_code == 401
+    flower = f"http://127.0.0.1:{stack.flower_port}/flower/"
+    assert httpx.get(flower).status_code == 401
+    password = (REPOSITORY / ".secrets/compose/flower_password").read_text().strip()
+    assert httpx.get(flower, auth=("admin", password)).status_code == 200
+
+
+def test_a_second_run_changes_nothing(stack: Compose) -> None:
+    assert re.search(r"localhost +: ok=\d+ +changed=0 ", stack.play())
+
+
+def test_the_guides_commands_answer(stack: Compose) -> None:
+    assert stack.compose("exec", "-T", "redis", "redis-cli", "ping") == "PONG\n"
+    assert "ready" in stack.compose("logs", "celery-worker")
+    assert "celery-worker" in stack.compose("ps")
+    assert stack.get("/health").json()["status"] == "healthy"
+
+
+def test_each_redis_has_its_policy(stack: Compose) -> None:
+    for service, policy, fsync in (("redis", "allkeys-lru", "everysec"), ("redis-broker", "noeviction", "always")):
+        lines = stack.compose(
+            *("exec", "-T", service, "redis-cli", "config", "get", "maxmemory-policy", "appendonly", "appendfsync")
+        ).split()
+        settings = dict(zip(lines[::2], lines[1::2], strict=True))
+        assert settings == {"maxmemory-policy": policy, "appendonly": "yes", "appendfsync": fsync}
+
+
+def test_containers_are_closed(stack: Compose) -> None:
+    for service in ("redis", "redis-broker", "celery-worker", "api", "flower"):
+        (container,) = stack.containers(service)
+        found = stack.inspect(container)
+        host = found["HostConfig"]
+        assert host["ReadonlyRootfs"]
+        assert found["EffectiveCaps"] in (None, [])
+        assert "no-new-privileges" in " ".join(host["SecurityOpt"])
+        assert found["Config"]["User"] in ("10001:10001", "999:999")
+        addresses = {binding["HostIp"] for bindings in host["PortBindings"].values() for binding in bindings}
+        assert addresses <= {"127.0.0.1"}
+        assert "redis://" not in json.dumps(found["Config"])
+        assert stack.key not in json.dumps(found)
+    assert stack.run("podman", "exec", stack.containers("api")[0], "ls", "/run/secrets").split() == sorted(
+        ["BACKEND_API_KEY", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL", "TASK_SIGNING_KEY"]
+    )
+
+
+def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> None:
+    question = (
+        "import importlib.util, shutil; print(importlib.util.find_spec('pip'), *map(shutil.which, ('pip', 'gcc')))"
+    )
+    answer = stack.run("podman", "exec", stack.containers("celery-worker")[0], "python", "-c", question)
+    assert answer.split() == ["None"] * 3
+
+
+def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
+    task = stack.enqueue()
+    wait_until(lambda: stack.state(task) == "PROGRESS")
+    stack.compose("stop", "celery-worker")
+    assert stack.state(task) == "SUCCESS"
+    stack.compose("start", "celery-worker")
+    wait_until(lambda: len(stack.workers()) == 1, timeout=40)
+
+
+def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
+    stack.compose("up", "--detach", "--scale", "celery-worker=4")
+    wait_until(lambda: len(stack.workers()) == 4, timeout=60)
+    assert len(set(stack.workers())) == 4
+    killed, lost, *_ = stack.containers("celery-worker")
+    process = stack.inspect(killed)["State"]["Pid"]
+    tasks = [stack.enqueue() for _ in range(24)]
+    # Two in each of the four.
+    wait_until(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) == 8)
+    # One comes back as what it was, and one never does.
+    os.kill(process, signal.SIGKILL)
+    stack.run("podman", "rm", "--force", "--time", "0", lost)
+    stack.wait_for(tasks, timeout=90)
+    wait_until(lambda: len(stack.workers()) == 3, timeout=30)
+
+
+def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
+    container = stack.containers("celery-worker")[0]
+    probe = ["podman", "healthcheck", "run", container]
+    stack.run(*probe)
+    before = stack.inspect(container)["State"]["StartedAt"]
+    # PID 1 is tini; its only child is the worker.
+    init = stack.inspect(container)["State"]["Pid"]
+    worker = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
+    os.kill(worker, signal.SIGSTOP)
+    wait_until(
+        lambda: (
+            "No sign of life" in stack.run(*probe, check=False)
+            or stack.inspect(container)["State"]["StartedAt"] != before
+        ),
+        20,
+    )
+    wait_until(lambda: stack.inspect(container)["State"]["StartedAt"] != before, timeout=30)
+    wait_until(
+        lambda: subprocess.run(probe, env=stack.env, check=False, capture_output=True).returncode == 0, timeout=40
+    )

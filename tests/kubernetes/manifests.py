@@ -1,0 +1,118 @@
+"""The manifests, as the playbook renders them and as Kustomize builds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy/kubernetes"
+Manifest = dict[str, Any]
+SERVICES = ("worker", "api", "flower", "exporter", "operator")
+
+
+def random_secrets() -> dict[str, Any]:
+    """Return what `make secrets` writes into a vault, as far as Kubernetes needs it."""
+    names = ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
+    return {
+        **{name: secrets.token_hex(24) for name in names},
+        "redis_user_passwords": {name: secrets.token_hex(24) for name in SERVICES},
+    }
+
+
+def playbook(**variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run the playbook without an inventory and without a cluster."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
+        json.dump(variables, extra)
+        extra.flush()
+        command = ["ansible-playbook", "-i", "localhost,", "playbooks/kubernetes.yml", "-e", f"@{extra.name}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def render(directory: Path, **variables: Any) -> None:
+    """Let the playbook write manifests into a directory."""
+    result = playbook(**variables, kubernetes_directory=str(directory))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def read(*files: Path) -> list[Manifest]:
+    """Return the manifests in some files."""
+    return [manifest for file in files for manifest in yaml.safe_load_all(file.read_text())]
+
+
+def overlay(name: str, directory: Path, *, component: str = "keda") -> list[Manifest]:
+    """Make an overlay's secrets, in a copy, and build it."""
+    shutil.copytree(DEPLOY, directory / "deploy", ignore=shutil.ignore_patterns("overlays"))
+    source, place = DEPLOY / "overlays" / name, directory / "deploy/overlays" / name
+    place.mkdir(parents=True)
+    text = (source / "kustomization.yml").read_text()
+    (place / "kustomization.yml").write_text(text.replace("components/keda", f"components/{component}"))
+    subprocess.run([sys.executable, directory / "deploy/make_secrets.py", place], check=True)
+    command = ["kubectl", "kustomize", str(place)]
+    # A kubeconfig of whoever runs this has nothing to say here.
+    built = subprocess.run(command, env={**os.environ, "KUBECONFIG": os.devnull}, capture_output=True, check=True)
+    return list(yaml.safe_load_all(built.stdout))
+
+
+def named(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
+    """Return the manifests of a kind by their names."""
+    return {manifest["metadata"]["name"]: manifest for manifest in manifests if manifest["kind"] == kind}
+
+
+def workloads(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """Return what makes pods, by name."""
+    return {**named(manifests, "StatefulSet"), **named(manifests, "Deployment")}
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Tell whether a label selector selects."""
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
+    )
+
+
+def connections(manifests: list[Manifest]) -> set[tuple[str, str, int]]:
+    """Return which workload may connect to which, and where: both sides' policies must allow it."""
+    pods = {name: each["spec"]["template"] for name, each in workloads(manifests).items()}
+    policies = list(named(manifests, "NetworkPolicy").values())
+    ports = {int(port["port"]) for rule in _rules(policies, "ingress") for port in rule["ports"]}
+
+    def allows(direction: str, peer_key: str, one: str, other: str, port: int) -> bool:
+        mine = [
+            policy["spec"]
+            for policy in policies
+            if selects(policy["spec"]["podSelector"], pods[one]["metadata"]["labels"])
+            and direction.capitalize() in policy["spec"]["policyTypes"]
+        ]
+        return not mine or any(
+            any(number["port"] == port for number in rule["ports"])
+            and any(
+                "podSelector" in peer
+                and "namespaceSelector" not in peer
+                and selects(peer["podSelector"], pods[other]["metadata"]["labels"])
+                for peer in rule[peer_key]
+            )
+            for spec in mine
+            for rule in spec.get(direction, [])
+        )
+
+    return {
+        (client, server, port)
+        for client in pods
+        for server in pods
+        for port in ports
+        if allows("egress", "to", client, server, port) and allows("ingress", "from", server, client, port)
+    }
+
+
+def _rules(policies: list[Manifest], direction: str) -> list[Manifest]:
+    return [rule for policy in policies for rule in policy["spec"].get(direction, [])]

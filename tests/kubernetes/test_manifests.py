@@ -1,0 +1,224 @@
+"""The manifests: current, valid in every supported Kubernetes, without findings, and saying what they should."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.api.prometheus import Snapshot, _Queue
+from tests.kubernetes.manifests import (
+    DEPLOY,
+    ROOT,
+    Manifest,
+    connections,
+    named,
+    overlay,
+    random_secrets,
+    read,
+    render,
+    workloads,
+)
+
+pytestmark = pytest.mark.timeout(300)
+
+VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+# As many values changed as one rendering can have.
+CHANGED: dict[str, Any] = {
+    "app_name": "other",
+    "celery_worker_pools": [
+        {"name": "default", "concurrency": 2},
+        {"name": "slow", "queues": ["slow", "nightly"], "pool": "threads"},
+    ],
+    "task_routes": {"tasks.report": "slow", "tasks.sum": "nightly"},
+    "task_time_limit": 300,
+    "task_soft_time_limit": 280,
+    "kubernetes_worker_pool_replicas": {"slow": 2},
+    "kubernetes_image": "registry.example.com/other-backend:7",
+    "kubernetes_storage_class": "fast",
+    "kubernetes_autoscaling": "keda",
+    "kubernetes_ingress_tls_secret": "",
+    "kubernetes_monitoring_namespace": "monitoring",
+    "kubernetes_worker_egress_ports": [],
+    "kubernetes_existing_secrets": {"api": "from-the-vault"},
+}
+VARIANTS = ["default", "changed", "local", "production", "hpa"]
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
+    """All variants: rendered by Ansible, and built by Kustomize."""
+    made = {}
+    for name, variables in (("default", {}), ("changed", CHANGED)):
+        directory = tmp_path_factory.mktemp(name)
+        render(directory, **random_secrets(), **variables)
+        assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
+        made[name] = read(*sorted(directory.iterdir()))
+    for name in ("local", "production"):
+        made[name] = overlay(name, tmp_path_factory.mktemp(name))
+    made["hpa"] = overlay("production", tmp_path_factory.mktemp("hpa"), component="hpa")
+    return made
+
+
+def test_the_base_is_what_the_role_renders(tmp_path: Path) -> None:
+    render(tmp_path, **yaml.safe_load((DEPLOY / "base-variables.yml").read_text()))
+    generated = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    committed = {
+        path.relative_to(DEPLOY)
+        for folder in ("base", "components", "secret-files")
+        for path in (DEPLOY / folder).rglob("*")
+        if path.is_file()
+    }
+    assert generated == committed
+    differing = [path for path in generated if not filecmp.cmp(tmp_path / path, DEPLOY / path, shallow=False)]
+    assert differing == [], "run: make kubernetes-base"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_kubernetes_takes_them(manifests: dict[str, list[Manifest]], variant: str, version: str) -> None:
+    checked = [each for each in manifests[variant] if not each["apiVersion"].startswith("keda.sh/")]
+    for manifest in checked:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    assert len(checked) > 20
+
+
+def test_a_wrong_field_would_be_seen(manifests: dict[str, list[Manifest]]) -> None:
+    pod = workloads(manifests["default"])["api"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**pod, "spec": {**pod["spec"], "replica": 2}}, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("variant", ["changed", "local", "production"])
+def test_the_policy_scanner_finds_nothing(manifests: dict[str, list[Manifest]], variant: str, tmp_path: Path) -> None:
+    file = tmp_path / "manifests.yml"
+    # A cluster on one machine takes the image that was built last.
+    file.write_text(yaml.safe_dump_all(manifests[variant]).replace("typesafe-backend:latest", "typesafe-backend:1"))
+    command = [str(ROOT / ".cache/checkov/bin/checkov"), "--config-file=tests/kubernetes/checkov.yml", f"--file={file}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_secret_that_is_named_is_there(manifests: dict[str, list[Manifest]], variant: str) -> None:
+    all_of_them = manifests[variant]
+    wanted = {
+        volume["secret"]["secretName"]
+        for workload in workloads(all_of_them).values()
+        for volume in workload["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    }
+    for authentication in named(all_of_them, "TriggerAuthentication").values():
+        wanted |= {reference["name"] for reference in authentication["spec"]["secretTargetRef"]}
+    there = set(named(all_of_them, "Secret"))
+    if variant in {"local", "hpa"}:
+        # Made for KEDA in any case.
+        there -= {name for name in there if name.startswith("typesafe-secrets-autoscaler")}
+    assert wanted == there | ({"from-the-vault"} if variant == "changed" else set())
+
+
+def test_secrets_are_files_and_nowhere_else(tmp_path: Path) -> None:
+    values = random_secrets()
+    render(tmp_path, **values)
+    flat = [*values.pop("redis_user_passwords").values(), *values.values()]
+    for file in tmp_path.iterdir():
+        if file.name != "secrets.yml":
+            assert not any(value in file.read_text() for value in flat), file
+    for workload in workloads(read(*tmp_path.iterdir())).values():
+        for container in workload["spec"]["template"]["spec"]["containers"]:
+            assert all("valueFrom" not in variable for variable in container.get("env", []))
+            assert all("secretRef" not in source for source in container.get("envFrom", []))
+
+
+def test_an_overlays_secrets_fit_together(tmp_path: Path) -> None:
+    overlay("local", tmp_path)
+    directory = tmp_path / "deploy/overlays/local/secrets"
+    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    assert not any("PLACEHOLDER" in path.read_text() for path in files.values())
+    assert {path.stat().st_mode & 0o777 for name, path in files.items() if "/" in name} == {0o600}
+    for service, folder in (("worker", "typesafe-secrets"), ("api", "typesafe-secrets-api")):
+        url = files[f"{folder}/CELERY_BROKER_URL"].read_text()
+        match = re.fullmatch(rf"redis://{service}:([A-Za-z0-9]+)@redis-broker:6380/0", url)
+        assert match
+        rules = files["typesafe-secrets-redis-broker/redis.conf"].read_text()
+        assert f"user {service} on #{hashlib.sha256(match[1].encode()).hexdigest()} " in rules
+    key = files["typesafe-secrets-api/BACKEND_API_KEY"].read_text()
+    assert files["typesafe-secrets-autoscaler/API_KEY"].read_text() == key
+
+
+def test_who_may_talk_to_whom(manifests: dict[str, list[Manifest]]) -> None:
+    clients = ("celery-worker", "api", "flower")
+    assert connections(manifests["production"]) == {
+        (client, server, port) for client in clients for server, port in (("redis", 6379), ("redis-broker", 6380))
+    }
+
+
+def test_who_is_let_in_from_other_namespaces(manifests: dict[str, list[Manifest]]) -> None:
+    namespaces = {
+        variant: {
+            peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for policy in named(manifests[variant], "NetworkPolicy").values()
+            for rule in policy["spec"].get("ingress", [])
+            for peer in rule["from"]
+            if "namespaceSelector" in peer
+        }
+        for variant in VARIANTS
+    }
+    assert namespaces["default"] == {"ingress-nginx"}
+    assert namespaces["production"] == {"ingress-nginx", "keda"}
+    assert namespaces["changed"] == {"ingress-nginx", "keda", "monitoring"}
+
+
+def test_an_autoscaler_has_the_workers_for_itself(manifests: dict[str, list[Manifest]]) -> None:
+    for variant, kind in (("production", "ScaledObject"), ("hpa", "HorizontalPodAutoscaler"), ("default", "")):
+        scalers = {
+            name for each in ("ScaledObject", "HorizontalPodAutoscaler") for name in named(manifests[variant], each)
+        }
+        assert scalers == ({"celery-worker"} if kind else set())
+        assert ("replicas" in workloads(manifests[variant])["celery-worker"]["spec"]) == (not kind)
+        for scaler in named(manifests[variant], kind).values():
+            target = scaler["spec"]["scaleTargetRef"]
+            assert (target["kind"], target["name"]) == ("StatefulSet", "celery-worker")
+
+
+def test_keda_asks_for_what_the_api_shows(manifests: dict[str, list[Manifest]]) -> None:
+    registry = CollectorRegistry()
+    registry.register(_Queue(Snapshot(up=True, lengths={}, oldest={"celery": 1, "slow": 2, "nightly": 3})))
+    shown = {
+        f'{sample.name}{{queue="{sample.labels["queue"]}"}}'
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+        if "queue" in sample.labels
+    }
+    asked = []
+    for variant in ("production", "changed"):
+        for scaled in named(manifests[variant], "ScaledObject").values():
+            for trigger in scaled["spec"]["triggers"]:
+                assert trigger["type"] == "metrics-api"
+                # What KEDA's scaler reads (kedacore/keda, pkg/scalers/metrics_api_scaler.go); all are strings.
+                assert set(trigger["metadata"]) == {
+                    *("url", "format", "valueLocation", "targetValue", "authMode", "method", "keyParamName"),
+                }
+                assert all(isinstance(value, str) for value in trigger["metadata"].values())
+                assert trigger["authenticationRef"]["name"] in named(manifests[variant], "TriggerAuthentication")
+                asked.append(trigger["metadata"]["valueLocation"])
+    assert len(asked) == 4
+    assert set(asked) <= shown
+
+
+def test_another_application_needs_another_inventory_only(manifests: dict[str, list[Manifest]]) -> None:
+    assert "typesafe" not in yaml.safe_dump_all(
+        [each for each in manifests["changed"] if each["kind"] not in {"Secret", "Ingress"}]
+    )
+    assert set(workloads(manifests["changed"])) == {
+        *("redis", "redis-broker", "celery-worker", "celery-worker-slow", "api", "flower"),
+    }
