@@ -92,9 +92,9 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
         yield broken("unit", f"{host}: {config} is not there", name)
         return
     if state != "active":
-        log = Path(f"/var/log/redis/redis-server{suffix}.log")
+        log = say("journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}")
         # What somebody has stopped says farewell in its log; what cannot start warns ("#").
-        warnings = [line.partition(" # ")[2] for line in say("tail", "--lines=20", str(log)).splitlines()]
+        warnings = [line.partition(" # ")[2] for line in log.splitlines()]
         data = next((line for line in reversed(warnings) if DATA.search(line)), "") if state != "inactive" else ""
         last = next((line for line in reversed(warnings) if line), "no warning")
         yield broken("data" if data else "unit", f"{host}: {unit} is {state}; its log has: {data or last}", name)
