@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
     worker_heartbeat_file: Path | None = None  # touched while the worker lives, for app/probe.py
 
+    drain_file: Path | None = None  # while it is there, the API tells balancers to send requests elsewhere
     log_level: LogLevel = "info"
     api_docs: bool = True  # /docs and /openapi.json
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.

@@ -521,6 +521,18 @@ class TestHealth:
         assert lonely_api.client.get("/health").json() == {"status": "healthy"}
         assert lonely_api.client.get("/health/ready").json() == {"status": "ready"}
 
+    def test_drained_it_is_not_ready_and_goes_on_serving(self, own: Own, tmp_path: Path) -> None:
+        flag = tmp_path / "drained"
+        api = own(DRAIN_FILE=str(flag))
+        assert api.client.get("/health/ready").status_code == 200
+        flag.touch()
+        response = api.client.get("/health/ready")
+        assert_refused(response, 503, "taken out of the balancer")
+        assert api.client.get("/health").status_code == 200
+        assert api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202
+        flag.unlink()
+        assert api.client.get("/health/ready").status_code == 200
+
     def test_no_workers(self, lonely_api: Api) -> None:
         response = lonely_api.client.get("/health/celery")
         assert response.status_code == 503

@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,6 +79,17 @@ def test_what_waits_is_counted_without_a_worker(api: Api) -> None:
     assert seen.of("celery_accepted_tasks") == 3
     assert (seen.of("celery_workers_expected"), seen.of("celery_workers_alive")) == (2, 0)
     assert seen.of("http_requests_total", "/tasks/enqueue", "POST", "2xx") >= 3
+
+
+def test_a_request_that_runs_is_in_flight(api: Api) -> None:
+    port = int(api.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: api\r\nX-API-Key: {api.key}\r\nContent-Length: 12\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        wait_until(lambda: scrape(api).of("http_requests_inprogress") == 1)
+        client.sendall(b'{"data": {}}')
+        assert b" 202 " in client.recv(100)
+    wait_until(lambda: scrape(api).of("http_requests_inprogress") == 0)
 
 
 def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str], tmp_path: Path) -> None:

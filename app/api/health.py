@@ -6,8 +6,17 @@ from redis.exceptions import RedisError
 from app.agents.inspector import Answers, Inspector
 from app.api.errors import RETRY_AFTER, documented, unavailable
 from app.api.models import Health, Readiness, WorkersHealth
+from app.settings import get_settings
 
 router = APIRouter(prefix="/health", tags=["health"])
+
+# Said only when nothing else keeps requests away: playbooks/roll_out.yml waits for it.
+DRAINED = "The server is taken out of the balancer."
+
+
+def _is_drained() -> bool:
+    drain_file = get_settings().drain_file
+    return drain_file is not None and drain_file.exists()
 
 
 @router.get("")
@@ -25,6 +34,8 @@ async def ready(request: Request) -> Readiness:
         await request.app.state.broker.ping()
     except RedisError:
         raise unavailable("The broker does not answer.") from None
+    if _is_drained():
+        raise unavailable(DRAINED)
     return Readiness()
 
 

@@ -44,8 +44,8 @@ HISTOGRAMS = {
 
 
 def instrument(app: FastAPI) -> None:
-    """Count the requests of an application: ``http_requests_total`` and ``http_request_duration_seconds``."""
-    Instrumentator(excluded_handlers=["/metrics$"]).instrument(app)
+    """Count the requests of an application: those that were answered, their durations, and those that run."""
+    Instrumentator(excluded_handlers=["/metrics$"], should_instrument_requests_inprogress=True).instrument(app)
 
 
 @dataclass

@@ -69,10 +69,11 @@ def starts(release: Path, prefix: str) -> str:
 
 
 def previous(root: Path, prefix: str, live: Path) -> str:
-    """Return the newest other release that is complete and starts, nothing when there is none."""
+    """Return the release before, or an older one, that is complete and starts; nothing when there is none."""
     others = [marker.parent for marker in root.glob("releases/*/.complete") if marker.parent != live]
-    newest = sorted(others, key=lambda release: (release / ".complete").stat().st_mtime, reverse=True)
-    return next((str(release) for release in newest if not starts(release, prefix)), "")
+    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml).
+    last_live = sorted(others, key=lambda release: release.stat().st_mtime, reverse=True)
+    return next((str(release) for release in last_live if not starts(release, prefix)), "")
 
 
 def look(host: str, prefix: str, units: list[str], programs: list[str]) -> Iterator[Cause]:

@@ -135,11 +135,12 @@ def _not_connected(release: Path, options: dict[str, Any]) -> dict[str, str]:
 
 
 def releases(prefix: str) -> dict[str, Any]:
-    """Return the live release and the other complete ones, the newest first."""
+    """Return the live release and the other complete ones, the one that was live last first."""
     root = Path(f"/opt/{prefix}")
     live = (root / "backend").resolve().name
-    marks = sorted(root.glob("releases/*/.complete"), key=lambda mark: mark.stat().st_mtime, reverse=True)
-    return {"live": live, "others": [mark.parent.name for mark in marks if mark.parent.name != live]}
+    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml).
+    complete = [mark.parent for mark in root.glob("releases/*/.complete") if mark.parent.name != live]
+    return {"live": live, "others": [path.name for path in sorted(complete, key=lambda path: -path.stat().st_mtime)]}
 
 
 # What supervises the workers

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pack a release on the controller: the application, its locked requirements and their wheels.
 
-The archive's name is a digest of everything that goes into it, so the same input is never built twice and a host
-can tell a new release from the one it has. Wheels are fetched for the host's Python, not for the controller's.
+A release's name is a digest of its source, so the same input is never built twice and a host can tell a new release
+from the one it has. Wheels are fetched for the host's Python, not for the controller's; its version ends the name.
 """
 
 import argparse
@@ -25,14 +25,13 @@ def release_files(source: Path, package: str) -> list[Path]:
     return sorted(path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
-def digest(source: Path, files: list[Path], requirements: str, *further: str) -> str:
-    """Return the release's identity: twelve hexadecimal digits over names and contents."""
+def digest(source: Path, files: list[Path], requirements: str) -> str:
+    """Return what the release is called on all hosts: twelve hexadecimal digits over names and contents."""
     checksum = hashlib.sha256()
     for path in files:
         checksum.update(f"{path.relative_to(source)}\0".encode())
         checksum.update(hashlib.sha256(path.read_bytes()).digest())
-    for text in (requirements, *further):
-        checksum.update(hashlib.sha256(text.encode()).digest())
+    checksum.update(hashlib.sha256(requirements.encode()).digest())
     return checksum.hexdigest()[:12]
 
 
@@ -73,8 +72,8 @@ def build(
     files = release_files(source, package)
     if not files:
         sys.exit(f"there is no application in {source / package}: set app_release_source to the folder that holds it")
-    identity = digest(source, files, requirements, python, machine)
-    archive = output / f"{identity}.tar"
+    identity = f"{digest(source, files, requirements)}-{python}"
+    archive = output / f"{identity}-{machine}.tar"
     if archive.exists():
         return {"id": identity, "archive": str(archive), "built": False}
 

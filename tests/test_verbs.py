@@ -1,0 +1,81 @@
+"""What the day-2 playbooks refuse, in one sentence and before anything changes; this machine stands for all hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import REPOSITORY
+
+pytestmark = pytest.mark.timeout(120)
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "redis": ("r1", "r2", "r3", "r4"),
+    "sentinels": ("r1", "r2", "r3"),
+    "api": ("a1",),
+    "workers": ("w1", "w2"),
+    "flower": (),
+}
+NAMES = sorted({name for names in GROUPS.values() for name in names})
+
+
+def run(directory: Path, playbook: str, **variables: object) -> tuple[str, dict[str, Any]]:
+    """Run a playbook on hosts that are all this machine; return what it says, and its counts."""
+    hosts = {name: {"ansible_connection": "local", "ansible_become": False} for name in NAMES}
+    children: dict[str, Any] = {group: {"hosts": {name: {} for name in names}} for group, names in GROUPS.items()}
+    inventory = directory / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
+    result = subprocess.run(
+        [
+            *("ansible-playbook", f"--inventory={inventory}", f"--extra-vars={json.dumps(variables)}"),
+            str(REPOSITORY / f"playbooks/{playbook}.yml"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    messages = [
+        " ".join(str(outcome.get("msg", "")).split())
+        for play in report["plays"]
+        for task in play["tasks"]
+        for outcome in task["hosts"].values()
+        if outcome.get("failed") or (task["task"]["name"] == "Say what is done" and "msg" in outcome)
+    ]
+    return " ".join(messages), report["stats"]
+
+
+@pytest.mark.parametrize(
+    ("playbook", "variables", "words"),
+    [
+        ("deploy", {"app_name": "nowhere"}, "w1 has no release yet: run site.yml first."),
+        ("remove_worker", {}, "host is '', but it must be one of w1, w2"),
+        ("remove_worker", {"host": "a1"}, "host is 'a1', but it must be one of w1, w2"),
+        ("remove_api", {"host": "a1"}, "another one must be left to take the requests"),
+        ("remove_redis", {}, "host must name hosts of Redis"),
+        ("remove_redis", {"host": "r3"}, "an odd number of three sentinels at least"),
+        ("remove_redis", {"host": "r3,r4,r2"}, "there would be the servers r1 and the sentinels r1"),
+        ("scale_workers", {}, "concurrency is '' and pool 'default', but concurrency must be 1 at least"),
+        ("scale_workers", {"concurrency": 4, "pool": "none"}, "pool one of default with processes"),
+    ],
+)
+def test_what_cannot_go_well_is_refused(tmp_path: Path, playbook: str, variables: dict[str, Any], words: str) -> None:
+    said, counts = run(tmp_path, playbook, **variables)
+    assert words in said
+    assert [host["changed"] for host in counts.values() if host["changed"]] == []
+    assert any(host["failures"] for host in counts.values())
+
+
+@pytest.mark.parametrize(("playbook", "host"), [("remove_worker", "w2"), ("remove_redis", "r4")])
+def test_without_confirm_it_says_what_it_would_do(tmp_path: Path, playbook: str, host: str) -> None:
+    said, counts = run(tmp_path, playbook, host=host, redis_password="none")  # noqa: S106 - none is needed
+    assert said.startswith("Nothing was changed. With -e confirm=yes: ")
+    assert host in said
+    assert not any(host["changed"] or host["failures"] for host in counts.values())
