@@ -234,16 +234,9 @@ def test_the_probes_answer(cluster: Cluster, api: Api) -> None:
         assert cluster.probe(name, "livenessProbe") == 0
     assert cluster.probe("celery-worker", "livenessProbe") == 0
     assert api.get("/health").status_code == 200
-    flower = f"http://{cluster.address('flower')}:5555/flower"
-
-    def healthy() -> bool:
-        try:
-            return httpx.get(f"{flower}/healthcheck").status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    wait_until(healthy, 60, 0.3)
-    assert httpx.get(f"{flower}/").status_code == 401
+    for probe in ("livenessProbe", "readinessProbe"):
+        cluster.wait_for("flower", probe)
+    assert httpx.get(f"http://{cluster.address('flower')}:5555/flower/").status_code == 401
 
 
 def test_the_containers_have_no_rights(cluster: Cluster, api: Api) -> None:  # noqa: ARG001 - all of them run
