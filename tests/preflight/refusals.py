@@ -71,7 +71,7 @@ def refusals(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=540,
     )
     assert "{" in result.stdout, result.stderr
     report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])

@@ -7,7 +7,7 @@ import pytest
 from tests.preflight.refusals import Case, refusals
 
 # All cases are one run of Ansible, which takes its time on a busy machine.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 SECRET = "a-login-password-1"  # noqa: S105 - wrong on purpose
 CASES = {

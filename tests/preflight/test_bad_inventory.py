@@ -7,7 +7,7 @@ import pytest
 from tests.preflight.refusals import REDIS_USERS, Case, refusals
 
 # One run checks all of them.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.preflight.refusals import Case, refusals
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 AUTHORITY = {
     "redis_tls_ca": "-----BEGIN CERTIFICATE-----\nx",

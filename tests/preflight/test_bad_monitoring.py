@@ -6,7 +6,7 @@ import pytest
 
 from tests.preflight.refusals import Case, refusals
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 WEAK = "ab" * 12
 CASES = {
