@@ -4,8 +4,9 @@ SHELL := /bin/bash
 INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# make chaos runs chaos_full, make drills monitoring, make cluster deploy and cluster. chaos has the machine for itself: it measures how long things stall.
-SCENARIOS := $(filter-out chaos chaos_full cluster deploy monitoring,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+# make chaos runs chaos_full, make drills monitoring and monitoring_cluster, make cluster deploy and cluster. chaos has the machine for
+# itself: it measures how long things stall.
+SCENARIOS := $(filter-out chaos chaos_full cluster deploy monitoring monitoring_cluster,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 
 .PHONY: help
 help: ## Show this list
@@ -100,5 +101,6 @@ cluster: setup ## Many hosts: each kind dies under load, a network falls apart, 
 	molecule test --no-command-borders --scenario-name cluster
 
 .PHONY: drills
-drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md
+drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md and docs/drills-cluster.md
 	molecule test --no-command-borders --scenario-name monitoring
+	molecule test --no-command-borders --scenario-name monitoring_cluster

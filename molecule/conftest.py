@@ -304,3 +304,23 @@ def assert_seen(host: Host, names: set[str]) -> None:
         wait_for(lambda: not missing(), "all metrics", 60)
     finally:
         print("missing:", missing())  # noqa: T201 - what the failure is about
+
+
+def runbook_pages(*, replication: bool) -> list[Path]:
+    """Return the pages of the alerts that need replicated Redis, or of all others."""
+    rules = (PROJECT / "roles/monitoring/templates/alerts.yml.j2").read_text()
+    group = re.search(r"- name: replication\n(.*?)\n  - name: ", rules, re.DOTALL)
+    assert group
+    alerts = re.findall(r"- alert: (\w+)", group[1] if replication else rules.replace(group[1], ""))
+    return [PROJECT / f"docs/runbooks/{alert}.md" for alert in sorted(alerts)]
+
+
+def look_as_told(page: Path, host: str) -> None:
+    """Run the commands of a page's section Look on a host."""
+    commands = re.findall(
+        r"```bash\n(.*?)```", page.read_text().partition("## Look")[2].partition("## Mend")[0], re.DOTALL
+    )
+    run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host, "bash", "-e"]
+    seen = subprocess.run(run, input="".join(commands), capture_output=True, text=True, check=False, timeout=60)
+    assert commands
+    assert seen.returncode == 0, seen.stdout + seen.stderr

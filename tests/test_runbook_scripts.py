@@ -114,6 +114,42 @@ def test_a_secret_that_is_no_url_is_supplied_again(content: str, tmp_path: Path)
     assert {cause.cause for cause in connection.service("h", "worker", tmp_path)} == {"auth"}
 
 
+def test_the_primary_is_asked_of_the_sentinels(answering: tuple[int, list[bytes]], tmp_path: Path) -> None:
+    port, given = answering
+    given += [b"+OK\r\n", b"*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6380\r\n"]
+    secrets = tmp_path / "secrets/worker"
+    secrets.mkdir(parents=True)
+    (tmp_path / "backend.env").write_text("BROKER_PRIMARY='broker'\nRESULTS_PRIMARY='main'\n")
+    (secrets / "SENTINEL_PASSWORD").write_text("password\n")
+    # The first one is away.
+    urls = [f"sentinel://worker:x@127.0.0.1:{number}/0" for number in (1, port)]
+    (secrets / "CELERY_BROKER_URL").write_text(";".join(urls))
+    assert connection.primary(secrets, "CELERY_BROKER_URL") == "redis://worker:x@10.0.0.2:6380/0"
+
+
+def test_sentinels_that_are_all_away_are_the_cause(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets/worker"
+    secrets.mkdir(parents=True)
+    (tmp_path / "backend.env").write_text("BROKER_PRIMARY='broker'\nRESULTS_PRIMARY='main'\n")
+    for file in connection.URLS:
+        (secrets / file).write_text("sentinel://worker:x@127.0.0.1:1/0")
+    assert [cause.cause for cause in connection.service("h", "worker", secrets)] == ["sentinels"]
+
+
+def test_what_keeps_a_redis_from_starting_is_read_in_its_journal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "etc/redis").mkdir(parents=True)
+    (tmp_path / "etc/redis/redis-broker.conf").write_text("")
+    line = "Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup of your AOF file"
+    said = {"systemctl": "failed", "journalctl": f"9:M 27 Nov 2026 07:00:00.000 # {line}\nMain process exited\n"}
+    monkeypatch.setattr(connection, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(connection, "say", lambda *command, **_: said.get(command[0], ""))
+    (cause,) = connection.instance("h", "broker", "6380")
+    assert cause.cause == "data"
+    assert line in cause.what
+
+
 def test_an_authority_that_is_missing_is_supplied_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"rediss://worker:x@127.0.0.1:{server.getsockname()[1]}/0?ssl_ca_certs=/nowhere/ca.crt"

@@ -43,9 +43,17 @@ def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
 
 
 def test_each_alert_has_a_unit_test_in_which_it_fires() -> None:
-    cases = yaml.safe_load((REPOSITORY / "molecule/monitoring/tests/alerts_test.yml").read_text())["tests"]
-    rules = [rule for case in cases for rule in case["alert_rule_test"]]
+    files = map(Path.read_text, (REPOSITORY / "molecule").glob("*/tests/alerts_test.yml"))
+    rules = [rule for file in files for case in yaml.safe_load(file)["tests"] for rule in case["alert_rule_test"]]
     assert {rule["alertname"] for rule in rules if rule["exp_alerts"]} == set(alerts())
+
+
+def test_every_alert_has_a_drill_or_a_reason() -> None:
+    scenarios = [yaml.safe_load(file.read_text()) for file in (REPOSITORY / "molecule").glob("*/tests/drills.yml")]
+    drilled = {alert for cases in scenarios for drill in cases["drills"] for alert in drill.get("alerts", [])}
+    without = {alert for cases in scenarios for alert in cases["without"]}
+    assert drilled | without == set(alerts())
+    assert not drilled & without
 
 
 def test_each_page_says_all_that_is_needed() -> None:

@@ -58,7 +58,7 @@ SECRETS = {*URLS, "TASK_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
 # Of quoted logs.
 LONGEST_QUOTE = 200
 # Where each unit stands, by the page that helps when it is away.
-LAYERS = {"": NETWORK, "RedisDown": REDIS, "ApiDown": UNITS, "NoWorkers": WORKERS}
+LAYERS = {"": NETWORK, "RedisDown": REDIS, "SentinelsMissing": REDIS, "ApiDown": UNITS, "NoWorkers": WORKERS}
 REASON = re.compile(
     r"Failed with result|Main process exited|Failed at step|Failed to (?!kill)|[Ee]rror|ERROR|CRITICAL|FATAL|Can't"
     r"|refuse|already in use|denied|No such file|Killed|[Bb]ad directive|Invalid|Bad file format|Unexpected end of file"
@@ -382,7 +382,8 @@ def instance(name: str, config: Path, connection: Connection) -> Iterator[Findin
     info = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
     if info.get("loading") == "1":
         yield Finding(CRITICAL, f"Redis {name} is loading its data", "RedisDown", REDIS)
-    if info.get("role") == "slave":
+    # How replicas stand to their primary is told by replication.py.
+    if info.get("role") == "slave" and "\nmasteruser " not in text(config):
         master = f"{info.get('master_host')}:{info.get('master_port')}"
         what = f"Redis {name} was made a replica of {master} and refuses to write: REPLICAOF NO ONE"
         yield Finding(CRITICAL, what, "RedisDown", REDIS)
@@ -448,8 +449,14 @@ def settings(name: str, config: Path, connection: Connection) -> Iterator[Findin
     said: dict[str, list[str]] = {}
     for line in text(config).splitlines():
         key, _, value = line.partition(" ")
-        if re.fullmatch(r"[a-z][a-z-]+", key) and key not in ("user", "requirepass", "logfile", "pidfile"):
-            said.setdefault(key, []).append(value.strip().strip('"'))
+        if re.fullmatch(r"[a-z][a-z-]+", key) and key not in (
+            "user",
+            "requirepass",
+            "masterauth",
+            "logfile",
+            "pidfile",
+        ):
+            said.setdefault(key, []).append(in_bytes(value.strip().strip('"')))
     for key, values in {**{key: [value] for key, value in DEFAULTS.items()}, **said}.items():
         answer = connection.ask("CONFIG", "GET", key)
         live = answer[1] if isinstance(answer, list) and len(answer) > 1 else " ".join(values)
@@ -457,6 +464,12 @@ def settings(name: str, config: Path, connection: Connection) -> Iterator[Findin
             meant = f"{config} says" if key in said else "its default is"
             what = f"the running Redis {name} has {key} {live or 'empty'}, {meant} {' '.join(values) or 'empty'}"
             yield Finding(WARNING, what, "drift", REDIS, suspect=True)
+
+
+def in_bytes(value: str) -> str:
+    """Return a size as CONFIG GET tells it, anything else as it is."""
+    size = re.fullmatch(r"(\d+)mb", value)
+    return str(int(size[1]) << 20) if size else value
 
 
 def rights(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
@@ -536,7 +549,7 @@ def data_directory(name: str, config: str) -> Iterator[Finding]:
 
 def certificates() -> Iterator[Finding]:
     """Look how long Redis' certificate is valid."""
-    for file in Path("/etc/redis/tls").glob("*.pem"):
+    for file in [*Path("/etc/redis/tls").glob("*.pem"), *Path("/etc/redis/sentinel-tls").glob("*.pem")]:
         for seconds, severity in ((0, CRITICAL), (CERTIFICATE_CRITICAL, CRITICAL), (CERTIFICATE_WARNING, WARNING)):
             if not say("openssl", "x509", "-in", str(file), "-noout", "-checkend", str(seconds))[0]:
                 ends = f"ends within {seconds // (24 * 3600)} days" if seconds else "has ended, or cannot be read"
@@ -555,6 +568,11 @@ def clients(app: str, services: list[str], host: str, ports: list[int]) -> Itera
     for service in services:
         for file in sorted(Path(f"/etc/{app}/secrets/{service}").glob("*")):
             value = text(file).strip()
+            if value.startswith("sentinel://"):
+                try:
+                    value = through_sentinels(app, file)
+                except ConnectionError as error:
+                    told.setdefault((str(error), "BrokerUnreachable", REACH, CRITICAL), set()).add(f"{service}/")
             if re.match(r"rediss?://", value):
                 endpoints.setdefault((value, service), set()).add(file.name)
     with ThreadPoolExecutor(16) as pool:
@@ -566,6 +584,29 @@ def clients(app: str, services: list[str], host: str, ports: list[int]) -> Itera
     for (what, runbook, layer, severity), names in told.items():
         whose = sorted({name.partition("/")[0] for name in names})
         yield Finding(severity, f"{what} (for {', '.join(whose)})", runbook, layer)
+
+
+def through_sentinels(app: str, secret: Path) -> str:
+    """Return the URL of the server that the sentinels of a secret name as the primary.
+
+    Raises:
+        ConnectionError: none of them names one.
+    """
+    broker = secret.name == "CELERY_BROKER_URL"
+    names = dict(re.findall(r"^(\w+)_PRIMARY='(.*)'", text(f"/etc/{app}/backend.env"), re.MULTILINE))
+    password = text(secret.parent / "SENTINEL_PASSWORD").strip()
+    asked = []
+    for url in map(urlsplit, text(secret).strip().split(";")):
+        authority = parse_qs(url.query).get("ssl_ca_certs", [""])[0]
+        scheme, options = ("rediss", f"?ssl_ca_certs={authority}") if authority else ("redis", "")
+        asked.append(f"{url.hostname}:{url.port}")
+        with contextlib.suppress(OSError, RefusedError), opened(url._replace(scheme=scheme)) as stream:
+            connection = Connection(stream)
+            connection.ask("AUTH", password)
+            found = connection.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", names["BROKER" if broker else "RESULTS"])
+            if isinstance(found, list):
+                return f"{scheme}://{url.netloc.rpartition('@')[0]}@{found[0]}:{found[1]}{url.path}{options}"
+    raise ConnectionError(f"none of the sentinels {', '.join(asked)} names a primary to this host")
 
 
 def reach(secret: str, service: str, host: str, ports: list[int]) -> list[Finding]:
@@ -978,7 +1019,6 @@ def commands(app: str, host: str) -> Iterator[tuple[str, list[str]]]:
 
 def questions(app: str, method: str, **arguments: object) -> dict[str, object]:
     """Ask all workers something, as the operator does; return the answers that come within a second, by worker."""
-    url = urlsplit(text(f"/etc/{app}/secrets/operator/CELERY_BROKER_URL").strip())
     mailbox = f"doctor-{os.getpid()}-{method}-{time.monotonic_ns()}.reply.celery.pidbox"
     headers = {"clock": 0, "expires": time.time() + 1}
     question = {
@@ -1006,8 +1046,11 @@ def questions(app: str, method: str, **arguments: object) -> dict[str, object]:
     }
     answers: dict[str, object] = {}
     # What is wrong with the way there is told by clients().
-    with contextlib.suppress(OSError, RefusedError, ValueError, KeyError, TypeError), opened(url) as stream:
-        connection = Connection(stream)
+    with contextlib.suppress(OSError, RefusedError, ValueError, KeyError, TypeError), contextlib.ExitStack() as stack:
+        secret = Path(f"/etc/{app}/secrets/operator/CELERY_BROKER_URL")
+        sentinels = text(secret).startswith("sentinel://")
+        url = urlsplit(through_sentinels(app, secret) if sentinels else text(secret).strip())
+        connection = Connection(stack.enter_context(opened(url)))
         connection.ask("AUTH", unquote(url.username or ""), unquote(url.password or ""))
         connection.ask("SELECT", url.path[1:] or "0")
         listening = connection.ask("PUBLISH", f"/{url.path[1:] or '0'}.celery.pidbox", json.dumps(message))

@@ -16,6 +16,10 @@ PATIENCE = 10  # seconds for each command
 LINES = 300  # of each log
 # Shorter values may be ordinary words.
 SHORTEST_SECRET = 8
+# In the configuration of a server or a sentinel.
+REDIS_PASSWORD = re.compile(
+    r"^(?:requirepass|masterauth|sentinel sentinel-pass|sentinel auth-pass \S+) (\S+)", re.MULTILINE
+)
 URL_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s/@]+@")
 
 
@@ -40,10 +44,7 @@ def say(*command: str, password: str = "") -> str:
 def secrets(prefix: str) -> list[str]:
     """Return all values that must not be shown, the longest first."""
     texts = [file.read_text(errors="replace") for file in Path(f"/etc/{prefix}/secrets").rglob("*") if file.is_file()]
-    texts += [
-        " ".join(re.findall(r"^(?:requirepass|masterauth) (\S+)", file.read_text(), re.MULTILINE))
-        for file in Path("/etc/redis").glob("redis*.conf")
-    ]
+    texts += [" ".join(REDIS_PASSWORD.findall(file.read_text())) for file in Path("/etc/redis").glob("*.conf")]
     for directory in ("/etc/prometheus/secrets", "/etc/prometheus-redis-exporter"):
         texts += [file.read_text(errors="replace") for file in Path(directory).glob("*") if file.suffix != ".crt"]
     words = {word for text in texts for word in re.split(r'[\s,"{}]+|(?<=:)|[:/@]', text)}
@@ -90,7 +91,8 @@ def main() -> None:
     parser.add_argument("--prefix", default="typesafe", help="the installation's name")
     prefix = parser.parse_args().prefix
     units = f"{prefix}-*"
-    logs = [units, "redis-server*", "supervisor", "prometheus*", "platform-firewall"]
+    logs = [units, "redis-server*", "redis-sentinel", "haproxy", "keepalived", "supervisor", "prometheus*"]
+    logs += ["platform-firewall"]
     processes = say("ps", "-eo", "pid,user,rss,etimes,stat,args", "--sort=-rss")
     sections = {
         "time and load": say("uptime"),

@@ -24,6 +24,7 @@ URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 # What others follow from has the lower rank.
 RANKS = (
     "data",
+    "sentinels",
     "unit",
     "hung",
     "loading",
@@ -91,9 +92,9 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
         yield broken("unit", f"{host}: {config} is not there", name)
         return
     if state != "active":
-        log = Path(f"/var/log/redis/redis-server{suffix}.log")
+        log = say("journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}")
         # What somebody has stopped says farewell in its log; what cannot start warns ("#").
-        warnings = [line.partition(" # ")[2] for line in say("tail", "--lines=20", str(log)).splitlines()]
+        warnings = [line.partition(" # ")[2] for line in log.splitlines()]
         data = next((line for line in reversed(warnings) if DATA.search(line)), "") if state != "inactive" else ""
         last = next((line for line in reversed(warnings) if line), "no warning")
         yield broken("data" if data else "unit", f"{host}: {unit} is {state}; its log has: {data or last}", name)
@@ -137,14 +138,45 @@ def service(host: str, name: str, secrets: Path) -> Iterator[Cause]:
     """Go all hops from a service to its Redis; the first that is broken ends the way."""
     seen = set()
     for file in URLS:
-        url = urlsplit((secrets / file).read_text().strip()) if (secrets / file).exists() else None
-        if url is None or not where(url):
+        secret = (secrets / file).read_text().strip() if (secrets / file).exists() else ""
+        if secret.startswith("sentinel://") and not (secret := primary(secrets, file)):
+            what = f"{host}: {name} -> sentinels: none of those in its {file} names a primary"
+            yield broken("sentinels", what, name)
+            return
+        url = urlsplit(secret)
+        if not where(url):
             yield broken("auth", f"{host}: {name} has no {file}, or one that names no port of Redis", name)
         elif url.port not in seen:
             seen.add(url.port)
             cause, what = hops(url)
             if cause:
                 yield broken(cause, f"{host}: {name} -> {url.hostname}:{url.port}: {what}", name)
+
+
+def primary(secrets: Path, file: str) -> str:
+    """Return the URL of the server that the sentinels of a secret name as the primary; nothing when none does."""
+    settings = (secrets.parents[1] / "backend.env").read_text()
+    part = "BROKER" if file == "CELERY_BROKER_URL" else "RESULTS"
+    name = dict(re.findall(r"^(\w+)_PRIMARY='(.*)'", settings, re.MULTILINE))[part]
+    for url in map(urlsplit, (secrets / file).read_text().strip().split(";")):
+        scheme, options = ("rediss", f"?{url.query}") if url.query else ("redis", "")
+        try:
+            with socket.create_connection((url.hostname or "", url.port or 0), timeout=PATIENCE) as connection:
+                speaking = encrypted(connection, url) if url.query else connection
+                call(speaking, "AUTH", (secrets / "SENTINEL_PASSWORD").read_text().strip())
+                answer = words(speaking, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+        except OSError:
+            continue
+        if len(answer) == 2:
+            login = url.netloc.rpartition("@")[0]
+            return f"{scheme}://{login}@{answer[0]}:{answer[1]}{url.path}{options}"
+    return ""
+
+
+def encrypted(connection: socket.socket, url: SplitResult) -> socket.socket:
+    """Return the connection with TLS, the server verified as its URL says."""
+    context = ssl.create_default_context(cafile=parse_qs(url.query)["ssl_ca_certs"][0])
+    return context.wrap_socket(connection, server_hostname=url.hostname)
 
 
 def where(url: SplitResult) -> bool:
@@ -176,8 +208,7 @@ def talk(connection: socket.socket, url: SplitResult) -> tuple[str, str]:
     """Return what is broken above TCP, as ``hops`` does."""
     try:
         if url.scheme == "rediss":
-            context = ssl.create_default_context(cafile=parse_qs(url.query)["ssl_ca_certs"][0])
-            connection = context.wrap_socket(connection, server_hostname=url.hostname)
+            connection = encrypted(connection, url)
         login = call(connection, "AUTH", url.username or "default", unquote(url.password or ""))
         answer = call(connection, "PING") if login == "+OK" else login
     except (ssl.SSLError, FileNotFoundError) as error:  # the authority's certificate is not there
@@ -192,11 +223,21 @@ def talk(connection: socket.socket, url: SplitResult) -> tuple[str, str]:
     return next(known, "ping"), answer.lstrip("-") or "it ends the connection"
 
 
-def call(connection: socket.socket, *words: str) -> str:
+def call(connection: socket.socket, *command: str) -> str:
     """Send a command and return the first line of its answer."""
-    parts = [word.encode() for word in words]
+    return lines(connection, *command)[0]
+
+
+def words(connection: socket.socket, *command: str) -> list[str]:
+    """Send a command and return the words of its answer, a short list of them."""
+    return lines(connection, *command)[2::2]
+
+
+def lines(connection: socket.socket, *command: str) -> list[str]:
+    """Send a command and return its answer, which comes in one piece."""
+    parts = [word.encode() for word in command]
     connection.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
-    return connection.recv(4096).decode(errors="replace").partition("\r\n")[0]
+    return connection.recv(4096).decode(errors="replace").removesuffix("\r\n").split("\r\n")
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ def look(host: str, redis: Redis) -> Iterator[Cause]:
         yield Cause("evicted", what, name, 1)
     if name == "broker" and limit and used > HIGH * limit:
         yield Cause("high", f"{host}: the broker is filled to {used / limit:.0%} ({state})", name, 2)
-    if endless:
+    if endless and info.get("role") != "slave":
         yield Cause("endless", f"{host}: {endless} results of Redis {name} never expire", name, 3)
     resident = int(info["used_memory_rss"])
     if resident > FRAGMENTED * used and resident > FRAGMENTED_FROM:
@@ -180,7 +180,8 @@ def mend(redis: Redis, maxmemory: int, expires: str) -> Iterator[str]:
         # What has been lost is in the evidence; from here on a new one shall be seen.
         redis.call("CONFIG", "RESETSTAT")
         yield f"Redis {name}: its statistics begin anew"
-    for database in redis.databases():
+    # A replica has what its primary has, and takes no writes.
+    for database in redis.databases() if info.get("role") != "slave" else ():
         for keys in redis.keys(database, "MATCH", f"{RESULT}*"):
             if endless := without_end(redis, database, keys):
                 redis.call("-n", database, lines=words(f"EXPIRE {quoted(key)} {expires}" for key in endless))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,9 @@ from conftest import (
     ask,
     assert_seen,
     firing,
+    look_as_told,
     metrics,
+    runbook_pages,
     security_exposure,
     wait_for,
 )
@@ -130,13 +131,9 @@ def test_an_alert_comes_to_the_status_page_and_leaves_it(main: Host) -> None:
     wait_for(lambda: "<b>DeadLetters</b>" not in status_page(main), "the end of the alert on the status page", 300)
 
 
-@pytest.mark.parametrize("page", sorted((PROJECT / "docs/runbooks").glob("[A-Z]*[a-z].md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", runbook_pages(replication=False), ids=lambda page: page.stem)
 def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
-    look = page.read_text().partition("## Look")[2].partition("## Mend")[0]
-    (commands,) = re.findall(r"```bash\n(.*?)```", look, re.DOTALL)
-    run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", "monitoring-main", "bash", "-e"]
-    seen = subprocess.run(run, input=commands, capture_output=True, text=True, check=False, timeout=60)
-    assert seen.returncode == 0, seen.stdout + seen.stderr
+    look_as_told(page, "monitoring-main")
 
 
 def test_the_units_are_sandboxed_and_tell_no_secret(main: Host, secret: Callable[[str], str]) -> None:

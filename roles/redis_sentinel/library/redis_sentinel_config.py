@@ -79,10 +79,10 @@ def wanted(
 
 def differs(now: list[list[str]], target: list[list[str]]) -> bool:
     """Tell whether something of the target is not there, or a primary is watched that should not be."""
-    there = {tuple(word.lower() if place < 1 else word for place, word in enumerate(words)) for words in now}
+    there = {_comparable(words) for words in now}
     names = {words[2] for words in target if words[:2] == ["sentinel", "monitor"]}
     strange = {words[2] for words in now if words[:2] == ["sentinel", "monitor"]} - names
-    return bool(strange) or any(tuple(words) not in there for words in target)
+    return bool(strange) or any(_comparable(words) not in there for words in target)
 
 
 def save(file: Path, target: list[list[str]]) -> None:
@@ -114,6 +114,12 @@ def main() -> None:
         save(file, target)
         os.chown(file, pwd.getpwnam("redis").pw_uid, grp.getgrnam("redis").gr_gid)
     module.exit_json(changed=changed and given["write"], stop_required=changed and not given["write"])
+
+
+def _comparable(words: list[str]) -> tuple[str, ...]:
+    name, *rest = words
+    # Sentinel writes a user's rules in an order of its own.
+    return name.lower(), *(sorted(rest) if name.lower() == "user" else rest)
 
 
 def _quoted(word: str) -> str:

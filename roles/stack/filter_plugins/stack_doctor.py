@@ -21,10 +21,12 @@ def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         hosts: the variables of each host, with ``doctor_examined``, what examining it has returned, and perhaps
-            ``doctor_compared``, how its files differ from those that were installed.
+            ``doctor_compared``, how its files differ from those that were installed, and ``doctor_replication``, how
+            its Redis stands to the others, and ``doctor_balancer``, what its balancer sees.
     """
     findings = [finding for host in hosts for finding in _of(host)]
-    findings += _differences([finding for finding in findings if finding["severity"] == FACTS])
+    facts = [finding for finding in findings if finding["severity"] == FACTS]
+    findings += _differences(facts) + _one_of(facts)
     findings = [finding for finding in findings if finding["severity"] != FACTS]
     critical = [finding for finding in findings if finding["severity"] == CRITICAL]
     if not critical:
@@ -55,18 +57,21 @@ def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
     if examined.get("unreachable"):
         return [{**silent, "what": f"Ansible does not reach it{reason}"}]
     found = []
-    for answer in (examined, host.get("doctor_compared", {})):
+    for answer in (examined, *(host.get(f"doctor_{part}", {}) for part in ("compared", "replication", "balancer"))):
         try:
             found += [{"host": name, **finding} for finding in json.loads(answer.get("stdout") or "[]")]
         except ValueError:
             found.append({**silent, "what": f"Ansible cannot look into it{reason}"})
-    compared = host.get("doctor_compared", {})
-    if compared.get("rc", 0) != 0:
-        why = " ".join(str(compared.get("stderr", "")).split())[-LONGEST_REASON:]
-        what = f"its files cannot be compared with what was installed: {why}"
-        found.append(
-            {"host": name, "severity": WARNING, "what": what, "runbook": "drift", "layer": FILES, "suspect": False}
-        )
+    for answer, failed in (
+        (host.get("doctor_compared", {}), "its files cannot be compared with what was installed"),
+        (host.get("doctor_replication", {}), "how its Redis stands to the others cannot be seen"),
+        (host.get("doctor_balancer", {}), "what its balancer sees cannot be read"),
+    ):
+        if answer.get("rc", 0) != 0:
+            why = " ".join(str(answer.get("stderr", "")).split())[-LONGEST_REASON:]
+            found.append(
+                {**silent, "severity": WARNING, "what": f"{failed}: {why}", "runbook": "drift", "layer": FILES}
+            )
     return found if examined.get("stdout") else [{**silent, "what": f"Ansible cannot look into it{reason}"}]
 
 
@@ -91,6 +96,19 @@ def _differences(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for host, value in values.items()
                 if value != usual
             ]
+    return found
+
+
+def _one_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what exactly one host must have, and none or several have."""
+    found = []
+    for name in sorted({name for finding in told for name in finding.get("one_of", {})}):
+        asked = [finding for finding in told if name in finding.get("one_of", {})]
+        having = [finding["host"] for finding in asked if finding["one_of"][name]]
+        if len(having) != 1:
+            what = f"{' and '.join(having)} have {name}" if having else f"nobody has {name}"
+            told_of = {"host": (having or [asked[0]["host"]])[0], "severity": CRITICAL, "what": what}
+            found.append({**told_of, "runbook": "FloatingAddress", "layer": HIGHEST_LAYER, "suspect": False})
     return found
 
 

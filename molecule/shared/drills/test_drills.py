@@ -1,11 +1,11 @@
 """Fire drills: a fault, its alert in the real Alertmanager, its runbook as a person would run it, and calm again.
 
-Faults whose alerts take minutes are brought before the others and met after them. The run writes docs/drills.md.
+Faults whose alerts take minutes are brought before the others and met after them. What is drilled on a scenario's hosts
+is in its tests/drills.yml. The run writes a page in docs.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,18 +17,20 @@ from urllib.parse import quote
 import pytest
 import yaml
 from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, ask, firing, wait_for
+from shared.drills.hosts import PLATFORMS, bash, present_hosts
 from testinfra.host import Host
 
 pytestmark = pytest.mark.timeout(2400)
-on_main = pytest.mark.hosts("monitoring-main")
+CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())
+on_main = pytest.mark.hosts(str(CASES["main"]))
 
 # Seconds. An alert over the last 15 minutes ends 15 minutes after its cause.
 LONGEST_ALERT, LONGEST_END = 1500, 1200
 INTERVAL = 5  # monitoring_scrape_interval in molecule.yml
-PAGE = PROJECT / "docs/drills.md"
-HEAD = """# Fire drills
+PAGE = PROJECT / CASES["page"]
+HEAD = """# {title}
 
-Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} Three hosts on one machine with two
+Written by `make drills` on {date} UTC, commit {commit}; do not edit. {verdict} {hosts} hosts on one machine with two
 cores; Prometheus asks every 5 s instead of every 15 s. Each row brings a fault, waits for its alert in Alertmanager,
 runs the runbook's playbook once to look (it must change nothing) and once with `-e confirm=yes`, and waits for the
 alert's end.
@@ -46,13 +48,14 @@ Commands = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Drill:
-    """One row of docs/drills.md."""
+    """One row of the page."""
 
     fault: str
     runbook: str  # below playbooks/
     alerts: list[str] = field(default_factory=list)  # none: a procedure that no alert asks for
     inject: Commands = field(default_factory=list)
     variables: str = ""  # that the person gives it; {} is the last line that inject has printed
+    limit: str = ""  # the host that it runs on alone
     look: str = "Nothing was changed"  # what the run without confirm=yes must say; empty: it has no such run
     outside: Commands = field(default_factory=list)  # what others mend meanwhile: a provider, a network
     well: Commands = field(default_factory=list)  # succeeds when the fault is gone, beside what the runbook verifies
@@ -65,6 +68,7 @@ class Row:
     """What a drill has measured, in seconds (the first two since 1970); None is what did not happen."""
 
     began: float
+    hosts: dict[str, str]
     mended: float | None = None
     printed: str = ""
     to_alert: dict[str, float] = field(default_factory=dict)
@@ -72,34 +76,27 @@ class Row:
     to_end: float | None = None
 
 
-CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())
 DRILLS, WITHOUT = [Drill(**case) for case in CASES["drills"]], CASES["without"]
-LIBRARY = (SCENARIO / "tests/drill.sh").read_text()
 INVENTORY = VaultInventory(EPHEMERAL / "drills")
 rows: dict[str, Row] = {}
 by_fault = pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: drill.fault.replace(" ", "_"))
 
 
-def shell(commands: Commands) -> str:
+def shell(commands: Commands, hosts: dict[str, str]) -> str:
     """Run commands as root on their hosts, one after the other; return what the last one has printed."""
     printed = ""
     for name, command in (pair for step in commands for pair in step.items()):
-        run = subprocess.run(
-            [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "bash", "-e"],
-            input=f"{LIBRARY}\n{command}",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        run = bash(hosts[name], command)
         printed = run.stdout.strip()
-        assert run.returncode == 0, f"{name}: {command}\n{run.stdout}{run.stderr}"
+        assert run.returncode == 0, f"{hosts[name]}: {command}\n{run.stdout}{run.stderr}"
     return printed
 
 
 def playbook(drill: Drill, printed: str, *options: str) -> str:
     """Run the drill's runbook as a person does; return what it says."""
     command = [str(PROJECT / "playbooks" / drill.runbook), f"--extra-vars=evidence_directory={EPHEMERAL / 'evidence'}"]
+    if drill.limit:
+        command.append(f"--limit={drill.limit}")
     if drill.variables:
         command.append(f"--extra-vars={drill.variables.format(printed)}")
     run = INVENTORY.playbook(*command, *options)
@@ -109,19 +106,12 @@ def playbook(drill: Drill, printed: str, *options: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def page() -> Iterator[None]:
-    """Write docs/drills.md when all drills were tried."""
+    """Write it when all drills were tried."""
     INVENTORY.create()
     yield
     INVENTORY.give_back()
     if len(rows) == len(DRILLS):
         PAGE.write_text(_page())
-
-
-def test_every_alert_has_a_drill_or_a_reason() -> None:
-    alerts = re.findall(r"- alert: (\w+)", (PROJECT / "roles/monitoring/templates/alerts.yml.j2").read_text())
-    drilled = {alert for drill in DRILLS for alert in drill.alerts}
-    assert drilled | WITHOUT.keys() == set(alerts)
-    assert not drilled & WITHOUT.keys()
 
 
 def fires(host: Host, alert: str) -> bool:
@@ -158,8 +148,8 @@ def calm(host: Host, drill: Drill) -> bool:
 def begin(drill: Drill, host: Host) -> None:
     """Bring the fault, when the alerts of an earlier one are over."""
     wait_for(lambda: calm(host, drill), f"the end of {drill.alerts} before the fault", LONGEST_END)
-    rows[drill.fault] = row = Row(time.time())
-    row.printed = shell(drill.inject).rpartition("\n")[2]
+    rows[drill.fault] = row = Row(time.time(), present_hosts())
+    row.printed = shell(drill.inject, row.hosts).rpartition("\n")[2]
 
 
 @on_main
@@ -182,14 +172,14 @@ def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
         if drill.look:
             said = playbook(drill, row.printed)
             assert drill.look in said, said[-3000:]
-        shell(drill.outside)
+        shell(drill.outside, row.hosts)
         began = time.time()
         playbook(drill, row.printed, "--extra-vars=confirm=yes")
-        shell(drill.well)
+        shell(drill.well, row.hosts)
         row.mended = time.time()
         row.to_repair = row.mended - began
     finally:
-        shell(drill.clean)
+        shell(drill.clean, rows[drill.fault].hosts)
 
 
 @on_main
@@ -205,7 +195,8 @@ def _page() -> str:
     commit = subprocess.check_output(["git", "-C", PROJECT, "describe", "--always", "--dirty"], text=True).strip()
     failed = sum(row.to_end is None for row in rows.values())
     verdict = f"{failed} of {len(rows)} drills failed." if failed else f"All {len(rows)} drills succeeded."
-    lines = [HEAD.format(date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), commit=commit, verdict=verdict)]
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    lines = [HEAD.format(title=CASES["title"], hosts=len(PLATFORMS), date=date, commit=commit, verdict=verdict)]
     lines.append("| Fault | Time to alert | Runbook | Time to repair | Alert over after |\n|---|---|---|---|---|\n")
     for drill in DRILLS:
         row = rows[drill.fault]
@@ -213,10 +204,11 @@ def _page() -> str:
             f"[{alert}](runbooks/{alert}.md) {_shown(row.to_alert.get(alert))}" for alert in drill.alerts
         )
         variables = drill.variables.format("ID")
-        run = f"`playbooks/{drill.runbook}`" + (f" `-e '{variables}'`" if variables else "")
+        run = f"`{drill.runbook.removeprefix('../') if drill.limit else 'playbooks/' + drill.runbook}`"
+        run += (f" `-e '{variables}'`" if variables else "") + (f" `--limit {drill.limit}`" if drill.limit else "")
         end = _shown(row.to_end) if drill.alerts else ""
         lines.append(f"| {drill.fault} | {alerts or 'none'} | {run} | {_shown(row.to_repair)} | {end} |\n")
-    lines.append("\n## Alerts without a drill\n\n")
+    lines += ["\n## Alerts without a drill\n\n"] if WITHOUT else []
     lines += [f"- [{alert}](runbooks/{alert}.md): {reason.strip()}\n" for alert, reason in sorted(WITHOUT.items())]
     return "".join(lines)
 

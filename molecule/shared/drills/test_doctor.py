@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import pytest
 import yaml
 from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
+from shared.drills.hosts import bash, present_hosts
 
 pytestmark = pytest.mark.timeout(300)
-
-LIBRARY = (SCENARIO / "tests/drill.sh").read_text()
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of faults.yml."""
+    """A fault of a scenario's tests/faults.yml."""
 
     host: str
     inject: str
@@ -48,8 +47,8 @@ def wrong() -> list[str]:
 
 def shell(host: str, commands: str) -> None:
     """Run commands as root."""
-    run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host, "bash", "-e"]
-    subprocess.run(run, input=f"{LIBRARY}\n{commands}", text=True, check=True, capture_output=True, timeout=120)
+    run = bash(host, commands)
+    assert run.returncode == 0, f"{host}: {commands}\n{run.stdout}{run.stderr}"
 
 
 def test_it_finds_nothing_in_calm() -> None:
@@ -62,11 +61,12 @@ def test_it_finds_nothing_in_calm() -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_it_names_the_cause_first(name: str) -> None:
     fault = FAULTS[name]
+    host = present_hosts()[fault.host]
     try:
-        shell(fault.host, fault.inject)
+        shell(host, fault.inject)
         sentences = wrong()
     finally:
-        shell(fault.host, fault.heal)
+        shell(host, fault.heal)
     assert fault.says in sentences[0], sentences
-    assert f" {fault.host}: " in sentences[0], sentences
+    assert f" {host}: " in sentences[0], sentences
     wait_for(lambda: not [sentence for sentence in wrong() if "CRITICAL" in sentence], "all is well again", 90)

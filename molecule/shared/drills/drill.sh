@@ -101,3 +101,33 @@ restart_broker() {
   systemctl reset-failed redis-server@broker || true
   systemctl restart redis-server@broker
 }
+
+# What this host's sentinel answers.
+sentinel() {
+  REDISCLI_AUTH=$(sed -n 's/^sentinel sentinel-pass //p' /etc/redis/sentinel.conf) \
+    redis-cli -s /run/sentinel/redis-sentinel.sock --raw sentinel "$@"
+}
+
+# Whether this host has the broker's primary, as the sentinels see it, or a replica that follows it.
+is_primary() {
+  [ -e /etc/redis/sentinel.conf ] && [ "$(sentinel get-master-addr-by-name broker | head -1)" = "$(own_address)" ]
+}
+
+is_replica() {
+  [ -e /etc/redis/sentinel.conf ] && ! is_primary && redis INFO replication | grep -q 'master_link_status:up'
+}
+
+own_address() {
+  sed -n 's/^replica-announce-ip //p' /etc/redis/redis-broker.conf
+}
+
+# Nothing from the other hosts of Redis comes in any more; who watches, comes.
+cut_off() {
+  nft 'table inet cut { chain input { type filter hook input priority -300; iifname != "lo" ip saddr 10.213.3.1-10.213.3.3 drop; }; }'
+}
+
+# Tells the sentinels of one that is no more.
+introduce_a_dead_sentinel() {
+  REDISCLI_AUTH=$(sed -n 's/^sentinel auth-pass broker //p' /etc/redis/sentinel.conf) redis-cli -p 6380 --user sentinel \
+    PUBLISH __sentinel__:hello "10.213.3.99,26379,$(printf '%040d' 99),0,broker,$(own_address),6380,0"
+}

@@ -1,0 +1,68 @@
+"""Prometheus asks servers and sentinels of a replicated Redis, and knows when to tell of them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import testinfra
+from conftest import EPHEMERAL, PROJECT, SCENARIO, ask, firing, look_as_told, metrics, runbook_pages, wait_for
+from shared.drills.hosts import present_hosts
+from testinfra.host import Host
+
+pytestmark = pytest.mark.timeout(600)
+
+HOSTS = ("drill-redis-1", "drill-redis-2", "drill-redis-3")
+
+
+@pytest.fixture(scope="session")
+def watch() -> Host:
+    """The host with Prometheus."""
+    return testinfra.get_host("ansible://drill-watch", ansible_inventory=str(EPHEMERAL / "inventory"), sudo=True)
+
+
+def test_every_server_and_sentinel_is_asked_and_answers(watch: Host) -> None:
+    wanted = {(host, redis) for host in HOSTS for redis in ("main", "broker", "sentinel")}
+
+    def answering() -> set[tuple[str, str]]:
+        found = ask(watch, "query?query=redis_up==1")["result"]
+        return {(series["metric"]["host"], series["metric"]["redis"]) for series in found}
+
+    wait_for(lambda: answering() == wanted, "all Redis and sentinels", 60)
+
+
+def test_every_metric_of_an_alert_of_replication_exists(watch: Host) -> None:
+    (group,) = (group for group in ask(watch, "rules")["groups"] if group["name"] == "replication")
+    wanted = {name for rule in group["rules"] for name in metrics(rule["query"])}
+    assert len(wanted) >= 6
+    wait_for(lambda: wanted <= set(ask(watch, "label/__name__/values")), f"all of {wanted}")
+
+
+def test_the_alerts_of_replication_know_when_to_fire() -> None:
+    tests = (SCENARIO / "tests/alerts_test.yml").read_text()
+    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", "drill-watch", "sh", "-c"]
+    command += ["cat >/run/alerts_test.yml && promtool test rules /run/alerts_test.yml"]
+    run = subprocess.run(command, input=tests, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "SUCCESS" in run.stdout
+
+
+def test_a_calm_cluster_raises_nothing_but_the_watchdog(watch: Host) -> None:
+    wait_for(lambda: firing(watch) - {"ClockWrong"} == {"Watchdog"}, "calm", 60)
+
+
+def test_maintenance_takes_no_primary_away() -> None:
+    host = present_hosts()["primary"]
+    play = str(PROJECT / "playbooks/runbooks/planned_maintenance.yml")
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", play]
+    command += ["--extra-vars", f"phase=begin host={host} evidence_directory={EPHEMERAL / 'evidence'}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode != 0
+    assert f"{host} has the primary of" in run.stdout
+    assert "playbooks/switchover.yml -e to=" in run.stdout
+
+
+@pytest.mark.parametrize("page", runbook_pages(replication=True), ids=lambda page: page.stem)
+def test_what_a_runbook_of_replication_looks_at_can_be_seen(page: Path) -> None:
+    look_as_told(page, HOSTS[0])
