@@ -213,8 +213,11 @@ def test_settings_of_replication_are_compared_and_no_password_is_told(tmp_path: 
     assert list(doctor.settings("broker", config, Connection())) == []
 
 
-def test_a_client_reaches_the_primary_through_sentinels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = tmp_path / "CELERY_BROKER_URL"
+@pytest.mark.parametrize(("name", "database"), [("CELERY_BROKER_URL", "/0"), ("REDIS_URL", "")])
+def test_a_client_reaches_the_primary_through_sentinels(
+    name: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / name
     secret.write_text("sentinel://api:pw@a:1/0;sentinel://api:pw@b:1/0\n")
     (tmp_path / "SENTINEL_PASSWORD").write_text("sentinels-password\n")
     answers = iter([OSError(), None])
@@ -239,7 +242,7 @@ def test_a_client_reaches_the_primary_through_sentinels(tmp_path: Path, monkeypa
     monkeypatch.setattr(doctor, "text", lambda file: settings if str(file).endswith("backend.env") else real(file))
     monkeypatch.setattr(doctor, "opened", lambda _: Opened())
     monkeypatch.setattr(doctor, "Connection", Connection)
-    assert doctor.through_sentinels("app", secret) == "redis://api:pw@10.0.0.2:6380/0"
+    assert doctor.through_sentinels("app", secret) == f"redis://api:pw@10.0.0.2:6380{database}"
     answers = iter([OSError(), OSError()])
     with pytest.raises(ConnectionError, match="none of the sentinels a:1, b:1 names a primary"):
         doctor.through_sentinels("app", secret)

@@ -599,13 +599,15 @@ def through_sentinels(app: str, secret: Path) -> str:
     for url in map(urlsplit, text(secret).strip().split(";")):
         authority = parse_qs(url.query).get("ssl_ca_certs", [""])[0]
         scheme, options = ("rediss", f"?ssl_ca_certs={authority}") if authority else ("redis", "")
+        # As redis_urls() says it: only the broker is asked more in database 0.
+        database = "" if secret.name == "REDIS_URL" else url.path
         asked.append(f"{url.hostname}:{url.port}")
         with contextlib.suppress(OSError, RefusedError), opened(url._replace(scheme=scheme)) as stream:
             connection = Connection(stream)
             connection.ask("AUTH", password)
             found = connection.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", names["BROKER" if broker else "RESULTS"])
             if isinstance(found, list):
-                return f"{scheme}://{url.netloc.rpartition('@')[0]}@{found[0]}:{found[1]}{url.path}{options}"
+                return f"{scheme}://{url.netloc.rpartition('@')[0]}@{found[0]}:{found[1]}{database}{options}"
     raise ConnectionError(f"none of the sentinels {', '.join(asked)} names a primary to this host")
 
 
