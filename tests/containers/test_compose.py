@@ -1,4 +1,7 @@
-"""The platform in containers (playbooks/compose.yml): the guide's commands, a worker's stop and death."""
+"""The platform in containers (playbooks/compose.yml): the guide's commands, a worker's stop and death.
+
+With podman-compose; ENGINE=docker takes the Docker that runs on this machine, and its Compose.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from tests.support import REPOSITORY, free_port, wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
 PROJECT = "compose-test"
+ENGINE = os.environ.get("ENGINE", "podman")
+COMPOSE = {"docker": ("docker", "compose"), "podman": ("podman-compose",)}[ENGINE]
 # Seconds; a worker that never comes back is given up 15 s after it.
 HARD_LIMIT = 10
 
@@ -40,15 +45,15 @@ class Compose:
         self.variables.write_text(
             json.dumps(
                 {
-                    "compose_engine": "podman",
+                    "compose_engine": ENGINE,
                     "compose_name": PROJECT,
                     "compose_directory": str(self.directory),
                     # Without a registry; the images are made as Debian makes its own.
-                    "container_base_image": self.run("scripts/images.sh", "base", "debian13", cwd=REPOSITORY).strip(),
-                    "container_redis_image": self.run("scripts/images.sh", "redis", "debian13", cwd=REPOSITORY).strip(),
+                    "container_base_image": self.image("base"),
+                    "container_redis_image": self.image("redis"),
                     "container_redis_version": "8.0",
-                    # Nested machines have neither the cgroup controllers nor the right to raise limits.
-                    "compose_limits": False,
+                    # Where scripts/podman.sh has to help there are no cgroup controllers.
+                    "compose_limits": ENGINE == "docker",
                     "api_port": self.api_port,
                     "flower_port": self.flower_port,
                     "api_processes": 1,
@@ -60,6 +65,13 @@ class Compose:
         )
         self.key = ""
 
+    def image(self, kind: str) -> str:
+        """Return an image that the engine has and scripts/images.sh makes, with podman."""
+        name = self.run("scripts/images.sh", kind, "debian13", cwd=REPOSITORY).strip()
+        if ENGINE == "docker":
+            self.run("sh", "-c", f"podman save {name} | docker load", cwd=REPOSITORY)
+        return name
+
     def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
         """Run a command in the project's directory; return what it says."""
         result = subprocess.run(
@@ -69,8 +81,8 @@ class Compose:
         return result.stdout
 
     def compose(self, *arguments: str) -> str:
-        """Run docker-compose, here podman-compose."""
-        return self.run("podman-compose", *arguments)
+        """Run the engine's docker-compose."""
+        return self.run(*COMPOSE, *arguments)
 
     def play(self) -> str:
         """Run the playbook; return its recap."""
@@ -82,22 +94,32 @@ class Compose:
     def remove(self) -> None:
         """Remove containers and data, whatever state they are in."""
         project = f"--filter=label=com.docker.compose.project={PROJECT}"
-        if containers := self.run("podman", "ps", "--all", "--quiet", project, cwd=REPOSITORY).split():
-            self.run("podman", "rm", "--force", "--time", "0", "--depend", *containers, cwd=REPOSITORY)
-        if volumes := self.run("podman", "volume", "ls", "--quiet", project, cwd=REPOSITORY).split():
-            self.run("podman", "volume", "rm", *volumes, cwd=REPOSITORY)
-        self.run("podman", "network", "rm", "--force", f"{PROJECT}_default", cwd=REPOSITORY, check=False)
+        if containers := self.run(ENGINE, "ps", "--all", "--quiet", project, cwd=REPOSITORY).split():
+            at_once = ["--time", "0", "--depend"] if ENGINE == "podman" else []
+            self.run(ENGINE, "rm", "--force", *at_once, *containers, cwd=REPOSITORY)
+        if volumes := self.run(ENGINE, "volume", "ls", "--quiet", project, cwd=REPOSITORY).split():
+            self.run(ENGINE, "volume", "rm", *volumes, cwd=REPOSITORY)
+        self.run(ENGINE, "network", "rm", "--force", f"{PROJECT}_default", cwd=REPOSITORY, check=False)
 
     def containers(self, service: str) -> list[str]:
         """Return the ids of a service's running containers."""
         label = f"--filter=label=com.docker.compose.service={service}"
         project = f"--filter=label=com.docker.compose.project={PROJECT}"
-        return self.run("podman", "ps", "--quiet", "--no-trunc", label, project).split()
+        return self.run(ENGINE, "ps", "--quiet", "--no-trunc", label, project).split()
 
     def inspect(self, container: str) -> dict[str, Any]:
         """Return what the engine knows of a container."""
-        found: dict[str, Any] = json.loads(self.run("podman", "inspect", container))[0]
+        found: dict[str, Any] = json.loads(self.run(ENGINE, "inspect", container))[0]
         return found
+
+    def probe(self, container: str) -> tuple[bool, str]:
+        """Return whether a container is healthy, and what its probe says; podman has no timer and is told to ask."""
+        if ENGINE == "podman":
+            command = ["podman", "healthcheck", "run", container]
+            run = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
+            return run.returncode == 0, run.stdout + run.stderr
+        health = self.inspect(container)["State"]["Health"]
+        return health["Status"] == "healthy", health["Log"][-1]["Output"] if health["Log"] else ""
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """Ask the API."""
@@ -176,14 +198,14 @@ def test_containers_are_closed(stack: Compose) -> None:
         found = stack.inspect(container)
         host = found["HostConfig"]
         assert host["ReadonlyRootfs"]
-        assert found["EffectiveCaps"] in (None, [])
+        assert host["CapDrop"] == ["ALL"] if ENGINE == "docker" else found["EffectiveCaps"] in (None, [])
         assert "no-new-privileges" in " ".join(host["SecurityOpt"])
         assert found["Config"]["User"] in ("10001:10001", "999:999")
         addresses = {binding["HostIp"] for bindings in host["PortBindings"].values() for binding in bindings}
         assert addresses <= {"127.0.0.1"}
         assert "redis://" not in json.dumps(found["Config"])
         assert stack.key not in json.dumps(found)
-    assert stack.run("podman", "exec", stack.containers("api")[0], "ls", "/run/secrets").split() == sorted(
+    assert stack.run(ENGINE, "exec", stack.containers("api")[0], "ls", "/run/secrets").split() == sorted(
         ["BACKEND_API_KEY", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL", "TASK_SIGNING_KEY"]
     )
 
@@ -192,7 +214,7 @@ def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> Non
     question = (
         "import importlib.util, shutil; print(importlib.util.find_spec('pip'), *map(shutil.which, ('pip', 'gcc')))"
     )
-    answer = stack.run("podman", "exec", stack.containers("celery-worker")[0], "python", "-c", question)
+    answer = stack.run(ENGINE, "exec", stack.containers("celery-worker")[0], "python", "-c", question)
     assert answer.split() == ["None"] * 3
 
 
@@ -216,7 +238,7 @@ def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
     wait_until(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) >= 4)
     # One comes back as what it was, and one never does.
     os.kill(process, signal.SIGKILL)
-    stack.run("podman", "rm", "--force", "--time", "0", lost)
+    stack.run(ENGINE, "rm", "--force", *(["--time", "0"] if ENGINE == "podman" else []), lost)
     held = f"unacked:default@{lost[:12]}:celery"
     assert int(stack.compose("exec", "-T", "redis-broker", "redis-cli", "llen", held)) > 0
     stack.wait_for(tasks, timeout=90)
@@ -225,8 +247,7 @@ def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
 
 def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     container = stack.containers("celery-worker")[0]
-    probe = ["podman", "healthcheck", "run", container]
-    stack.run(*probe)
+    wait_until(lambda: stack.probe(container)[0], timeout=60)
     before = stack.inspect(container)["State"]["StartedAt"]
     # PID 1 is tini; its only child is the worker.
     init = stack.inspect(container)["State"]["Pid"]
@@ -234,20 +255,17 @@ def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     os.kill(worker, signal.SIGSTOP)
     wait_until(
         lambda: (
-            "No sign of life" in stack.run(*probe, check=False)
-            or stack.inspect(container)["State"]["StartedAt"] != before
+            "No sign of life" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
         ),
         20,
     )
     wait_until(lambda: stack.inspect(container)["State"]["StartedAt"] != before, timeout=30)
-    wait_until(
-        lambda: subprocess.run(probe, env=stack.env, check=False, capture_output=True).returncode == 0, timeout=40
-    )
+    wait_until(lambda: stack.probe(container)[0], timeout=60)
 
 
 def test_down_takes_all_of_it_away_but_the_data(stack: Compose) -> None:
     # podman-compose counts what --scale has started among the orphans.
     stack.compose("down", "--remove-orphans")
     project = f"--filter=label=com.docker.compose.project={PROJECT}"
-    assert stack.run("podman", "ps", "--all", "--quiet", project) == ""
-    assert f"{PROJECT}_redis-broker" in stack.run("podman", "volume", "ls", "--quiet").split()
+    assert stack.run(ENGINE, "ps", "--all", "--quiet", project) == ""
+    assert f"{PROJECT}_redis-broker" in stack.run(ENGINE, "volume", "ls", "--quiet").split()
