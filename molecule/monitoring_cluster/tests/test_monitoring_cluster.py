@@ -59,8 +59,10 @@ def test_maintenance_takes_no_primary_away() -> None:
     command += ["--extra-vars", f"phase=begin host={host} evidence_directory={EPHEMERAL / 'evidence'}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode != 0
-    assert f"{host} has the primary of" in run.stdout
-    assert "playbooks/switchover.yml -e to=" in run.stdout
+    assert f"{host} has the primary of" in run.stdout + run.stderr
+    assert "playbooks/switchover.yml -e to=" in run.stdout + run.stderr
+    # Nothing goes on at the other hosts.
+    assert "TASK [Examine all hosts]" not in run.stdout
 
 
 @pytest.mark.parametrize("page", runbook_pages(replication=True), ids=lambda page: page.stem)
