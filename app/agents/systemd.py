@@ -62,7 +62,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
         parent.reporter = self
         self._consuming = threading.Event()
         self._last_turn = 0.0
-        self._processes = 0
+        self._pool: Any = None
         self._heartbeat = get_settings().worker_heartbeat_file
         if self._heartbeat:
             self._heartbeat.unlink(missing_ok=True)  # a former worker's
@@ -72,7 +72,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """The worker takes tasks from now on, also after a lost connection."""
-        self._processes = parent.pool.num_processes
+        self._pool = parent.pool
         self._turn()
         parent.timer.call_repeatedly(LOOP_INTERVAL, self._turn)
         self._consuming.set()
@@ -107,4 +107,5 @@ class ReportToSystemd(bootsteps.StartStopStep):
             doing = "Waiting for the broker"
         else:
             doing = "Finishing what runs, then stopping"
-        return f"{doing}; {busy} of {self._processes} processes busy, {done} tasks taken since the start"
+        processes = self._pool.num_processes if self._pool else 0
+        return f"{doing}; {busy} of {processes} processes busy, {done} tasks taken since the start"
