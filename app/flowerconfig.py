@@ -4,11 +4,19 @@
 """
 
 from app.agents import flower_gate
+from app.agents.redis_connection import sentinel_options
+from app.agents.worker import celery_app
+from app.redis_address import RedisAddress
 from app.settings import get_settings
 
 settings = get_settings()
 if credentials := settings.flower_basic_auth:
     basic_auth = credentials.get_secret_value().split()
 read_only = settings.flower_read_only
+
+# Flower counts queues with a client of its own that looks here; workers would show it to whoever inspects them.
+broker = RedisAddress.parse(settings.celery_broker_url.get_secret_value())
+if broker.sentinel:
+    celery_app.conf.broker_transport_options["sentinel_kwargs"] = sentinel_options(broker, settings)
 
 flower_gate.install()

@@ -160,6 +160,15 @@ def test_a_task_runs_to_its_end(api: Api) -> None:
     assert api.client.get("/health/celery").json()["workers"] != []
 
 
+def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+    api.wait_for(api.enqueue({}), "SUCCESS")
+    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "inspect", "stats", "--json", "--timeout=5"]
+    program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
+    assert program.process.wait(30) == 0, program.output()
+    assert "max-concurrency" in program.output()
+    assert cluster.own_password not in program.output()
+
+
 def test_flower_counts_queues(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
     assert_flower_counts_queues(tmp_path, cluster.environment(), api.key)

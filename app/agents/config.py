@@ -19,6 +19,7 @@ SOFT_SHUTDOWN_TIMEOUT = 10
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Translate the settings into Celery's own; all durations are seconds."""
+    results = _address(settings.celery_result_backend)
     return {
         "broker_url": settings.celery_broker_url.get_secret_value(),
         "result_backend": settings.celery_result_backend.get_secret_value(),
@@ -62,7 +63,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 2,
             "socket_timeout": 3,
             "socket_keepalive": True,
-            **_sentinel_options(settings, settings.celery_broker_url, settings.broker_primary),
+            # How sentinels are reached is told by app.agents.transport.
+            **_primary(settings.celery_broker_url, settings.broker_primary),
         },
         # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).
         "result_expires": settings.result_expires,
@@ -71,7 +73,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "result_backend_max_sleep_between_retries_ms": 1000,
         "result_backend_transport_options": {
             "retry_policy": {"max_retries": 1, "interval_start": 0},
-            **_sentinel_options(settings, settings.celery_result_backend, settings.results_primary),
+            **_primary(settings.celery_result_backend, settings.results_primary),
+            **({"sentinel_kwargs": sentinel_options(results, settings)} if results.sentinel else {}),
         },
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 5,
@@ -82,12 +85,13 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 def _tls_options(url: SecretStr) -> dict[str, Any] | None:
     """Repeat what the URL says: Flower does not read it there, and Celery wants to be told to verify."""
-    address = RedisAddress.parse(url.get_secret_value())
+    address = _address(url)
     return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": address.ca_file} if address.tls else None
 
 
-def _sentinel_options(settings: Settings, url: SecretStr, primary: str) -> dict[str, Any]:
-    address = RedisAddress.parse(url.get_secret_value())
-    if not address.sentinel:
-        return {}
-    return {"master_name": primary, "sentinel_kwargs": sentinel_options(address, settings)}
+def _primary(url: SecretStr, name: str) -> dict[str, str]:
+    return {"master_name": name} if _address(url).sentinel else {}
+
+
+def _address(url: SecretStr) -> RedisAddress:
+    return RedisAddress.parse(url.get_secret_value())

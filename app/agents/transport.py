@@ -16,8 +16,16 @@ from redis.exceptions import OutOfMemoryError
 
 from app.agents import broker, signatures
 from app.agents.deliveries import deliveries
-from app.agents.redis_connection import Connection, SentinelConnection, SentinelSslConnection, SslConnection
+from app.agents.redis_connection import (
+    Connection,
+    SentinelConnection,
+    SentinelSslConnection,
+    SslConnection,
+    sentinel_options,
+)
 from app.agents.task_ids import MADE, created
+from app.redis_address import RedisAddress
+from app.settings import get_settings
 
 # Seconds that a worker of several queues waits for the first of them before it looks into all again.
 LOOK_INTERVAL = 0.2
@@ -204,6 +212,12 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
 
     connection_class = SentinelConnection
     connection_class_ssl = SentinelSslConnection
+
+    @property
+    def sentinel_kwargs(self) -> dict[str, Any]:
+        """How sentinels are reached. Not among the transport's options: `celery inspect stats` shows those, as JSON."""
+        settings = get_settings()
+        return sentinel_options(RedisAddress.parse(settings.celery_broker_url.get_secret_value()), settings)
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):

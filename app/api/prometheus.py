@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from app.agents import broker as keys
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.figures import BUCKETS, FIGURES, OVER, SEPARATOR, WORKERS
+from app.agents.figures import BUCKETS, FIGURES, OUTCOMES, OVER, SEPARATOR, WORKERS
 from app.agents.signatures import parse
 from app.agents.task_ids import made
 from app.settings import get_settings
@@ -210,6 +210,11 @@ def _figures(figures: dict[tuple[str, ...], float]) -> Iterator[Metric]:
     for (name, *labels), value in sorted(figures.items()):
         if name in counters:
             counters[name].add_metric(labels, value)
+    # What has not happened yet is 0: Prometheus sees no increase in a series that begins with its first event.
+    for task in sorted({labels[0] for name, *labels in figures if name in ("started", "ended")}):
+        for outcome in OUTCOMES:
+            if ("ended", task, outcome) not in figures:
+                counters["ended"].add_metric([task, outcome], 0)
     yield from counters.values()
     for name, (metric, text) in HISTOGRAMS.items():
         family = HistogramMetricFamily(metric, text, labels=["task"])

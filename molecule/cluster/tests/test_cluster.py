@@ -302,12 +302,24 @@ def all_are_ready() -> bool:
 
 
 def roll(what: str, *options: str, name: str = "deploy", good: bool = True) -> None:
-    """Roll a release out, or back, under load; check that all hosts run one release, another one when it is good."""
+    """Roll a release out, or back, under load; check that all hosts run one release, another one when it is good.
+
+    One that is not good goes back on the host that has noticed it. Others may run it by then, the report says how they
+    go back, and that is done.
+    """
     wait_for(all_are_ready, "all hosts", 60)
     before = live()
     with load(what, in_time=True):
         run = playbook(PROJECT / f"playbooks/{name}.yml", *options)
     assert (run.returncode == 0) == good, run.stdout[-6000:]
+    if not good:
+        said = " ".join(run.stdout.split())
+        assert "The release before is back, and well." in said or "It was not touched." in said, run.stdout[-6000:]
+        (kept,) = before
+        assert f"playbooks/rollback.yml -e release={kept} -e confirm=yes" in said
+        if live() != before:
+            back = playbook(PROJECT / "playbooks/rollback.yml", f"--extra-vars=release={kept} confirm=yes")
+            assert back.returncode == 0, back.stdout[-6000:]
     assert len(live()) == 1
     assert (live() != before) == good
     wait_for(all_are_ready, "all hosts", 60)
@@ -364,8 +376,12 @@ def test_nothing_accepted_is_lost(fault: Callable[..., None], tmp_path: Path) ->
 
 
 def test_a_run_of_site_undoes_no_failover() -> None:
+    # Two failovers may have brought it back to where the inventory would begin.
+    if primary("broker") == REDIS[0]:
+        REDIS[0].run(f"{SENTINEL} failover broker")
+        wait_for(lambda: primary("broker") != REDIS[0], "another primary", 30)
+        wait_for(whole, "all servers replicate", 60)
     before = {name: primary(name) for name in INSTANCES}
-    assert before["broker"] != REDIS[0] or before["main"] != REDIS[0]
     began = time.monotonic()
     said = site()
     again.append(time.monotonic() - began)
