@@ -185,11 +185,15 @@ def kill(host: Host) -> None:
     podman("kill", host.name)
 
 
-def boot(host: Host) -> None:
-    """Give it back."""
-    podman("start", host.name)
-    host.wait_for_boot()
-    wait_for_ssh(int(podman("port", host.name, "22/tcp").splitlines()[0].rpartition(":")[2]))
+@contextmanager
+def comes_back(host: Host) -> Iterator[None]:
+    """Give it back in the end, also when the load has not gone well: the other tests want all hosts."""
+    try:
+        yield
+    finally:
+        podman("start", host.name)
+        host.wait_for_boot()
+        wait_for_ssh(int(podman("port", host.name, "22/tcp").splitlines()[0].rpartition(":")[2]))
 
 
 @contextmanager
@@ -230,20 +234,18 @@ def load(fault: str, in_time: bool = False) -> Iterator[Load]:
 def broker_dies() -> None:
     host = primary("broker")
     others = [other for other in REDIS if other != host]
-    with load("The broker's primary loses power"):
+    with comes_back(host), load("The broker's primary loses power"):
         kill(host)
         wait_for(lambda: primary("broker", others) != host, "another primary", 30)
-    boot(host)
     wait_for(whole, "all servers replicate", 60)
     assert primary("broker") != host
 
 
 def replica_dies() -> None:
     host = next(host for host in REDIS if host not in {primary(name) for name in INSTANCES})
-    with load("A host of replicas loses power"):
+    with comes_back(host), load("A host of replicas loses power"):
         kill(host)
         time.sleep(5)
-    boot(host)
     wait_for(whole, "all servers replicate", 60)
 
 
@@ -266,17 +268,15 @@ def primary_is_cut_off() -> None:
 
 
 def worker_dies() -> None:
-    with load("A host of workers loses power"):
+    with comes_back(WORKERS[0]), load("A host of workers loses power"):
         kill(WORKERS[0])
         time.sleep(5)
-    boot(WORKERS[0])
 
 
 def api_dies() -> None:
-    with load("An API server loses power"):
+    with comes_back(APIS[1]), load("An API server loses power"):
         kill(APIS[1])
         time.sleep(5)
-    boot(APIS[1])
 
 
 def balancer_is_reloaded() -> None:
