@@ -346,11 +346,19 @@ def test_when_nobody_is_there_the_balancer_says_so() -> None:
             host.run("systemctl start backend")
 
 
+def in_pieces() -> Iterator[bytes]:
+    """A body that comes after its headers, in two parts."""
+    for piece in (b"{", b"}"):
+        time.sleep(0.05)
+        yield piece
+
+
 def test_nothing_is_sent_twice_that_is_not_safe() -> None:
     """One server reads requests, perhaps obeys, and closes the connection without an answer."""
     with state(HOSTS[0], "drop"), client() as api:
         gets = [api.get(f"/get/{number}").status_code for number in range(8)]
-        keys = [api.post(f"/keyed/{number}", headers={"Idempotency-Key": "k"}).status_code for number in range(8)]
+        keyed = {"Idempotency-Key": "k", "Content-Length": "2"}
+        keys = [api.post(f"/keyed/{number}", headers=keyed, content=in_pieces()).status_code for number in range(8)]
         posts = [api.post(f"/bare/{number}").status_code for number in range(8)]
     assert gets == keys == [200] * 8
     assert set(posts) == {200, 502}
