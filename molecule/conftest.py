@@ -306,13 +306,14 @@ def assert_seen(host: Host, names: set[str]) -> None:
         print("missing:", missing())  # noqa: T201 - what the failure is about
 
 
-def runbook_pages(*, replication: bool) -> list[Path]:
-    """Return the pages of the alerts that need replicated Redis, or of all others."""
+def runbook_pages() -> dict[str, list[Path]]:
+    """Return the pages of the alerts of each group of rules."""
     rules = (PROJECT / "roles/monitoring/templates/alerts.yml.j2").read_text()
-    group = re.search(r"- name: replication\n(.*?)\n  - name: ", rules, re.DOTALL)
-    assert group
-    alerts = re.findall(r"- alert: (\w+)", group[1] if replication else rules.replace(group[1], ""))
-    return [PROJECT / f"docs/runbooks/{alert}.md" for alert in sorted(alerts)]
+    _, *parts = re.split(r"^  - name: (\w+)$", rules, flags=re.MULTILINE)
+    return {
+        group: [PROJECT / f"docs/runbooks/{alert}.md" for alert in re.findall(r"- alert: (\w+)", text)]
+        for group, text in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 def look_as_told(page: Path, host: str) -> None:

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EPHEMERAL, PROJECT, wait_for
+from conftest import EPHEMERAL, PROJECT, look_as_told, runbook_pages, wait_for
 
 from tests.chaos.host import Host, podman
 
@@ -435,6 +436,15 @@ def test_the_units_are_closed(unit: str, most: float) -> None:
     for host in HOSTS:
         report = host.run(f"systemd-analyze security --no-pager {unit}").splitlines()[-1]
         assert float(report.split(":")[1].split()[0]) <= most
+
+
+# There are no exporters here; molecule/monitoring_cluster has them.
+PAGES = [page for page in runbook_pages()["balancers"] if page.stem != "BalancerCertificateExpires"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
+    look_as_told(page, HOSTS[0].name)
 
 
 def test_haproxy_is_nobody_on_its_host() -> None:
