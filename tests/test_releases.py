@@ -24,6 +24,14 @@ def host(name: str, live: str, incomplete: tuple[str, ...] = (), **kept: float) 
     }
 
 
+def test_what_failed_on_a_later_host_is_not_the_release_before() -> None:
+    hosts = [host("a", "new", broken=2e9, old=1.9e9), host("b", "new", broken=NEVER_LIVE, old=1.9e9)]
+    assert releases.release_before(hosts) == "old"
+    # It is gone there meanwhile.
+    hosts = [host("a", "new", broken=2e9, old=1.9e9), host("b", "new", old=1.9e9)]
+    assert releases.release_before(hosts) == "old"
+
+
 def test_the_release_before_is_the_one_that_was_live_last() -> None:
     hosts = [host("a", "new", old=2e9, older=1.9e9), host("b", "new", old=2e9, older=1.9e9)]
     assert releases.release_before(hosts) == "old"

@@ -30,9 +30,17 @@ def releases_kept(hosts: list[Host]) -> list[str]:
 
 
 def release_before(hosts: list[Host]) -> str:
-    """Return the id of the release that was live last, before the live one; nothing when there is none."""
-    former = [(moment, name) for host in hosts for name, moment in _others(host) if moment > NEVER]
-    return _id(max(former)[1]) if former else ""
+    """Return the id of the release that was live last, before the live one; nothing when there is none.
+
+    All hosts must have it, and it must have gone well on all of them: one that failed on a later host was live on those
+    before it for a while.
+    """
+    moments: dict[str, list[float]] = {}
+    for host in hosts:
+        for name, moment in _others(host):
+            moments.setdefault(_id(name), []).append(moment)
+    former = [(max(when), name) for name, when in moments.items() if min(when) > NEVER]
+    return max(((when, name) for when, name in former if not release_lacking(hosts, name)), default=(0, ""))[1]
 
 
 def release_lacking(hosts: list[Host], release: str) -> list[str]:
