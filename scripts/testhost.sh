@@ -105,7 +105,8 @@ start_host() {
   "$podman" exec --interactive "$name" \
     sh -c 'install -d -o ops -m 700 ~ops/.ssh && install -o ops -m 600 /dev/stdin ~ops/.ssh/authorized_keys' \
     <"$key_directory/id_ed25519.pub"
-  "$podman" port "$name" 22/tcp | head -1 | cut -d: -f2
+  # To its end: a reader that stops at the first line may kill podman, which is a failure here.
+  "$podman" port "$name" 22/tcp | awk -F: 'NR == 1 { print $2 }'
 }
 
 stop_host() {
