@@ -280,6 +280,16 @@ def ask(host: Host, path: str) -> Any:
     return answer["data"]
 
 
+def assert_alerts_fire(name: str) -> None:
+    """Run the scenario's alerts_test.yml with Prometheus' own tool, against the rules that host ``name`` has."""
+    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "sh", "-c"]
+    command += ["cat >/run/alerts_test.yml && promtool test rules /run/alerts_test.yml"]
+    tests = (SCENARIO / "tests/alerts_test.yml").read_text()
+    run = subprocess.run(command, input=tests, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "SUCCESS" in run.stdout
+
+
 def firing(host: Host) -> set[str]:
     """Return the names of the alerts that Alertmanager shows."""
     alerts = json.loads(host.check_output(f"{PROMETHEUS_LOGIN} '{ALERTMANAGER}/api/v2/alerts?active=true'"))

@@ -22,6 +22,7 @@ base_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,
 # Packages that the roles install: downloaded once here, so that no test host has to fetch them again.
 cached_packages="redis-server redis-sentinel supervisor logrotate python3-venv nftables unattended-upgrades lynis"
 cached_packages+=" prometheus prometheus-alertmanager prometheus-node-exporter prometheus-redis-exporter"
+cached_packages+=" haproxy keepalived"
 
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi

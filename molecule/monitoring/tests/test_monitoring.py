@@ -15,9 +15,9 @@ from conftest import (
     EPHEMERAL,
     PROJECT,
     PROMETHEUS,
-    SCENARIO,
     Api,
     ask,
+    assert_alerts_fire,
     assert_seen,
     firing,
     look_as_told,
@@ -97,14 +97,8 @@ def test_every_metric_of_an_alert_exists(main: Host) -> None:
     assert_seen(main, wanted)
 
 
-def test_the_alerts_know_when_to_fire(main: Host) -> None:
-    tests = (SCENARIO / "tests/alerts_test.yml").read_text()
-    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", "monitoring-main", "sh", "-c"]
-    command += ["cat >/run/alerts_test.yml && promtool test rules /run/alerts_test.yml"]
-    run = subprocess.run(command, input=tests, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "SUCCESS" in run.stdout
-    assert main.file("/etc/prometheus/alerts.yml").exists
+def test_the_alerts_know_when_to_fire() -> None:
+    assert_alerts_fire("monitoring-main")
 
 
 def test_a_calm_platform_raises_nothing_but_the_watchdog(main: Host) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, SCENARIO, ask, firing, look_as_told, metrics, runbook_pages, wait_for
+from conftest import EPHEMERAL, PROJECT, ask, firing, look_as_told, metrics, runbook_pages, wait_for
 from shared.drills.hosts import present_hosts
 from testinfra.host import Host
 
@@ -40,12 +40,7 @@ def test_every_metric_of_an_alert_of_replication_exists(watch: Host) -> None:
 
 
 def test_the_alerts_of_replication_know_when_to_fire() -> None:
-    tests = (SCENARIO / "tests/alerts_test.yml").read_text()
-    command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", "drill-watch", "sh", "-c"]
-    command += ["cat >/run/alerts_test.yml && promtool test rules /run/alerts_test.yml"]
-    run = subprocess.run(command, input=tests, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "SUCCESS" in run.stdout
+    assert_alerts_fire("drill-watch")
 
 
 @pytest.mark.timeout(1200)
