@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, ask, firing, look_as_told, metrics, runbook_pages, wait_for
+from conftest import EPHEMERAL, PROJECT, ask, assert_alerts_fire, firing, look_as_told, metrics, runbook_pages, wait_for
 from shared.drills.hosts import present_hosts
 from testinfra.host import Host
 
