@@ -80,6 +80,14 @@ class Cluster:
             return False
         return bool(state["num-slaves"] == 2 and state["num-other-sentinels"] == 2)
 
+    def sees_replicas(self) -> bool:
+        """Tell whether each sentinel has asked the others since they became replicas.
+
+        One that asked a restarted former primary before, and asks again while that one is promoted, makes it a replica again.
+        """
+        known = [replica for port in self.ports for replica in self.ask(port).sentinel_slaves(PRIMARY)]
+        return len(known) == 6 and all(replica["role-reported"] == "slave" for replica in known)
+
     def primary(self) -> RedisServer:
         """Return the server that the first sentinel calls the primary."""
         port = self._state(self.ports[0])["port"]
@@ -196,6 +204,7 @@ def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: A
 
 
 def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
+    wait_until(cluster.sees_replicas, 30)
     former = cluster.primary()
     cluster.ask(cluster.ports[0]).sentinel_failover(PRIMARY)
     wait_until(lambda: cluster.primary() is not former, 20)
