@@ -279,11 +279,49 @@ def api_dies() -> None:
         time.sleep(5)
 
 
+def balancer_dies() -> None:
+    # Two balancers with one address: molecule/load_balancer.
+    with load("The only balancer loses power and starts again"), comes_back(BALANCER):
+        kill(BALANCER)
+
+
 def balancer_is_reloaded() -> None:
     with load("The balancer is reloaded, three times"):
         for _ in range(3):
             BALANCER.run("systemctl reload haproxy")
             time.sleep(2)
+
+
+def run_well(name: str, *options: str) -> str:
+    """Run one of the project's playbooks, which must succeed; return what it says."""
+    run = playbook(PROJECT / f"playbooks/{name}.yml", *options)
+    assert run.returncode == 0, run.stdout[-6000:]
+    return run.stdout
+
+
+def another_server_becomes_primary() -> None:
+    primaries = {primary(name) for name in INSTANCES}
+    other = next(host for host in REDIS if host not in primaries)
+    with load("Another server is made the primary of both, on purpose"):
+        run_well("switchover", f"--extra-vars=to={other.name}")
+    assert {primary(name) for name in INSTANCES} == {other}
+    wait_for(whole, "all servers replicate", 60)
+
+
+def redis_is_upgraded() -> None:
+    known = REDIS[0].run("apt-cache madison redis-server | cut -d'|' -f2 | tr -d ' '").split()
+    for host in REDIS:
+        wanted = " ".join(f"{package}={known[-1]}" for package in ("redis-server", "redis-sentinel", "redis-tools"))
+        install = f"apt-get install --quiet --yes --allow-downgrades --option=Dpkg::Options::=--force-confold {wanted}"
+        host.run(f"DEBIAN_FRONTEND=noninteractive {install} </dev/null", seconds=120)
+        host.run("systemctl restart redis-server@broker")
+        wait_for(whole, "all servers replicate", 90)
+    with load(f"Redis is upgraded on {len(REDIS)} hosts"):
+        run_well("upgrade_redis")
+    for host in REDIS:
+        assert host.run("dpkg-query --show --showformat='${Version}' redis-server") == known[0]
+    assert {primary(name) for name in INSTANCES} == {REDIS[0]}
+    wait_for(whole, "all servers replicate", 60)
 
 
 def live() -> set[str]:
@@ -356,7 +394,10 @@ FAULTS: list[Callable[..., None]] = [
     primary_is_cut_off,
     worker_dies,
     api_dies,
+    balancer_dies,
     balancer_is_reloaded,
+    another_server_becomes_primary,
+    redis_is_upgraded,
     a_deploy,
     a_deploy_of_a_dead_api,
     a_deploy_of_a_dead_worker,
@@ -390,16 +431,64 @@ def test_a_run_of_site_undoes_no_failover() -> None:
     assert whole()
 
 
+def start(name: str, options: list[str]) -> int:
+    """Start an empty host of the kind that the others of Redis are; return the port of its SSH."""
+    image = PLATFORMS[REDIS[0].name]["image"]
+    command = [str(PROJECT / "scripts/testhost.sh"), "start", name, image, *options]
+    port = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    wait_for_ssh(port)
+    return port
+
+
+@contextmanager
+def one_redis_more(directory: Path) -> Iterator[tuple[Host, str]]:
+    """Add an empty host without a sentinel to the inventory; yield it and the option that gives it to a playbook."""
+    like, host, own_address = REDIS[0], Host("cluster-redis-4"), "10.213.1.4"
+    *options, _ = PLATFORMS[like.name]["provider_raw_config_args"]
+    known = yaml.safe_load((EPHEMERAL / "inventory/ansible_inventory.yml").read_text())["all"]["hosts"][like.name]
+    inventory = directory / "inventory.yml"
+    try:
+        port = start(host.name, [*options, f"--ip={own_address}"])
+        entry = known | {"ansible_port": port, "private_address": own_address}
+        inventory.write_text(yaml.safe_dump({"redis": {"hosts": {host.name: entry}}}))
+        yield host, f"--inventory={inventory}"
+    finally:
+        podman("rm", "--force", "--time=0", host.name)
+
+
+@pytest.mark.timeout(1800)
+def test_a_redis_host_is_added_and_taken_out(tmp_path: Path) -> None:
+    with one_redis_more(tmp_path) as (host, inventory):
+        site(inventory)
+        ports = INSTANCES.values()
+        wait_for(lambda: all(info(host, port).get("master_link_status") == "up" for port in ports), "a replica", 60)
+
+        refused = playbook(
+            PROJECT / "playbooks/remove_redis.yml", inventory, f"--extra-vars=host={REDIS[0].name} confirm=yes"
+        )
+        assert refused.returncode != 0
+        assert "an odd number of three sentinels at least" in " ".join(refused.stdout.split())
+
+        said = run_well("remove_redis", inventory, f"--extra-vars=host={host.name}")
+        assert "Nothing was changed." in " ".join(said.split())
+        assert info(host, INSTANCES["broker"])["role"] == "slave"
+
+        run_well("remove_redis", inventory, f"--extra-vars=host={host.name} confirm=yes")
+        assert not any("role" in info(host, port) for port in ports)
+        for sentinel in REDIS:
+            assert (
+                len(re.findall(r"(?m)^slave-priority$", sentinel.run(f"{SENTINEL} replicas broker"))) == len(REDIS) - 1
+            )
+    wait_for(whole, "all servers replicate", 60)
+
+
 def test_an_empty_host_takes_the_place_of_a_dead_one() -> None:
     host = primary("broker")
     others = [other for other in REDIS if other != host]
     kill(host)
     wait_for(lambda: primary("broker", others) != host, "another primary", 30)
-    item = PLATFORMS[host.name]
-    start = [str(PROJECT / "scripts/testhost.sh"), "start", host.name, item["image"], *item["provider_raw_config_args"]]
     podman("rm", "--force", "--time=0", host.name)
-    port = subprocess.run(start, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
-    wait_for_ssh(int(port))
-    site(f"--limit={host.name}", f"--extra-vars={json.dumps({'ansible_port': int(port)})}")
+    port = start(host.name, PLATFORMS[host.name]["provider_raw_config_args"])
+    site(f"--limit={host.name}", f"--extra-vars={json.dumps({'ansible_port': port})}")
     wait_for(whole, "all servers replicate", 60)
     assert primary("broker") != host
