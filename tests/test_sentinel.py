@@ -286,7 +286,8 @@ def role(cluster: Cluster, own: str, output: Path, ports: list[int]) -> Program:
     password.write_text(cluster.own_password + "\n")
     command = [str(REPOSITORY / "roles/redis/files/redis-role"), f"--name={PRIMARY}", f"--own={own}"]
     command += [f"--sentinel=127.0.0.1:{port}" for port in ports]
-    return Program([*command, f"--password-file={password}", f"--output={output}"], output.with_suffix(".log"))
+    command += [f"--password-file={password}", f"--output={output}"]
+    return Program(command, output.with_suffix(".log"), stderr=subprocess.STDOUT)
 
 
 def test_a_server_starts_as_what_the_sentinels_say(cluster: Cluster, tmp_path: Path) -> None:
@@ -300,7 +301,11 @@ def test_a_server_starts_as_what_the_sentinels_say(cluster: Cluster, tmp_path: P
 
 def test_a_server_waits_for_a_majority(cluster: Cluster, tmp_path: Path) -> None:
     output = tmp_path / "role"
-    program = role(cluster, "127.0.0.1:1", output, [cluster.ports[0], free_port(), free_port()])
+    absent = free_port()
+    program = role(cluster, "127.0.0.1:1", output, [cluster.ports[0], absent, absent])
+    wait_until(lambda: "No majority" in program.output())
+    assert f"127.0.0.1:{cluster.ports[0]}: 127.0.0.1:{cluster.primary().port}" in program.output()
+    assert f"127.0.0.1:{absent}: [Errno 111] Connection refused" in program.output()
     time.sleep(2)
     assert program.process.poll() is None
     assert not output.exists()
