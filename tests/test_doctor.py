@@ -457,7 +457,9 @@ def test_a_setting_that_the_file_does_not_name_is_compared_with_its_default(serv
     ],
 )
 def test_rights_that_differ_from_the_file_are_told(server: RedisServer, change: tuple[str, ...], words: str) -> None:
-    rules = "~celery %R~figures &/0.celery.pidbox +ping +client|setname +touch (~app:* +@read -@dangerous)"
+    # Redis 7.0 writes +multi +exec +watch +unwatch as +@transaction -discard.
+    commands = "+ping +client|setname +touch +multi +exec +watch +unwatch"
+    rules = f"~celery %R~figures &/0.celery.pidbox {commands} (~app:* +@read -@dangerous)"
     config, connection = ask_redis(server)
     line = f"on #{hashlib.sha256(b'password').hexdigest()} {rules}"
     config.write_text(f"{config.read_text()}user worker {line}\n")

@@ -486,7 +486,7 @@ def rights(name: str, config: Path, connection: Connection) -> Iterator[Finding]
         elif {word for word in words.split() if word[0] == "#"} - set(live[user]):
             changed = f"the running Redis {name} has another password for the user {user} than {config}"
             yield Finding(CRITICAL, changed, "RedisDenies", RIGHTS)
-        elif lost := missing(words, " ".join(live[user])):
+        elif lost := missing(words, " ".join(live[user]), connection):
             what = f"the user {user} of the running Redis {name} has lost {quote(' '.join(lost))} of {config}"
             yield Finding(CRITICAL, what, "RedisDenies", RIGHTS)
         if more := set(live.get(user, [])) & {"nopass", "+@all", "~*"} - set(words.split()):
@@ -501,15 +501,29 @@ def rights(name: str, config: Path, connection: Connection) -> Iterator[Finding]
         yield Finding(CRITICAL, what, "RedisDenies", RIGHTS)
 
 
-def missing(meant: str, live: str) -> list[str]:
+def missing(meant: str, live: str, connection: Connection) -> list[str]:
     """Return the keys, channels and commands of a user's rules that the running server does not have.
 
-    Selectors are left to what the user is tried with, and so are commands beside categories, which Redis writes anew.
+    Selectors are left to what the user is tried with, and so are commands beside categories.
     """
     wanted, has = (re.sub(r"\([^)]*\)", "", rules).split() for rules in (meant, live))
     whole = {"~": "~*", "%": "~*", "&": "&*", "+": "+@all"}
     told = [word for word in wanted if word[0] in ("~%&" if any("@" in word for word in wanted) else "~%&+")]
-    return [word for word in told if word not in has and whole[word[0]] not in has]
+    allowed = {*(word for word in has if word[0] != "+"), *(f"+{command}" for command in commands_of(has, connection))}
+    return [word for word in told if word not in allowed and whole[word[0]] not in has]
+
+
+def commands_of(rules: list[str], connection: Connection) -> set[str]:
+    """Return the commands that rules allow; Redis 7.0 makes categories of commands: ``+@transaction -discard``."""
+    allowed: set[str] = set()
+    for word in rules:
+        if word == "-@all":
+            allowed.clear()
+        elif word[0] in "+-" and word != "+@all":
+            answer: object = connection.ask("ACL", "CAT", word[2:]) if word[1] == "@" else [word[1:]]
+            named = {str(name) for name in answer} if isinstance(answer, list) else set()
+            allowed = allowed | named if word[0] == "+" else allowed - named
+    return allowed
 
 
 def _try(connection: Connection, user: str, command: str) -> object:

@@ -408,6 +408,8 @@ FAULTS: list[Callable[..., None]] = [
 
 def test_all_is_well_at_first() -> None:
     wait_for(whole, "all servers replicate", 60)
+    # The test hosts' clock is that of the machine, which may be unsynchronized.
+    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", run_well("doctor"))) <= {"ClockWrong"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

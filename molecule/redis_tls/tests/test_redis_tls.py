@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -84,6 +85,11 @@ def test_a_task_runs_across_the_hosts(app_host: Host) -> None:
     assert api.call("GET", "/health/celery")[0] == 200
 
 
+def test_the_doctor_sees_nothing() -> None:
+    # The test hosts' clock is that of the machine, which may be unsynchronized.
+    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", playbook("doctor"))) <= {"ClockWrong"}
+
+
 def test_no_client_is_told_of_another_way(app_host: Host) -> None:
     secrets = "/etc/typesafe/secrets/*"
     lines = app_host.check_output(
@@ -92,7 +98,7 @@ def test_no_client_is_told_of_another_way(app_host: Host) -> None:
     assert len(lines) == 12
     for url in (url for line in lines for url in line.split(";")):
         assert url.startswith("sentinel://")
-        assert url.endswith(f"?ssl_cert_reqs=required&ssl_ca_certs={CA}")
+        assert url.endswith(f"?ssl_ca_certs={CA}")
 
 
 @pytest.mark.parametrize("port", [*PORTS, SENTINEL])
@@ -136,15 +142,18 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
         assert len(host.check_output(f"ls {CERTIFICATES}").split()) == 2
 
 
+def task_id(api: Api) -> str | None:
+    """Hand in a task; return its id, None when it is refused, as for some seconds after a switchover."""
+    status, answer = api.call("POST", "/tasks/enqueue", {"data": {}})
+    return answer["task_id"] if status == 202 else None
+
+
 def test_another_primary_is_followed(redis_hosts: list[Host], app_host: Host) -> None:
     playbook("switchover", to="tls-redis-2")
     wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second")
     api = Api(app_host)
-    api.wait(api.enqueue(key="value"))
-
-
-def test_the_doctor_sees_it_well() -> None:
-    assert "Nothing is wrong." in playbook("doctor")
+    accepted = wait_for(lambda: task_id(api), "a task that is accepted")
+    api.wait(accepted, seconds=60)
 
 
 def test_redis_is_watched_over_tls_from_another_host(app_host: Host) -> None:
