@@ -218,8 +218,8 @@ class Api:
         return found
 
 
-def assert_flower_counts_queues(directory: Path, environment: dict[str, str], key: str) -> None:
-    """Start Flower with ``key`` as its password, and wait until it says that the empty queue is empty."""
+def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: str) -> None:
+    """Start Flower with ``key`` as its password; it must count the empty queue, ask the worker and hear its events."""
     port = free_port()
     command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
     flower = Program(command, directory / "flower.log", {**environment, "FLOWER_BASIC_AUTH": f"admin:{key}"})
@@ -229,5 +229,15 @@ def assert_flower_counts_queues(directory: Path, environment: dict[str, str], ke
         answer = httpx.get(f"http://127.0.0.1:{port}/api/queues/length", auth=("admin", key))
         return answer.status_code == 200 and {"name": "celery", "messages": 0} in answer.json()["active_queues"]
 
+    def asks() -> bool:
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/workers?refresh=true", auth=("admin", key), timeout=10)
+        return answer.status_code == 200 and all(worker["stats"] for worker in answer.json().values()) and answer.json()
+
+    def hears() -> bool:
+        answer = httpx.get(f"http://127.0.0.1:{port}/workers?json=1", auth=("admin", key))
+        return answer.status_code == 200 and any(worker["status"] for worker in answer.json()["data"])
+
     wait_until(counts)
+    wait_until(asks)
+    wait_until(hears)
     flower.stop()

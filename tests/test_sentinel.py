@@ -23,7 +23,7 @@ from tests.support import (
     Api,
     Program,
     RedisServer,
-    assert_flower_counts_queues,
+    assert_flower_sees_all,
     free_port,
     start_worker,
     wait_until,
@@ -190,9 +190,9 @@ def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluste
     assert cluster.own_password not in program.output()
 
 
-def test_flower_counts_queues(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+def test_flower_sees_all(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
-    assert_flower_counts_queues(tmp_path, cluster.environment(), api.key)
+    assert_flower_sees_all(tmp_path, cluster.environment(), api.key)
 
 
 def test_dead_letters_are_listed(cluster: Cluster, tmp_path: Path) -> None:

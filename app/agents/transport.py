@@ -212,6 +212,10 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
 
     connection_class = SentinelConnection
     connection_class_ssl = SentinelSslConnection
+    # Flower wants them among the options, too; they are not to be set from there.
+    from_transport_options = tuple(
+        name for name in kombu_redis.SentinelChannel.from_transport_options if name != "sentinel_kwargs"
+    )
 
     @property
     def sentinel_kwargs(self) -> dict[str, Any]:
