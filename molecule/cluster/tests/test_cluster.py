@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
+from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, wait_for
 from shared.releases import release
 
 from tests.chaos.host import Host, podman
@@ -324,6 +324,19 @@ def redis_is_upgraded() -> None:
     wait_for(whole, "all servers replicate", 60)
 
 
+def all_secrets_are_replaced(tmp_path: Path) -> None:
+    inventory = VaultInventory(tmp_path / "inventory")
+    inventory.create()
+    with load("All secrets are replaced", in_time=True):
+        run = inventory.playbook(str(PROJECT / "playbooks/rotate_secrets.yml"))
+    assert run.returncode == 0, run.stdout[-6000:]
+    # The load had the former key, which is valid until it is retired.
+    run = inventory.playbook(str(PROJECT / "playbooks/retire_secrets.yml"))
+    assert run.returncode == 0, run.stdout[-6000:]
+    inventory.give_back()
+    wait_for(whole, "all servers replicate", 60)
+
+
 def live() -> set[str]:
     """Return the ids of the releases that are live on hosts of API and workers."""
     links = {host.run("readlink /opt/typesafe/backend") for host in APIS + WORKERS}
@@ -398,6 +411,7 @@ FAULTS: list[Callable[..., None]] = [
     balancer_is_reloaded,
     another_server_becomes_primary,
     redis_is_upgraded,
+    all_secrets_are_replaced,
     a_deploy,
     a_deploy_of_a_dead_api,
     a_deploy_of_a_dead_worker,
@@ -412,6 +426,7 @@ def test_all_is_well_at_first() -> None:
     assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", run_well("doctor"))) <= {"ClockWrong"}
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_nothing_accepted_is_lost(fault: Callable[..., None], tmp_path: Path) -> None:
     wait_for(all_are_ready, "all hosts", 60)
