@@ -57,6 +57,8 @@ build_app() {
     cp "$(grep -oP '"archive": "\K[^"]+' <<<"$packed")" "$context/release.tar"
     "$podman" build --quiet --format docker --file "$root/app/Containerfile" --build-arg BASE_IMAGE="$base" \
       --build-arg VERSION="$release" --tag "$image" "$context" >/dev/null
+    # Of former builds: the stage that compiles, which nothing needs any more. The one just made speeds up the next build.
+    "$podman" image prune --force --filter until=1h --filter label=org.opencontainers.image.title=typesafe-backend-build >/dev/null
   fi
   echo "$image"
 }

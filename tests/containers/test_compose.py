@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 PROJECT = "compose-test"
 ENGINE = os.environ.get("ENGINE", "podman")
 COMPOSE = {"docker": ("docker", "compose"), "podman": ("podman-compose",)}[ENGINE]
+IMAGE = "localhost/compose-test-backend"
+STAGE = "typesafe-backend-build"
 # Seconds; a worker that never comes back is given up 15 s after it.
 HARD_LIMIT = 10
 
@@ -48,6 +50,7 @@ class Compose:
                     "compose_engine": ENGINE,
                     "compose_name": PROJECT,
                     "compose_directory": str(self.directory),
+                    "compose_image": IMAGE,
                     # Without a registry; the images are made as Debian makes its own.
                     "container_base_image": self.image("base"),
                     "container_redis_image": self.image("redis"),
@@ -174,6 +177,20 @@ def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
 
 def test_a_second_run_changes_nothing(stack: Compose) -> None:
     assert re.search(r"localhost +: ok=\d+ +changed=0 ", stack.play())
+
+
+def test_images_of_earlier_releases_go(stack: Compose) -> None:
+    name, tag = stack.inspect(stack.containers("api")[0])["Config"]["Image"].rsplit(":", 1)
+    assert name == IMAGE
+    for number in range(4):
+        # An older image has no layer of its own here; its name is what is removed.
+        stack.run(ENGINE, "tag", stack.image("base"), f"{IMAGE}:old-{number}")
+    stack.play()
+    left = stack.run(ENGINE, "image", "ls", "--format={{.Tag}}", IMAGE).split()
+    assert tag in left
+    assert len(left) == 3
+    stages = stack.run(ENGINE, "image", "ls", "--quiet", f"--filter=label=org.opencontainers.image.title={STAGE}")
+    assert stages == ""
 
 
 def test_the_guides_commands_answer(stack: Compose) -> None:

@@ -17,6 +17,8 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy/kubernetes"
 Manifest = dict[str, Any]
+# Of Kubernetes, the oldest first; the role refuses to apply to an older one.
+VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 SERVICES = ("worker", "api", "flower", "exporter", "operator")
 
 
@@ -29,12 +31,20 @@ def random_secrets() -> dict[str, Any]:
     }
 
 
-def playbook(**variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the playbook without an inventory and without a cluster."""
+def playbook(*arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run the playbook without an inventory."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
         json.dump(variables, extra)
         extra.flush()
-        command = ["ansible-playbook", "-i", "localhost,", "playbooks/kubernetes.yml", "-e", f"@{extra.name}"]
+        command = [
+            "ansible-playbook",
+            "-i",
+            "localhost,",
+            "playbooks/kubernetes.yml",
+            "-e",
+            f"@{extra.name}",
+            *arguments,
+        ]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

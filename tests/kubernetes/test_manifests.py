@@ -19,6 +19,7 @@ from app.api.prometheus import Snapshot, _Queue
 from tests.kubernetes.manifests import (
     DEPLOY,
     ROOT,
+    VERSIONS,
     Manifest,
     connections,
     named,
@@ -31,7 +32,6 @@ from tests.kubernetes.manifests import (
 
 pytestmark = pytest.mark.timeout(300)
 
-VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 # As many values changed as one rendering can have.
 CHANGED: dict[str, Any] = {
     "app_name": "other",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import venv
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.manifests import ROOT, playbook, random_secrets
+from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, serving
+from tests.kubernetes.manifests import ROOT, VERSIONS, playbook, random_secrets
+from tests.support import free_port
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "good": ({}, []),
@@ -28,23 +31,46 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["kubernetes_existing_secrets", "workers", "worker"],
     ),
     "pool": ({"kubernetes_worker_pool_replicas": {"slow": 2}}, ["kubernetes_worker_pool_replicas has slow", "default"]),
-    "no-package": ({"kubernetes_context": "kind"}, ["Python package kubernetes", "requirements/kubernetes.txt"]),
+    "no-package": (
+        {"kubernetes_context": "plain", "ansible_python_interpreter": "{{ bare_python }}"},
+        ["Python package kubernetes", "requirements/kubernetes.txt"],
+    ),
+    "cluster": ({"kubernetes_context": "plain"}, []),
+    "unknown": ({"kubernetes_context": "mine"}, ["kubernetes_context 'mine'", "does not answer", "kubectl"]),
+    "away": ({"kubernetes_context": "away"}, ["kubernetes_context 'away'", "does not answer", "kubectl"]),
+    "old": ({"kubernetes_context": "old"}, ["runs Kubernetes 1.28", f"tested with {VERSIONS[0]}"]),
+    "no-keda": (
+        {"kubernetes_context": "plain", "kubernetes_autoscaling": "keda"},
+        ["kubernetes_autoscaling is keda", "install KEDA"],
+    ),
+    "no-metrics": (
+        {"kubernetes_context": "plain", "kubernetes_autoscaling": "hpa"},
+        ["kubernetes_autoscaling is hpa", "external.metrics.k8s.io/v1beta1", "adapter"],
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    # An interpreter without the package, wherever the tests run.
-    common = {
-        "ansible_python_interpreter": sys.executable,
-        "kubernetes_directory": str(tmp_path_factory.mktemp("none")),
-    }
-    hosts = {name: {**common, **variables} for name, (variables, _) in CASES.items()}
-    inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
-    inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
-    command = ["ansible-playbook", f"--inventory={inventory}", "tests/kubernetes/preflight.yml"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    directory = tmp_path_factory.mktemp("preflight")
+    venv.create(directory / "bare")
+    with serving(ClusterApi()) as plain, serving(ClusterApi("1.28")) as old:
+        urls = {"plain": plain.url, "old": old.url, "away": f"http://127.0.0.1:{free_port()}"}
+        clusters = {"kubernetes_kubeconfig": str(kubeconfig(directory / "kubeconfig", urls))}
+        common = {
+            "ansible_python_interpreter": sys.executable,
+            "bare_python": str(directory / "bare/bin/python"),
+            "kubernetes_directory": str(directory / "none"),
+        }
+        hosts = {
+            name: {**common, **(clusters if "kubernetes_context" in variables else {}), **variables}
+            for name, (variables, _) in CASES.items()
+        }
+        inventory = directory / "hosts.json"
+        inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
+        command = ["ansible-playbook", f"--inventory={inventory}", "tests/kubernetes/preflight.yml"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     found = dict.fromkeys(CASES, "")
     for line in result.stdout.splitlines():
         if line.startswith(("fatal: [", "failed: [")):
