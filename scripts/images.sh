@@ -3,7 +3,6 @@
 #
 #   images.sh base debian12|debian13    what the registries call debian:12-slim and debian:13-slim
 #   images.sh redis debian12|debian13   Debian's Redis, laid out like the registries' redis:7 and redis:8
-#   images.sh app   debian12|debian13   the application (app/Containerfile) upon that base
 #
 # Prints the image's name. It is made when it is missing or what it is made of changed.
 # shellcheck source=scripts/common.sh
@@ -43,47 +42,21 @@ import_image() {
     "$directory/root.tar" "$image" >/dev/null
 }
 
-# Packs the application as hosts get it, and builds the image NAME:RELEASE.
-build_app() {
-  local base=$1 python=$2 packed release image context
-  packed=$("$root/.venv/bin/python" "$root/roles/app_release/files/build_release.py" --source="$root" --package=app \
-    --requirements="$root/requirements/app.txt" --python="$python" --machine="$(uname -m)" --output="$root/.cache/releases")
-  release=$(grep -oP '"id": "\K[^"]+' <<<"$packed")
-  image="localhost/typesafe-backend:$release"
-  if ! "$podman" image exists "$image"; then
-    context=$(mktemp -d)
-    # shellcheck disable=SC2064  # the directory is known now
-    trap "rm -rf '$context'" EXIT
-    cp "$(grep -oP '"archive": "\K[^"]+' <<<"$packed")" "$context/release.tar"
-    "$podman" build --quiet --format docker --file "$root/app/Containerfile" --build-arg BASE_IMAGE="$base" \
-      --build-arg VERSION="$release" --tag "$image" "$context" >/dev/null
-    # Of former builds: the stage that compiles, which nothing needs any more. The one just made speeds up the next build.
-    "$podman" image prune --force --filter until=1h --filter label=org.opencontainers.image.title=typesafe-backend-build >/dev/null
-  fi
-  echo "$image"
-}
-
-kind=${1:-} system=${2:-} suite='' python=''
+kind=${1:-} system=${2:-} suite=''
 case "$system" in
-debian12) suite=bookworm python=3.11 ;;
-debian13) suite=trixie python=3.13 ;;
+debian12) suite=bookworm ;;
+debian13) suite=trixie ;;
 esac
 case "$kind:$suite" in
-base:?* | redis:?* | app:?*) ;;
+base:?* | redis:?*) ;;
 *)
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac
 
-if [ "$kind" = app ]; then base=$("$0" base "$system"); fi
 exec 9>"$root/.cache/images.lock"
 flock 9
-case "$kind" in
-app) build_app "$base" "$python" ;;
-*)
-  image="localhost/$kind:$system-$(declare -f debian "make_$kind" import_image | sha256sum | cut -c1-12)"
-  import_image "$kind" "$suite" "$image"
-  echo "$image"
-  ;;
-esac
+image="localhost/$kind:$system-$(declare -f debian "make_$kind" import_image | sha256sum | cut -c1-12)"
+import_image "$kind" "$suite" "$image"
+echo "$image"

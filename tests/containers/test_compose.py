@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 PROJECT = "compose-test"
 ENGINE = os.environ.get("ENGINE", "podman")
 COMPOSE = {"docker": ("docker", "compose"), "podman": ("podman-compose",)}[ENGINE]
-IMAGE = "localhost/compose-test-backend"
-STAGE = "typesafe-backend-build"
+IMAGE = f"localhost/{PROJECT}-backend"
+# What podman keeps of a build (app/Containerfile).
+STAGE = f"{PROJECT}-backend-build"
 # Seconds; a worker that never comes back is given up 15 s after it.
 HARD_LIMIT = 10
 
@@ -48,9 +49,9 @@ class Compose:
             json.dumps(
                 {
                     "compose_engine": ENGINE,
-                    "compose_name": PROJECT,
+                    # Not only the project, but the application too; so that no other test's images are removed.
+                    "app_name": PROJECT,
                     "compose_directory": str(self.directory),
-                    "compose_image": IMAGE,
                     # Without a registry; the images are made as Debian makes its own.
                     "container_base_image": self.image("base"),
                     "container_redis_image": self.image("redis"),

@@ -31,21 +31,15 @@ def random_secrets() -> dict[str, Any]:
     }
 
 
-def playbook(*arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the playbook without an inventory."""
+def playbook(
+    *arguments: str, name: str = "kubernetes", env: dict[str, str] | None = None, **variables: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the playbook without an inventory, or another one."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
         json.dump(variables, extra)
         extra.flush()
-        command = [
-            "ansible-playbook",
-            "-i",
-            "localhost,",
-            "playbooks/kubernetes.yml",
-            "-e",
-            f"@{extra.name}",
-            *arguments,
-        ]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = ["ansible-playbook", "-i", "localhost,", f"playbooks/{name}.yml", "-e", f"@{extra.name}", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def render(directory: Path, **variables: Any) -> None:

@@ -18,12 +18,14 @@ import httpx
 import pytest
 import yaml
 
-from tests.kubernetes.manifests import ROOT, Manifest, named, random_secrets, read, render, workloads
+from tests.kubernetes.manifests import ROOT, Manifest, named, playbook, random_secrets, read, render, workloads
 from tests.support import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
 PODMAN = str(ROOT / "scripts/podman.sh")
+# What podman keeps of a build (app/Containerfile).
+STAGE = "typesafe-backend-build"
 TASK_SECONDS = 2  # app/agents/tasks/example_task.py
 
 
@@ -43,10 +45,27 @@ def cgroups() -> Path:
 
 
 def image(kind: str) -> str:
-    """Return the name of an image that is made here; it is built when it is missing."""
+    """Return the name of an image as registries have it; it is made when it is missing."""
     result = subprocess.run([ROOT / "scripts/images.sh", kind, "debian13"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()[-1]
+
+
+def build(directory: Path) -> str:
+    """Build the application's image with its playbook; return its name."""
+    # podman as this machine can run it (scripts/podman.sh).
+    (directory / "podman").symlink_to(PODMAN)
+    name = "localhost/kubernetes-test-backend:1"
+    variables = {
+        **random_secrets(),
+        "kubernetes_image": name,
+        "kubernetes_image_engine": "podman",
+        "container_base_image": image("base"),
+    }
+    env = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
+    result = playbook(name="image", env=env, **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return name
 
 
 class Kubelet:
@@ -149,6 +168,7 @@ class Cluster:
             )
             podman("pod", "rm", "--force", "--time", "0", pod, check=False)
         podman("network", "rm", "--force", self.network, check=False)
+        podman("image", "prune", "--force", f"--filter=label=org.opencontainers.image.title={STAGE}", check=False)
 
 
 class Api:
@@ -187,7 +207,7 @@ def values() -> dict[str, Any]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> Iterator[Cluster]:
     """All pods, one of each."""
     directory = tmp_path_factory.mktemp("manifests")
-    images = {"kubernetes_image": image("app"), "kubernetes_redis_image": image("redis")}
+    images = {"kubernetes_image": build(tmp_path_factory.mktemp("bin")), "kubernetes_redis_image": image("redis")}
     # Debian 13 has Redis 8.0.
     render(directory, **values, **images, kubernetes_redis_version="8.0")
     cluster = Cluster(read(*sorted(directory.iterdir())), tmp_path_factory.mktemp("volumes"))

@@ -87,7 +87,7 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 
 def test_tls_for_redis_is_refused() -> None:
-    authority = {"redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"}
+    authority: dict[str, Any] = {"redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"}
     result = playbook(**random_secrets(), **authority, redis_tls=True)
     assert result.returncode != 0
     assert "redis_tls is true, but this playbook makes no certificates for pods" in result.stdout
