@@ -87,9 +87,9 @@ class Host:
         """Address of the API on the controller; Podman keeps the port when the container starts anew."""
         return "http://" + podman("port", self.name, "8000/tcp").splitlines()[0]
 
-    @cached_property
+    @property
     def api_key(self) -> str:
-        """A key of the API."""
+        """A key of the API, the newest: all secrets may have been replaced."""
         return self.run(f"cat {API_KEY}").replace(",", " ").split()[0]
 
     def run(self, script: str, check: bool = True, seconds: float = 60) -> str:
