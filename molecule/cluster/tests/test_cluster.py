@@ -479,7 +479,7 @@ def test_a_redis_host_is_added_and_taken_out(tmp_path: Path) -> None:
         # What a deployment leaves that is broken off; the run brings the API back.
         APIS[0].run("touch /run/typesafe-api.drained")
         site(inventory)
-        assert all_are_ready()
+        wait_for(all_are_ready, "all hosts", 30)
         ports = INSTANCES.values()
         wait_for(lambda: all(info(host, port).get("master_link_status") == "up" for port in ports), "a replica", 60)
 
