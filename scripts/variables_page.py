@@ -31,8 +31,10 @@ HEADER = """\
 
 Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`.
 A wrong value is refused before anything is changed on any host. Set variables in `inventories/<name>/group_vars/all/`.
-`playbooks/vars/stack.yml` derives the variables that it names from those of `stack`; change these instead.
+Where a file of `playbooks/vars/` is named, the playbooks derive the value from others there; set these instead.
 """
+# What these say of other roles' variables is for containers only.
+FOR_ONE_ROLE = {"containers.yml": "compose", "kubernetes.yml": "kubernetes"}
 
 
 def text(description: str | list[str]) -> str:
@@ -60,13 +62,27 @@ def default_of(name: str, option: dict[str, Any], defaults: dict[str, Any]) -> s
     return "`" + shown.replace("|", "\\|") + "`"
 
 
-def rows(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
+def derived(role: str) -> dict[str, str]:
+    """Return the role's variables that the playbooks derive from others, with the file that does."""
+    result: dict[str, str] = {}
+    for file in sorted((ROOT / "playbooks" / "vars").glob("*.yml")):
+        if FOR_ONE_ROLE.get(file.name, role) == role:
+            result |= dict.fromkeys(yaml.safe_load(file.read_text()), f"playbooks/vars/{file.name}")
+    return result
+
+
+def rows(
+    options: dict[str, Any], defaults: dict[str, Any], derived: dict[str, str] | None = None, prefix: str = ""
+) -> list[str]:
     """Return one table row per option, those of list entries below their list."""
     result = []
     for name, option in options.items():
-        cells = [f"`{prefix}{name}`", type_of(option), default_of(name, option, defaults), text(option["description"])]
+        meaning = text(option["description"])
+        if derived and name in derived:
+            meaning += f" (`{derived[name]}`)"
+        cells = [f"`{prefix}{name}`", type_of(option), default_of(name, option, defaults), meaning]
         result.append("| " + " | ".join(cells) + " |")
-        result += rows(option.get("options", {}), {}, f"{prefix}{name}[].")
+        result += rows(option.get("options", {}), {}, prefix=f"{prefix}{name}[].")
     return result
 
 
@@ -79,7 +95,7 @@ def page() -> str:
         defaults = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text())
         parts.append(f"\n## {role}\n\n{text(entry['short_description'])}.\n\n{text(entry.get('description', ''))}\n\n")
         parts.append("| Variable | Type | Default | Meaning |\n| --- | --- | --- | --- |\n")
-        parts.append("\n".join(rows(entry["options"], defaults)) + "\n")
+        parts.append("\n".join(rows(entry["options"], defaults, derived(role))) + "\n")
     return "".join(parts)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import venv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,3 +92,11 @@ def test_tls_for_redis_is_refused() -> None:
     result = playbook(**random_secrets(), **authority, redis_tls=True)
     assert result.returncode != 0
     assert "redis_tls is true, but this playbook makes no certificates for pods" in result.stdout
+
+
+def test_a_value_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {hosts: {localhost: {kubernetes_redis_image: 'redis:8.2'}}}\n")
+    result = playbook(f"--inventory={inventory}", **random_secrets())
+    assert result.returncode != 0
+    assert "The inventory sets kubernetes_redis_image, but playbooks/vars/kubernetes.yml derives it" in result.stdout
