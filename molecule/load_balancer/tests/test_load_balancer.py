@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import ssl
@@ -10,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -397,6 +398,22 @@ def test_a_reload_cuts_nothing() -> None:
         ask("/who")
     slow.join()
     assert answers == [200] * 11
+
+
+def test_a_reload_ends_a_kept_connection_with_an_answer() -> None:
+    (host,) = holders()
+    with closing(http.client.HTTPSConnection(FLOATING, timeout=10, context=trust())) as connection:
+
+        def is_last() -> bool:
+            connection.request("GET", "/who")
+            with connection.getresponse() as answer:
+                assert answer.status == 200
+                answer.read()
+            return answer.getheader("connection") == "close"
+
+        assert not is_last()
+        host.run("systemctl reload haproxy")
+        wait_for(is_last, "the last answer", 5)
 
 
 # Itself
