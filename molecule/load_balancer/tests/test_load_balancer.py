@@ -286,10 +286,11 @@ def test_one_address_gets_so_many_connections() -> None:
     wait_for(answers, "the address let in again", 10)
 
 
-def test_a_client_that_sends_its_headers_slowly_is_not_waited_for() -> None:
+@pytest.mark.parametrize("address", ADDRESSES.values())
+def test_a_client_that_sends_its_headers_slowly_is_not_waited_for(address: str) -> None:
     with (
-        socket.create_connection((FLOATING, 443), 5) as plain,
-        trust().wrap_socket(plain, server_hostname=FLOATING) as secure,
+        socket.create_connection((address, 443), 5) as plain,
+        trust().wrap_socket(plain, server_hostname=address) as secure,
     ):
         secure.settimeout(15)
         secure.sendall(b"GET /who HTTP/1.1\r\nHost: x\r\n")
@@ -525,6 +526,18 @@ def test_the_floating_address_moves(fault: str) -> None:
         time.sleep(4)
         assert holders() == [other]
         assert longest() < MOVES
+
+
+def test_a_host_that_stands_still_for_a_moment_keeps_the_address() -> None:
+    """As a virtual machine does when it is moved or saved: a move of the address would cut every connection."""
+    (holder,) = holders()
+    (other,) = [host for host in HOSTS if host != holder]
+    signal = "systemctl kill --kill-whom=all --signal={} keepalived haproxy"
+    holder.run(f"{signal.format('STOP')}; sleep 1.8; {signal.format('CONT')}")
+    time.sleep(2)  # a move would be under way
+    assert holders() == [holder]
+    log = other.run("journalctl --unit=keepalived --since=-6s --no-pager")
+    assert "MASTER" not in log
 
 
 def test_a_crash_is_over_before_anybody_moves() -> None:
