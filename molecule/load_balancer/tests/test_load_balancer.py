@@ -334,6 +334,32 @@ def test_when_nobody_is_ready_they_are_asked_all_the_same() -> None:
         assert len(holders()) == 1
 
 
+def test_requests_wait_while_all_servers_restart() -> None:
+    """A changed setting restarts every API at once; systemd keeps their sockets open, as those of a stopped program are."""
+    signal = "systemctl kill --signal={} backend"
+    answers: list[int] = []
+
+    def ask() -> None:
+        with client(timeout=20) as api:
+            answers.append(api.post("/tasks/enqueue").status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for host in HOSTS:
+        host.run(signal.format("STOP"))
+    try:
+        wait_for(lambda: not any(up(holders()[0], server) for server in ADDRESSES), "no server", 5)
+        for thread in threads:
+            thread.start()
+        time.sleep(1)  # the longest that an answer of the balancer itself takes
+        assert answers == []
+    finally:
+        for host in HOSTS:
+            host.run(signal.format("CONT"))
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 4
+
+
 def test_when_nobody_is_there_the_balancer_says_so() -> None:
     for host in HOSTS:
         host.run("systemctl stop backend")
