@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import random
 import secrets
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from app.agents.broker import ACCEPTED, DEAD_LETTERS
 from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
 from app.agents.deliveries import MAX_REDELIVERIES
+from app.agents.transport import RECLAIM_INTERVAL
 from tests.support import Program, RedisServer, nothing_is_held, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
@@ -184,6 +187,45 @@ def test_killing_workers_under_full_load_loses_nothing(stack: Stack) -> None:
     wait_until(lambda: len(set(stack.events("end"))) == tasks, timeout=60)
     wait_until(stack.nothing_waits)
     assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
+
+
+@contextmanager
+def a_task_on_its_way_to_a_child(stack: Stack, seconds: float) -> Iterator[Program]:
+    """Give a child of a worker a task that it does not accept: all are stopped (SIGSTOP) until the block ends."""
+    worker = stack.start_worker()
+    children = subprocess.check_output(["pgrep", "--parent", str(worker.process.pid)], text=True).split()
+    for child in children:
+        os.kill(int(child), signal.SIGSTOP)
+    try:
+        stack.send(f"recorded.delay('a', '{stack.ledger}', {seconds})")
+        worker.wait_for_output("received")
+        time.sleep(0.2)  # the pipe to the child; no log tells
+        yield worker
+    finally:
+        for child in children:
+            os.kill(int(child), signal.SIGCONT)
+
+
+def test_a_worker_that_stops_waits_for_what_a_child_was_just_given(stack: Stack) -> None:
+    with a_task_on_its_way_to_a_child(stack, 0.1) as worker:
+        worker.process.terminate()
+        worker.wait_for_output("Warm shutdown")
+        time.sleep(1.5)  # until its loop ends; no log tells
+    assert worker.process.wait(10) == 0
+    assert stack.events("end") == ["a"]
+    assert stack.nothing_waits()
+
+
+def test_a_task_that_a_child_was_just_given_stays_there_when_redis_restarts(stack: Stack) -> None:
+    with a_task_on_its_way_to_a_child(stack, 2 * RECLAIM_INTERVAL) as worker:
+        stack.redis.stop()
+        worker.wait_for_output("Connection to broker lost")
+        stack.redis.start()
+        time.sleep(0.5)  # it forgets what it thinks that nobody runs; no log tells
+    wait_until(lambda: stack.events("end") == ["a"], 30)
+    wait_until(stack.nothing_waits)
+    # A second time it would start beside the first, in another child.
+    assert worker.output().count("received") == 1
 
 
 @pytest.mark.parametrize("fault", ["restart", "kill", "cut"])

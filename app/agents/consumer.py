@@ -4,10 +4,12 @@ import logging
 from functools import partial
 from typing import Any
 
+from celery.concurrency import prefork
 from celery.worker import consumer, heartbeat
 from redis.exceptions import RedisError
 
 from app.agents.deliveries import deliveries
+from app.agents.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ class Heart(heartbeat.Heart):
         return super()._send(event, retry=False)
 
 
-heartbeat.Heart = Heart  # Celery has no setting for it
+# Celery has no settings for them.
+heartbeat.Heart = Heart
+prefork.TaskPool.Pool = Pool
 
 
 class Consumer(consumer.Consumer):
