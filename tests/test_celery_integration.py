@@ -104,7 +104,7 @@ class TestHealth:
         try:
             response = api.client.get("/health/celery")
             assert response.status_code == 503
-            assert response.elapsed.total_seconds() < 1.1
+            assert response.elapsed.total_seconds() < 1.5  # a busy machine adds to the second
         finally:
             worker.process.send_signal(signal.SIGCONT)
         wait_until(lambda: api.client.get("/health/celery").status_code == 200)

@@ -299,6 +299,13 @@ def run_well(name: str, *options: str) -> str:
     return run.stdout
 
 
+def a_setting_changes() -> None:
+    # All API servers and workers restart, each at the same time as its like.
+    with load("A setting of all services changes, and changes back", in_time=True):
+        run_well("app", "--extra-vars=task_soft_time_limit=50")
+        run_well("app")
+
+
 def another_server_becomes_primary() -> None:
     primaries = {primary(name) for name in INSTANCES}
     other = next(host for host in REDIS if host not in primaries)
@@ -409,6 +416,7 @@ FAULTS: list[Callable[..., None]] = [
     api_dies,
     balancer_dies,
     balancer_is_reloaded,
+    a_setting_changes,
     another_server_becomes_primary,
     redis_is_upgraded,
     all_secrets_are_replaced,

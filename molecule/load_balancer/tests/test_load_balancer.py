@@ -335,7 +335,7 @@ def test_when_nobody_is_ready_they_are_asked_all_the_same() -> None:
 
 
 def test_requests_wait_while_all_servers_restart() -> None:
-    """A changed setting restarts every API at once; systemd keeps their sockets open, as those of a stopped program are."""
+    """A changed setting restarts every API at once; systemd keeps their sockets open, like a stopped program's here."""
     signal = "systemctl kill --signal={} backend"
     answers: list[int] = []
 
