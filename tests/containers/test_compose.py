@@ -187,8 +187,9 @@ def test_images_of_earlier_releases_go(stack: Compose) -> None:
         # An older image has no layer of its own here; its name is what is removed.
         stack.run(ENGINE, "tag", stack.image("base"), f"{IMAGE}:old-{number}")
     stack.play()
-    left = stack.run(ENGINE, "image", "ls", "--format={{.Tag}}", IMAGE).split()
-    assert tag in left
+    left = stack.run(ENGINE, "image", "ls", "--format={{.Repository}}:{{.Tag}}").split()
+    left = [image for image in left if image.startswith(f"{IMAGE}:")]
+    assert f"{IMAGE}:{tag}" in left
     assert len(left) == 3
     stages = stack.run(ENGINE, "image", "ls", "--quiet", f"--filter=label=org.opencontainers.image.title={STAGE}")
     assert stages == ""
