@@ -559,7 +559,7 @@ def test_a_host_that_stands_still_for_a_moment_keeps_the_address() -> None:
     (holder,) = holders()
     (other,) = [host for host in HOSTS if host != holder]
     signal = "systemctl kill --kill-whom=all --signal={} keepalived haproxy"
-    holder.run(f"{signal.format('STOP')}; sleep 1.8; {signal.format('CONT')}")
+    holder.run(f"{signal.format('STOP')}; sleep 1.5; {signal.format('CONT')}")
     time.sleep(2)  # a move would be under way
     assert holders() == [holder]
     log = other.run("journalctl --unit=keepalived --since=-6s --no-pager")
