@@ -55,7 +55,11 @@ logs: ## The story of one task across all hosts: make logs TASK=<id>
 	@ansible-playbook -i $(INVENTORY) playbooks/logs.yml -e task=$(TASK)
 
 .PHONY: check
-check: setup lint ## Linters and quick tests
+check: setup ## Linters and quick tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint quick-tests
+
+.PHONY: quick-tests
+quick-tests:
 	pytest -q -n auto --dist loadfile -m "not integration"
 
 .PHONY: lint
@@ -64,7 +68,7 @@ lint: ## Linters alone
 	ruff format --check .
 	mypy
 	yamllint --strict .
-	ansible-lint --offline
+	scripts/lint_ansible.py --offline
 	shellcheck --external-sources scripts/*.sh .ci/run
 
 .PHONY: test
