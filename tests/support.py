@@ -24,6 +24,31 @@ REPOSITORY = Path(__file__).parent.parent
 T = TypeVar("T")
 
 
+# Ansible in one process, without a fork for each task of each host.
+INLINE = {
+    "ANSIBLE_STRATEGY": "inline",
+    "ANSIBLE_STRATEGY_PLUGINS": str(REPOSITORY / "tests/plugins/strategy"),
+    "ANSIBLE_DEPRECATION_WARNINGS": "false",
+}
+
+
+def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
+    """Run ansible-playbook in the repository, in one process; return what its JSON callback reports."""
+    result = subprocess.run(
+        ["ansible-playbook", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **INLINE, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=540,
+    )
+    assert "{" in result.stdout, result.stderr
+    report: dict[str, Any]
+    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    return report
+
+
 def free_port() -> int:
     """Return a port on which nothing listens now."""
     with socket.socket() as probe:

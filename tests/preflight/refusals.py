@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.support import ansible_report
 
 HERE = Path(__file__).parent
 SECRETS = (
@@ -42,11 +42,12 @@ def refusals(
     logs: tuple[str, ...] = (),
     sentinels: tuple[str, ...] = (),
     balancers: tuple[str, ...] = (),
+    **env: str,
 ) -> dict[str, str]:
     """Make each case a host that runs everything; return each host's error, empty where there was none.
 
     The hosts in ``monitoring`` watch all others, those in ``logs`` take their logs, those in ``sentinels`` their Redis;
-    those in ``balancers`` stand before the API.
+    those in ``balancers`` stand before the API. ``env`` goes to Ansible.
     """
     hosts = {}
     for name, case in cases.items():
@@ -64,17 +65,7 @@ def refusals(
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
 
-    result = subprocess.run(
-        ["ansible-playbook", f"--inventory={inventory}", str(HERE / "preflight.yml")],
-        cwd=HERE.parent.parent,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=540,
-    )
-    assert "{" in result.stdout, result.stderr
-    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    report = ansible_report(f"--inventory={inventory}", HERE / "preflight.yml", **env)
     messages = dict.fromkeys(hosts, "")
     for play in report["plays"]:
         for task in play["tasks"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.preflight.refusals import Case, refusals
@@ -25,6 +27,15 @@ CASES = {
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
     return refusals(CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times"))
+
+
+def test_ansible_says_the_same_with_a_process_for_each_task(tmp_path: Path) -> None:
+    """All tests here run tests/plugins/strategy/inline.py; this is what runs on a user's machine."""
+    cases = {name: CASES[name] for name in ("unreachable", "watcher", "weak", "port")}
+    watching = ("watcher", "weak")
+    assert refusals(cases, tmp_path, monitoring=watching, ANSIBLE_STRATEGY="linear") == refusals(
+        cases, tmp_path, monitoring=watching
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,72 @@
+"""Ansible's own linear strategy in one process: what the tests run is templates and assertions.
+
+A process for each task of each host, and reading and compiling the same files for each, cost ten times as much as the
+tasks. Everything else is Ansible's: inventories, variables, roles, loops, modules.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import Any
+
+from ansible._internal._task import TaskContext
+from ansible._internal._templating._jinja_bits import AnsibleEnvironment, _TemplateCompileContext
+from ansible.executor.task_executor import TaskExecutor
+from ansible.executor.task_result import _RawTaskResult
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins import loader
+from ansible.plugins.strategy.linear import StrategyModule as Linear
+
+DOCUMENTATION = """
+name: inline
+short_description: Runs tasks in Ansible's own process
+description: As linear does, one host after the other and without forks.
+"""
+load_from_file = DataLoader.load_from_file
+compile_template = AnsibleEnvironment.compile
+codes: dict[tuple[Any, ...], CodeType] = {}
+
+
+def load_once(loader: DataLoader, file_name: str, cache: str = "all", **options: Any) -> Any:
+    """Keep what was read; Ansible reads vars_files again for every task of every host."""
+    return load_from_file(loader, file_name, cache="all" if cache == "vaulted" else cache, **options)
+
+
+def compile_once(environment: AnsibleEnvironment, source: Any, *arguments: Any, **options: Any) -> Any:
+    """Keep the code of a template; every host has the same."""
+    if not isinstance(source, str):  # an expression's syntax tree
+        return compile_template(environment, source, *arguments, **options)
+    context = _TemplateCompileContext.current(optional=True)  # none for what a template imports
+    escape = context and context.escape_backslashes
+    whitespace = (environment.trim_blocks, environment.lstrip_blocks, environment.keep_trailing_newline)
+    key = (str(source), escape, whitespace, environment.variable_start_string, arguments, *sorted(options.items()))
+    if key not in codes:
+        codes[key] = compile_template(environment, source, *arguments, **options)
+    return codes[key]
+
+
+DataLoader.load_from_file = load_once
+AnsibleEnvironment.compile = compile_once
+
+
+class StrategyModule(Linear):  # type: ignore[misc] # Ansible has no types
+    """The linear strategy, in one process."""
+
+    def _queue_task(self, host: Any, task: Any, task_vars: dict[str, Any], play_context: Any) -> None:
+        """Run the task now, on a copy, as a process of its own would have one; its result goes the usual way."""
+        self._queued_task_cache[host.name, task._uuid] = {
+            "host": host,
+            "task": task,
+            "task_vars": task_vars,
+            "play_context": play_context,
+        }
+        own = task.copy(exclude_parent=True)
+        own._parent = task._parent
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+        self._pending_results += 1
+        plugins = loader.get_plugin_loader_namespace()
+        objects = (self._loader, plugins, self._final_q, self._variable_manager)
+        with TaskContext(own):
+            data = TaskExecutor(host, own, task_vars.copy(), play_context, *objects).run()
+        result = _RawTaskResult(host=host, task=own, return_data=data, task_fields=own.dump_attrs())
+        self._final_q.send_task_result(result)
