@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import configparser
-import json
-import os
 import re
 import shlex
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,9 +15,8 @@ import pytest
 import yaml
 
 from tests.support import load_plugin
+from tests.templates.rendering import render
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 HOST_MEMORY = 4096 * 1024**2  # tests/templates/targets.yml
 # Far from all defaults, so that a value of its own would show.
 VARIABLES: dict[str, Any] = {
@@ -215,14 +211,7 @@ TARGETS: dict[str, Callable[[Path], Effective]] = {
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All targets, rendered once."""
-    destination = tmp_path_factory.mktemp("targets")
-    extra = json.dumps({**VARIABLES, "destination": str(destination)})
-    playbook = ["ansible-playbook", "-i", "localhost,", f"--extra-vars={extra}", str(HERE / "targets.yml")]
-    plugins = os.pathsep.join(str(ROOT / "roles" / role / "filter_plugins") for role in ("stack", "redis"))
-    environment = os.environ | {"ANSIBLE_FILTER_PLUGINS": plugins}
-    result = subprocess.run(playbook, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-4000:]
-    return destination
+    return render("targets.yml", {"inventory": VARIABLES}, tmp_path_factory.mktemp("targets"))["inventory"]
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "systemd"])

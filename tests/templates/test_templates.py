@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import configparser
-import json
-import os
 import secrets
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-Rendered = Callable[..., Path]
-# Each set of variables is rendered once, so tests share this one.
+from tests.templates.rendering import render
+
 CHANGED: dict[str, Any] = {
     "celery_worker_concurrency": 7,
     "log_level": "warning",
@@ -27,24 +21,25 @@ CHANGED: dict[str, Any] = {
 }
 
 
+REDIS_ADDRESSES = {
+    "127.0.0.1": "localhost",
+    "10.1.2.3": "localhost 10.1.2.3",
+    "fd00::7": "localhost fd00::7",
+    "redis.internal": "localhost any",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "changed": CHANGED,
+    "renamed": {"app_name": "other"},
+    "open-flower": {"flower_bind": "0.0.0.0"},  # noqa: S104 - what the rule is about
+    **{f"redis-{number}": {"redis_host": host} for number, host in enumerate(REDIS_ADDRESSES)},
+}
+
+
 @pytest.fixture(scope="module")
-def render(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Render all templates with some variables changed; each set of variables once."""
-    known: dict[str, Path] = {}
-
-    def run(**variables: object) -> Path:
-        key = json.dumps(variables, sort_keys=True)
-        if key not in known:
-            destination = tmp_path_factory.mktemp("rendered")
-            extra = json.dumps({**variables, "destination": str(destination)})
-            command = ["ansible-playbook", "-i", "localhost,", f"--extra-vars={extra}", str(HERE / "render.yml")]
-            filters = os.environ | {"ANSIBLE_FILTER_PLUGINS": str(ROOT / "roles/stack/filter_plugins")}
-            result = subprocess.run(command, cwd=ROOT, env=filters, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stdout
-            known[key] = destination
-        return known[key]
-
-    return run
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All templates, with each set of variables."""
+    return render("render.yml", VARIANTS, tmp_path_factory.mktemp("rendered"))
 
 
 def service(directory: Path, unit: str) -> dict[str, list[str]]:
@@ -65,8 +60,8 @@ def program(directory: Path) -> dict[str, str]:
     return dict(parser["program:typesafe-celery-worker"])
 
 
-def test_a_stop_waits_for_the_hard_limit_and_what_follows_under_both_supervisions(render: Rendered) -> None:
-    for limit, directory in ((60, render()), (300, render(**CHANGED))):
+def test_a_stop_waits_for_the_hard_limit_and_what_follows_under_both_supervisions(rendered: dict[str, Path]) -> None:
+    for limit, directory in ((60, rendered["default"]), (300, rendered["changed"])):
         # Phase one ends 5 s after the hard limit, phase two takes up to 10 s (app/agents/lifecycle.py, config.py).
         needed = limit + 5 + 10
         unit = service(directory, "worker.service")
@@ -75,15 +70,15 @@ def test_a_stop_waits_for_the_hard_limit_and_what_follows_under_both_supervision
         assert int(service(directory, "supervisor.service.conf")["TimeoutStopSec"][0]) > int(unit["TimeoutStopSec"][0])
 
 
-def test_a_stop_reaches_the_main_process_alone(render: Rendered) -> None:
-    directory = render()
+def test_a_stop_reaches_the_main_process_alone(rendered: dict[str, Path]) -> None:
+    directory = rendered["default"]
     assert service(directory, "worker.service")["KillMode"] == ["mixed"]
     assert (program(directory)["stopsignal"], program(directory)["stopasgroup"]) == ("TERM", "false")
     assert program(directory)["killasgroup"] == "true"
 
 
-def test_both_supervisions_start_the_same_worker(render: Rendered) -> None:
-    directory = render(**CHANGED)
+def test_both_supervisions_start_the_same_worker(rendered: dict[str, Path]) -> None:
+    directory = rendered["changed"]
     under_systemd = service(directory, "worker.service")["ExecStart"][0].replace("@%H", "@HOST")
     under_supervisor = " ".join(program(directory)["command"].split()).replace("@%(host_node_name)s", "@HOST")
     under_supervisor = under_supervisor.removeprefix("/usr/bin/setpriv --no-new-privs ")
@@ -92,8 +87,8 @@ def test_both_supervisions_start_the_same_worker(render: Rendered) -> None:
     assert "--loglevel=warning" in under_systemd
 
 
-def test_the_settings_reach_worker_and_api_alike(render: Rendered) -> None:
-    directory = render(**CHANGED)
+def test_the_settings_reach_worker_and_api_alike(rendered: dict[str, Path]) -> None:
+    directory = rendered["changed"]
     settings = (directory / "backend.env").read_text()
     for line in ("TASK_TIME_LIMIT='300'", "TASK_SOFT_TIME_LIMIT='280'", "TASK_DEFAULT_RATE_LIMIT='100/m'"):
         assert line in settings
@@ -101,8 +96,8 @@ def test_the_settings_reach_worker_and_api_alike(render: Rendered) -> None:
         assert service(directory, unit)["WorkingDirectory"] == ["/opt/typesafe/backend"]
 
 
-def test_secrets_reach_the_units_as_credentials_alone(render: Rendered) -> None:
-    directory = render(**CHANGED)
+def test_secrets_reach_the_units_as_credentials_alone(rendered: dict[str, Path]) -> None:
+    directory = rendered["changed"]
     for unit, name, secret in (
         ("worker.service", "worker", "GROQ_API_KEY"),
         ("api.service", "api", "BACKEND_API_KEY"),
@@ -115,16 +110,16 @@ def test_secrets_reach_the_units_as_credentials_alone(render: Rendered) -> None:
         assert "redis://" not in file.read_text()
 
 
-def test_another_application_needs_another_inventory_only(render: Rendered) -> None:
-    directory = render(app_name="other")
+def test_another_application_needs_another_inventory_only(rendered: dict[str, Path]) -> None:
+    directory = rendered["renamed"]
     for file in directory.iterdir():
         assert "typesafe" not in file.read_text()
     assert service(directory, "worker.service")["User"] == ["other"]
     assert service(directory, "api.service")["User"] == ["other-api"]
 
 
-def test_limits_follow_from_what_runs(render: Rendered) -> None:
-    small, big = render(), render(**CHANGED)
+def test_limits_follow_from_what_runs(rendered: dict[str, Path]) -> None:
+    small, big = rendered["default"], rendered["changed"]
     assert service(small, "worker.service")["TasksMax"] == ["320"]  # two processors, four tasks at once
     assert service(big, "worker.service")["TasksMax"] == ["512"]
     assert service(small, "api.service")["MemoryMax"] == ["640M"]
@@ -133,20 +128,11 @@ def test_limits_follow_from_what_runs(render: Rendered) -> None:
         assert service(small, unit)["OOMPolicy"] == ["continue"]
 
 
-@pytest.mark.parametrize(
-    ("redis_host", "addresses"),
-    [
-        ("127.0.0.1", "localhost"),
-        ("10.1.2.3", "localhost 10.1.2.3"),
-        ("fd00::7", "localhost fd00::7"),
-        ("redis.internal", "localhost any"),
-    ],
-)
-def test_api_and_flower_reach_redis_wherever_it_is(render: Rendered, redis_host: str, addresses: str) -> None:
-    directory = render(redis_host=redis_host)
+@pytest.mark.parametrize(("number", "addresses"), list(enumerate(REDIS_ADDRESSES.values())))
+def test_api_and_flower_reach_redis_wherever_it_is(rendered: dict[str, Path], number: int, addresses: str) -> None:
     for unit in ("api.service", "flower.service"):
-        assert service(directory, unit)["IPAddressAllow"] == [addresses]
+        assert service(rendered[f"redis-{number}"], unit)["IPAddressAllow"] == [addresses]
 
 
-def test_flower_that_others_reach_has_no_list_of_addresses(render: Rendered) -> None:
-    assert "IPAddressDeny" not in service(render(flower_bind="0.0.0.0"), "flower.service")  # noqa: S104
+def test_flower_that_others_reach_has_no_list_of_addresses(rendered: dict[str, Path]) -> None:
+    assert "IPAddressDeny" not in service(rendered["open-flower"], "flower.service")
