@@ -60,13 +60,27 @@ make_environment() {
   sha256sum "$root/requirements/$requirements.txt" >"$root/.venv/$requirements.installed"
 }
 
+is_installed() {
+  sha256sum --check --status "$1" 2>/dev/null
+}
+
+# Both at once: each keeps one processor busy.
+install_python() {
+  trap wait EXIT
+  local scanner=""
+  if [ "$kind" = dev ] && ! is_installed "$root/.cache/checkov/installed"; then
+    make_checkov &
+    scanner=$!
+  fi
+  is_installed "$root/.venv/$requirements.installed" || make_environment
+  [ -z "$scanner" ] || wait "$scanner"
+}
+
 check_system
 if ! packages_are_installed; then
   step "Install system packages" "check the network and that no other apt runs." install_packages
 fi
-if ! sha256sum --check --status "$root/.venv/$requirements.installed" 2>/dev/null; then
-  step "Install Python packages ($requirements)" "check the network." make_environment
-fi
-if [ "$kind" = dev ] && ! sha256sum --check --status "$root/.cache/checkov/installed" 2>/dev/null; then
-  step "Install the policy scanner" "check the network." make_checkov
+if ! is_installed "$root/.venv/$requirements.installed" ||
+  { [ "$kind" = dev ] && ! is_installed "$root/.cache/checkov/installed"; }; then
+  step "Install Python packages ($requirements)" "check the network." install_python
 fi
