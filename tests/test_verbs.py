@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, ansible_report
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,18 +28,8 @@ def run(directory: Path, playbook: str, **variables: object) -> tuple[str, dict[
     children: dict[str, Any] = {group: {"hosts": {name: {} for name in names}} for group, names in GROUPS.items()}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
-    result = subprocess.run(
-        [
-            *("ansible-playbook", f"--inventory={inventory}", f"--extra-vars={json.dumps(variables)}"),
-            str(REPOSITORY / f"playbooks/{playbook}.yml"),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])
+    extra = f"--extra-vars={json.dumps(variables)}"
+    report = ansible_report(f"--inventory={inventory}", extra, REPOSITORY / f"playbooks/{playbook}.yml")
     messages = [
         " ".join(str(outcome.get("msg", "")).split())
         for play in report["plays"]
