@@ -31,7 +31,7 @@ HEADER = """\
 
 Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`.
 A wrong value is refused before anything is changed on any host. Set variables in `inventories/<name>/group_vars/all/`.
-Where a file of `playbooks/vars/` is named, the playbooks derive the value from others there; set these instead.
+Where a file is named, the value is derived from others there; set these instead.
 """
 # What these say of other roles' variables is for containers only.
 FOR_ONE_ROLE = {"containers.yml": "compose", "kubernetes.yml": "kubernetes"}
@@ -65,9 +65,9 @@ def default_of(name: str, option: dict[str, Any], defaults: dict[str, Any]) -> s
 def derived(role: str) -> dict[str, str]:
     """Return the role's variables that the playbooks derive from others, with the file that does."""
     result: dict[str, str] = {}
-    for file in sorted((ROOT / "playbooks" / "vars").glob("*.yml")):
+    for file in sorted([*ROOT.glob("playbooks/vars/*.yml"), *ROOT.glob("roles/stack/vars/main/*.yml")]):
         if FOR_ONE_ROLE.get(file.name, role) == role:
-            result |= dict.fromkeys(yaml.safe_load(file.read_text()), f"playbooks/vars/{file.name}")
+            result |= dict.fromkeys(yaml.safe_load(file.read_text()), str(file.relative_to(ROOT)))
     return result
 
 

@@ -18,7 +18,7 @@ from tests.support import Api, Program, RedisServer, wait_until
 
 MIB, GIB = 2**20, 2**30
 
-# As playbooks/vars/stack.yml configures the two.
+# As roles/stack/vars/main/roles.yml configures the two.
 BROKER = {"appendfsync": "always", "maxmemory_policy": "noeviction"}
 RESULTS = {"appendfsync": "everysec", "maxmemory_policy": "allkeys-lru"}
 
