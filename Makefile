@@ -4,9 +4,19 @@ SHELL := /bin/bash
 INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# make chaos runs chaos_full, make drills monitoring and monitoring_cluster, make cluster deploy and cluster. chaos has the machine for
-# itself: it measures how long things stall.
-SCENARIOS := $(filter-out chaos chaos_full cluster deploy monitoring monitoring_cluster,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
+
+# The Molecule part of make test, the longest first. These scenarios make their hosts from nothing ...
+BARE := redis_tls load_balancer hardening redis
+# ... and these start from hosts that molecule/default has installed; of the second list the check mode and idempotence of all roles
+# are proven elsewhere.
+INSTALLED := chaos deploy logs
+VERIFIED := monitoring celery_worker backup rotation app_release api flower
+# What make nightly adds: these on each Debian release, and these as long as they are.
+MATRIX := redis app_release api flower celery_worker backup rotation
+LONG := chaos_full deploy cluster monitoring monitoring_cluster
+# Scenarios at once: their tests wait more than they compute.
+JOBS := 4
+MOLECULE := molecule --base-config .config/molecule/config.yml --base-config .config/molecule/steps.yml test --no-command-borders
 
 .PHONY: help
 help: ## Show this list
@@ -72,13 +82,42 @@ lint: ## Linters alone
 	shellcheck --external-sources scripts/*.sh .ci/run
 
 .PHONY: test
-test: check ## Everything that must pass: check, integration tests, all Molecule scenarios
+test: check ## check, integration tests, and each role and the whole site once in Molecule
 	pytest -q -n 2 --dist loadfile -m integration
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix scenario-,$(SCENARIOS))
-	@$(MAKE) --no-print-directory scenario-chaos
+	@$(MAKE) --no-print-directory molecule
 
+.PHONY: molecule
+molecule: setup ## The Molecule part of make test
+	@TESTHOST_INSTALLED=yes PYTEST_ADDOPTS="-m 'not long'" $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
+	  installed $(BARE:%=scenario-%) $(INSTALLED:%=from-installed-%) proof $(VERIFIED:%=verified-%)
+
+.PHONY: nightly
+nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
+	pytest -q -n 2 --dist loadfile -m integration
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix scenario-,default redis_tls load_balancer hardening logs)
+	@for system in debian12 debian13; do \
+	  TESTHOST_SYSTEM=$$system $(MAKE) --no-print-directory --jobs=2 --output-sync=target $(MATRIX:%=scenario-%) || exit; \
+	done
+	@$(MAKE) --no-print-directory $(LONG:%=scenario-%)
+
+# The scenario default in two halves, so that others start from its hosts as soon as they are installed.
+.PHONY: installed
+installed:
+	STEPS='[destroy, create, check, converge, side_effect]' $(MOLECULE)
+
+.PHONY: proof
+proof: installed
+	STEPS='[idempotence, verify, destroy]' $(MOLECULE)
+
+# From nothing, with its own steps.
 scenario-%:
 	molecule test --no-command-borders --scenario-name $*
+
+from-installed-%: installed
+	molecule test --no-command-borders --scenario-name $*
+
+verified-%: installed
+	STEPS='[destroy, create, converge, verify, destroy]' $(MOLECULE) --scenario-name $*
 
 .PHONY: sbom
 sbom: setup ## Lists of parts of application and controller (CycloneDX), into .cache/sbom
@@ -92,7 +131,8 @@ audit: setup ## Known vulnerabilities in the locked packages; ends with 2 when n
 .PHONY: security
 security: setup ## What attackers try: forged messages, the API's own document, a whole host, known vulnerabilities
 	pytest -q tests/test_forged_messages.py tests/test_flower.py tests/test_api_fuzz.py
-	PYTEST_ADDOPTS="-k 'attacks or rotation'" molecule test --no-command-borders --scenario-name default
+	PYTEST_ADDOPTS="-k attacks" molecule test --no-command-borders --scenario-name default
+	molecule test --no-command-borders --scenario-name rotation
 	scripts/audit.py requirements/app.txt requirements/controller.txt || [ $$? -eq 2 ]
 
 .PHONY: chaos

@@ -23,19 +23,25 @@ EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare our marker."""
-    config.addinivalue_line(
-        "markers", "hosts(*names): run the test on these hosts alone; each has its own share of changes"
-    )
+    """Declare our markers."""
+    config.addinivalue_line("markers", "hosts(*names): run the test on these hosts alone")
+    config.addinivalue_line("markers", "long: part of `make nightly`, left out by `make test`")
+    config.addinivalue_line("markers", "once(name): `make test` runs it on this host alone, `make nightly` on all")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave a test out on hosts that its marker does not name."""
+    """Leave a test out on hosts that its marker does not name; with --dist=loadgroup each host has its own process."""
     items[:] = [
         item
         for item in items
         if (mark := item.get_closest_marker("hosts")) is None or any(name in item.name for name in mark.args)
     ]
+    for item in items:
+        if (mark := item.get_closest_marker("once")) and mark.args[0] not in item.name:
+            item.add_marker(pytest.mark.long)
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            item.add_marker(pytest.mark.xdist_group(str(item.callspec.params.get("_testinfra_host"))))
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:

@@ -2,7 +2,9 @@
 # Test hosts: systemd containers that Ansible reaches over SSH like any other Debian host.
 #
 #   testhost.sh image  debian12|debian13             build the image when it is missing or its definition changed
-#   testhost.sh start  NAME debian12|debian13 [ARGS] start a host (ARGS go to podman run); prints its SSH port
+#   testhost.sh start  NAME debian12|debian13 [ARGS] start a bare host (ARGS go to podman run); prints its SSH port
+#   testhost.sh keep   NAME debian12|debian13        shut the host down in order, keep its state as an image, start it again
+#   testhost.sh resume NAME debian12|debian13 [ARGS] start a host from the state that was kept; prints its SSH port
 #   testhost.sh reboot NAME                          shut the host down in order and start it again
 #   testhost.sh stop   NAME                          remove the host; no error when there is none
 #
@@ -44,6 +46,14 @@ image_of() {
   local definition
   definition=$(declare -f build_image)$base_packages$cached_packages
   echo "localhost/testhost:$1-$(sha256sum <<<"$definition" | cut -c1-12)"
+}
+
+installed_image_of() {
+  # The tag carries a digest of what molecule/default makes the state from: another state is never taken for this one.
+  local sources
+  sources=$(cd "$root" && find app playbooks plugins packages requirements/app.txt roles site.yml .config/molecule/config.yml \
+    molecule/default/*.yml -type f -not -name '*.pyc' -exec sha256sum {} + 2>/dev/null | sort)
+  echo "localhost/testhost-installed:$1-$(sha256sum <<<"$(image_of "$1") $sources" | cut -c1-12)"
 }
 
 build_image() {
@@ -92,15 +102,29 @@ prepare() (
 ) 9>"$root/.cache/testhost.lock"
 
 start_host() {
-  local name=$1 system=$2
-  shift 2
+  start_from "$(image_of "$2")" "$@"
+}
+
+resume_host() {
+  local image
+  image=$(installed_image_of "$2")
+  "$podman" image exists "$image" || {
+    echo "testhost.sh: no installed $2 of the present sources was kept: run 'make installed'" >&2
+    exit 1
+  }
+  start_from "$image" "$@"
+}
+
+start_from() {
+  local image=$1 name=$2 system=$3
+  shift 3
   mkdir -p "$root/.cache"
   prepare "$system"
   if [ "$("$podman" container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" != true ]; then
     stop_host "$name"
     # SYS_ADMIN and SYS_PTRACE let systemd set up its sandboxes, which the tests look at; nothing more is given.
     "$podman" run --detach --name "$name" --hostname "$name" --systemd=always --network "$network" \
-      --cap-add SYS_ADMIN,SYS_PTRACE --publish 127.0.0.1::22 "$@" "$(image_of "$system")" >/dev/null
+      --cap-add SYS_ADMIN,SYS_PTRACE --publish 127.0.0.1::22 "$@" "$image" >/dev/null
   fi
   wait_until_running "$name"
   "$podman" exec --interactive "$name" \
@@ -120,15 +144,32 @@ reboot_host() {
   wait_until_running "$1"
 }
 
+keep_host() {
+  local name=$1 system=$2 image old
+  image=$(installed_image_of "$system")
+  old=$("$podman" image ls --quiet --filter "reference=localhost/testhost-installed:$system-*")
+  # As long as for a reboot. A host that runs has files that are half written.
+  "$podman" stop --time 150 "$name" >/dev/null
+  "$podman" commit --quiet "$name" "$image" >/dev/null
+  "$podman" start "$name" >/dev/null
+  wait_until_running "$name"
+  for image in $old; do
+    # One that a host still uses goes with the next call.
+    "$podman" image rm "$image" >/dev/null 2>&1 || true
+  done
+}
+
 command=${1:-}
 shift || true
 case "$command" in
 image) build_image "$@" ;;
 start) start_host "$@" ;;
+keep) keep_host "$@" ;;
+resume) resume_host "$@" ;;
 reboot) reboot_host "$@" ;;
 stop) stop_host "$@" ;;
 *)
-  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac

@@ -73,7 +73,6 @@ def changed_source(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.hosts("app-release-debian13")
 def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
     host: Host, converge: Callable[..., subprocess.CompletedProcess[str]], changed_source: Path
 ) -> None:

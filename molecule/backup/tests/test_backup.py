@@ -19,7 +19,7 @@ from conftest import EPHEMERAL, PROJECT, Api, wait_for
 from testinfra.host import Host
 
 BACKUPS = EPHEMERAL / "backups"
-HOST = "backup-debian13"
+HOST = "backup-host"
 ACCESS, SECRET, REGION = "AKIAEXAMPLE", "a-secret-of-the-bucket", "eu-north-1"
 
 # Writes transactions as fast as it can, as the administrator, and lets the append-only file be rewritten all the time.

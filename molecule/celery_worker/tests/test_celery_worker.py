@@ -154,7 +154,6 @@ def slow_pool(host: Host) -> str:
     return str(host.run("pgrep --full --oldest -- '--hostname=[s]low@'").stdout.strip())
 
 
-@pytest.mark.hosts("worker-systemd-debian13", "worker-supervisor-debian12")
 def test_pools_are_data_and_a_change_restarts_what_it_concerns(
     host: Host, converge: Converge, worker: Supervision
 ) -> None:
@@ -186,7 +185,7 @@ def test_a_task_that_waits_while_the_host_reboots_runs_after_it(
         api.wait(task, seconds=60)
 
 
-@pytest.mark.hosts("worker-systemd-debian12", "worker-supervisor-debian13")
+@pytest.mark.hosts("worker-supervisor")
 def test_the_supervision_can_be_changed(
     host: Host, api: Api, converge: Converge, supervised: bool, worker: Supervision
 ) -> None:

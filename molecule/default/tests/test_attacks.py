@@ -220,12 +220,12 @@ def test_a_message_from_elsewhere_becomes_a_dead_letter(
 # From the network
 
 
-def test_only_the_declared_ports_answer_a_stranger(host: Host) -> None:
+def test_only_the_declared_ports_answer_a_stranger(host: Host, name: str) -> None:
     """SSH alone: everything else listens on loopback, and the firewall is closed besides."""
     host.run("systemd-run --unit=foreign-service python3 -m http.server 9999")
     try:
         wait_for(lambda: host.socket("tcp://0.0.0.0:9999").is_listening, "a service that nobody declared")
-        with portscan.stranger("site-stranger") as stranger:
+        with portscan.stranger(f"{name}-stranger") as stranger:
             assert stranger.scan(portscan.address(host)).answers == {22}
     finally:
         host.run("systemctl stop foreign-service")

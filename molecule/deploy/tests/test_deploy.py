@@ -96,9 +96,9 @@ def test_a_deployment_refuses_nobody_and_loses_nothing(tmp_path: Path) -> None:
     ("fault", "words"),
     [
         ("the API does not start", "The API could take work"),
-        ("the worker does not start", "Start the workers' units"),
-        ("the task always fails", "It was not touched"),
-        ("the task fails in a worker", "A worker of this host runs one of them"),
+        pytest.param("the worker does not start", "Start the workers' units", marks=pytest.mark.long),
+        pytest.param("the task always fails", "It was not touched", marks=pytest.mark.long),
+        pytest.param("the task fails in a worker", "A worker of this host runs one of them", marks=pytest.mark.long),
     ],
 )
 def test_a_release_that_fails_a_gate_goes_back(tmp_path: Path, fault: str, words: str) -> None:
@@ -114,6 +114,7 @@ def test_a_release_that_fails_a_gate_goes_back(tmp_path: Path, fault: str, words
     assert HOSTS[1].main_pid("typesafe-api") == untouched
 
 
+@pytest.mark.long
 def test_a_rollback_says_what_it_would_do_then_does_it() -> None:
     now = live(HOSTS[0])
     shown = playbook("rollback")
@@ -150,6 +151,7 @@ def pool_sizes() -> list[int]:
     return [len(answers[f"default@{host.name}"]["pool"]["processes"]) for host in HOSTS]
 
 
+@pytest.mark.long
 def test_a_pool_grows_and_shrinks_without_a_restart() -> None:
     pids = [host.run(WORKER_PID) for host in HOSTS]
     before = pool_sizes()
@@ -162,6 +164,7 @@ def test_a_pool_grows_and_shrinks_without_a_restart() -> None:
     assert [host.run(WORKER_PID) for host in HOSTS] == pids
 
 
+@pytest.mark.long
 def test_a_host_is_taken_out_of_service_under_load() -> None:
     """Last, because it does not come back."""
     gone, stays = HOSTS

@@ -99,6 +99,7 @@ def test_the_host_reaches_others(host: Host) -> None:
     assert host.run("apt-get update").succeeded
 
 
+@pytest.mark.once("hardening-debian12")
 def test_it_is_the_firewall_that_closes_and_the_next_run_closes_again(
     host: Host, name: str, stranger: portscan.Scanner, converge: Converge
 ) -> None:
@@ -116,6 +117,7 @@ def test_it_is_the_firewall_that_closes_and_the_next_run_closes_again(
     assert stranger.scan(portscan.address(host), LISTENING | {22}).open == FOR_EVERYBODY[name]
 
 
+@pytest.mark.once("hardening-debian13")
 def test_a_rule_changed_by_hand_is_set_right(host: Host, converge: Converge) -> None:
     before = rules(host)
     host.check_output("nft insert rule inet platform input tcp dport 9999 accept")
@@ -129,6 +131,7 @@ def test_the_firewalls_own_unit_can_do_little_else(host: Host) -> None:
     assert security_exposure(host, "platform-firewall.service") <= 1.5
 
 
+@pytest.mark.once("hardening-debian13")
 def test_tables_of_other_programs_are_left_alone(host: Host, converge: Converge) -> None:
     host.check_output("nft add table ip foreign")
     run = converge(host_firewall_allow=[{"name": "other", "port": 9999}])
@@ -168,6 +171,7 @@ def test_pings_are_answered_but_not_a_flood(host: Host, stranger: portscan.Scann
     assert 20 <= len(scan.open) <= 100
 
 
+@pytest.mark.once("hardening-debian12")
 def test_rules_that_would_lock_ansible_out_are_refused(host: Host, converge: Converge) -> None:
     before = rules(host), host.file("/etc/nftables-platform.conf").content_string
     for values, words in (
@@ -181,6 +185,7 @@ def test_rules_that_would_lock_ansible_out_are_refused(host: Host, converge: Con
     assert (rules(host), host.file("/etc/nftables-platform.conf").content_string) == before
 
 
+@pytest.mark.once("hardening-debian13")
 def test_rules_hold_after_a_restart_of_the_host(host: Host, reboot: Callable[[], None]) -> None:
     before = rules(host)
     reboot()
@@ -256,6 +261,7 @@ def test_a_password_lets_nobody_in_and_a_key_does_but_not_root(door: Callable[..
     assert "came in" in door("guest", *key)
 
 
+@pytest.mark.once("hardening-debian13")
 def test_an_inventory_with_a_password_is_refused(converge: Converge) -> None:
     password = secrets.token_urlsafe()
     run = converge(ansible_ssh_password=password)
@@ -267,6 +273,7 @@ def test_an_inventory_with_a_password_is_refused(converge: Converge) -> None:
 # Updates
 
 
+@pytest.mark.once("hardening-debian13")
 def test_security_updates_alone_come_by_themselves(host: Host) -> None:
     run = host.run("unattended-upgrade --dry-run --debug")
     assert run.succeeded, run.stderr
@@ -303,6 +310,7 @@ def test_cron_is_nobodys_business(host: Host) -> None:
         assert host.file(path).mode == mode, path
 
 
+@pytest.mark.once("hardening-debian12")
 def test_the_kernel_knows_every_parameter_and_is_left_alone(host: Host, converge: Converge) -> None:
     # A container's kernel is not ours: nothing is written, and what would be is looked at in check mode.
     assert not host.file("/etc/sysctl.d/60-hardening.conf").exists

@@ -231,26 +231,41 @@ def test_password_is_in_the_two_configurations_only(
 # Changes
 
 
-def test_what_redis_takes_live_is_applied_without_a_restart(
-    main: Instance, broker: Instance, converge: Converge
+@pytest.fixture
+def legacy(host: Host) -> Iterator[Instance]:
+    """A server that somebody ran before: no password, snapshots only."""
+    instance = Instance(host, "legacy", 6390, "redis-server@legacy", "/etc/redis/redis-legacy.conf")
+    host.check_output(
+        "install -d -o redis -g redis -m 750 /var/lib/redis/legacy"
+        f" && printf 'port 6390\\nbind 127.0.0.1\\ndir /var/lib/redis/legacy\\n' >{instance.config_file}"
+        f" && systemctl start {instance.unit}"
+    )
+    yield instance
+    host.check_output(f"systemctl disable --quiet --now {instance.unit}")
+    host.check_output(f"rm -r {instance.config_file} /var/lib/redis/legacy")
+
+
+def test_a_run_applies_live_what_it_can_restarts_what_it_must_and_loses_nothing(
+    main: Instance, broker: Instance, legacy: Instance, converge: Converge
 ) -> None:
-    before = main.run_id, broker.run_id
-    run = converge(redis_maxmemory="24mb")
-    assert run.returncode == 0, run.stdout
-    assert main.settings("maxmemory") == broker.settings("maxmemory") == {"maxmemory": str(24 * MEGABYTE)}
-    assert (main.run_id, broker.run_id) == before
-
-
-def test_only_the_instance_that_must_restarts(main: Instance, broker: Instance, converge: Converge) -> None:
+    """Each instance gets its own kind of change: memory, number of databases, the append-only file."""
     before = main.run_id, broker.run_id
     broker.run("redis-cli SET test:restart kept")
-    databases = {"main": "16", "broker": "4"}
-    run = converge(redis_instances=[{"name": "main"}, {"name": "broker", "port": 6380, "databases": 4}])
+    assert legacy.run("redis-cli SET test:legacy kept") == "OK"
+    instances = [
+        {"name": "main"},
+        {"name": "broker", "port": 6380, "maxmemory_policy": "noeviction", "databases": 4},
+        {"name": "legacy", "port": 6390},
+    ]
+    run = converge(redis_maxmemory="24mb", redis_instances=instances)
     assert run.returncode == 0, run.stdout
-    assert {instance.name: instance.settings("databases")["databases"] for instance in (main, broker)} == databases
+    assert main.settings("maxmemory") == {"maxmemory": str(24 * MEGABYTE)}
     assert main.run_id == before[0]
+    assert {instance.settings("databases")["databases"] for instance in (main, broker)} == {"16", "4"}
     assert broker.run_id != before[1]
     assert broker.run("redis-cli GET test:restart") == "kept"
+    assert legacy.settings("appendonly") == {"appendonly": "yes"}
+    assert legacy.run("redis-cli GET test:legacy") == "kept"
 
 
 def test_a_broken_configuration_never_reaches_the_server(
@@ -290,30 +305,3 @@ def test_a_configuration_can_be_tried(
     assert main.run_id == run_id
     assert main.run("redis-cli -s /run/redis/redis-server.sock PING") == "PONG"
     assert host.run("ls -d /tmp/redis-check-config.*").failed
-
-
-@pytest.fixture
-def legacy(host: Host) -> Iterator[Instance]:
-    """A server that somebody ran before: no password, snapshots only."""
-    instance = Instance(host, "legacy", 6390, "redis-server@legacy", "/etc/redis/redis-legacy.conf")
-    host.check_output(
-        "install -d -o redis -g redis -m 750 /var/lib/redis/legacy"
-        f" && printf 'port 6390\\nbind 127.0.0.1\\ndir /var/lib/redis/legacy\\n' >{instance.config_file}"
-        f" && systemctl start {instance.unit}"
-    )
-    yield instance
-    host.check_output(f"systemctl disable --quiet --now {instance.unit}")
-    host.check_output(f"rm -r {instance.config_file} /var/lib/redis/legacy")
-
-
-def test_snapshot_data_survives_the_switch_to_the_append_only_file(legacy: Instance, converge: Converge) -> None:
-    assert legacy.run("redis-cli SET test:legacy kept") == "OK"
-    instances = [
-        {"name": "main"},
-        {"name": "broker", "port": 6380, "maxmemory_policy": "noeviction"},
-        {"name": "legacy", "port": 6390},
-    ]
-    run = converge(redis_instances=instances)
-    assert run.returncode == 0, run.stdout
-    assert legacy.settings("appendonly") == {"appendonly": "yes"}
-    assert legacy.run("redis-cli GET test:legacy") == "kept"

@@ -11,7 +11,7 @@ import yaml
 from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
 from shared.drills.hosts import bash, present_hosts
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, ask, firing, 
 from shared.drills.hosts import PLATFORMS, bash, present_hosts
 from testinfra.host import Host
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())
 on_main = pytest.mark.hosts(str(CASES["main"]))
 
