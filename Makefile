@@ -88,7 +88,7 @@ test: check ## check, integration tests, and each role and the whole site once i
 
 .PHONY: molecule
 molecule: setup ## The Molecule part of make test
-	@TESTHOST_INSTALLED=yes PYTEST_ADDOPTS="-m 'not long'" $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
+	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
 	  installed $(BARE:%=scenario-%) $(INSTALLED:%=from-installed-%) proof $(VERIFIED:%=verified-%)
 
 .PHONY: nightly

@@ -31,15 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave a test out on hosts that its marker does not name; with --dist=loadgroup each host has its own process."""
-    items[:] = [
-        item
-        for item in items
-        if (mark := item.get_closest_marker("hosts")) is None or any(name in item.name for name in mark.args)
-    ]
+    """Leave out what its markers say; with --dist=loadgroup each host has its own process."""
+    short = "SHORT_RUN" in os.environ
+
+    def is_chosen(item: pytest.Item) -> bool:
+        hosts = [*item.iter_markers("hosts"), *(item.iter_markers("once") if short else [])]
+        return all(any(name in item.name for name in mark.args) for mark in hosts) and not (
+            short and item.get_closest_marker("long")
+        )
+
+    items[:] = [item for item in items if is_chosen(item)]
     for item in items:
-        if (mark := item.get_closest_marker("once")) and mark.args[0] not in item.name:
-            item.add_marker(pytest.mark.long)
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             item.add_marker(pytest.mark.xdist_group(str(item.callspec.params.get("_testinfra_host"))))
 

@@ -337,6 +337,7 @@ def report(host: Host, path: str) -> tuple[int, set[str]]:
     return int(index[1]), {" ".join(suggestion).strip() for suggestion in suggestions}
 
 
+@pytest.mark.once("hardening-debian12")
 def test_lynis_thinks_better_of_the_host(host: Host, name: str, say: Callable[[str], None]) -> None:
     host.check_output("systemctl stop listeners")
     host.run("lynis audit system --quick --no-colors --quiet")
