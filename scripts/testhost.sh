@@ -6,7 +6,7 @@
 #   testhost.sh keep   NAME debian12|debian13        shut the host down in order, keep its state as an image, start it again
 #   testhost.sh resume NAME debian12|debian13 [ARGS] start a host from the state that was kept; prints its SSH port
 #   testhost.sh reboot NAME                          shut the host down in order and start it again
-#   testhost.sh stop   NAME                          remove the host; no error when there is none
+#   testhost.sh stop   NAME...                       remove hosts; no error when there is none
 #
 # A host is reached as ops@127.0.0.1 with the key .secrets/testhost/id_ed25519; ops has sudo without a password.
 # Hosts find one another by name on the Podman network "platform-testhosts".
@@ -135,7 +135,7 @@ start_from() {
 }
 
 stop_host() {
-  "$podman" rm --force --ignore --time 0 "$1" >/dev/null
+  "$podman" rm --force --ignore --time 0 "$@" >/dev/null
 }
 
 reboot_host() {
