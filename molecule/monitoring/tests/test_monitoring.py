@@ -113,6 +113,7 @@ def test_alerts_reach_the_status_page_and_the_receiver(main: Host) -> None:
     wait_for(lambda: "Alertmanager was heard" in status_page(main), "the watchdog on the status page", 60)
 
 
+@pytest.mark.long
 def test_an_alert_comes_to_the_status_page_and_leaves_it(main: Host) -> None:
     login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
     clear = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", "--limit=monitoring-main"]
