@@ -7,16 +7,18 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # The Molecule part of make test, the longest first. These scenarios make their hosts from nothing ...
 BARE := redis_tls load_balancer hardening redis
-# ... and these start from hosts that molecule/default has installed; of the second list the check mode and idempotence of all roles
-# are proven elsewhere.
+# ... and the others start from hosts that molecule/default has installed: these with their own steps, these with what they change, and
+# these as the hosts are.
 INSTALLED := chaos deploy logs
-VERIFIED := monitoring celery_worker backup rotation app_release api flower
+CHANGED := monitoring celery_worker
+UNCHANGED := backup rotation app_release api flower
 # What make nightly adds: these on each Debian release, and these as long as they are.
 MATRIX := redis app_release api flower celery_worker backup rotation
 LONG := chaos_full deploy cluster monitoring monitoring_cluster
 # Scenarios at once: their tests wait more than they compute.
 JOBS := 4
-MOLECULE := molecule --base-config .config/molecule/config.yml --base-config .config/molecule/steps.yml test --no-command-borders
+MOLECULE := molecule
+WITH_STEPS := --base-config .config/molecule/config.yml --base-config .config/molecule/steps.yml
 
 .PHONY: help
 help: ## Show this list
@@ -89,7 +91,7 @@ test: check ## check, integration tests, and each role and the whole site once i
 .PHONY: molecule
 molecule: setup ## The Molecule part of make test
 	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	  installed $(BARE:%=scenario-%) $(INSTALLED:%=from-installed-%) proof $(VERIFIED:%=verified-%)
+	  installed $(BARE:%=scenario-%) $(INSTALLED:%=from-installed-%) proof $(CHANGED:%=changed-%) $(UNCHANGED:%=unchanged-%)
 
 .PHONY: nightly
 nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
@@ -103,21 +105,24 @@ nightly: check ## Both Debian releases for everything, every role from nothing, 
 # The scenario default in two halves, so that others start from its hosts as soon as they are installed.
 .PHONY: installed
 installed:
-	STEPS='[destroy, create, check, converge, side_effect]' $(MOLECULE)
+	STEPS='[destroy, create, check, converge, side_effect]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders
 
 .PHONY: proof
 proof: installed
-	STEPS='[idempotence, verify, destroy]' $(MOLECULE)
+	STEPS='[idempotence, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders
 
 # From nothing, with its own steps.
 scenario-%:
-	molecule test --no-command-borders --scenario-name $*
+	$(MOLECULE) test --no-command-borders --scenario-name $*
 
 from-installed-%: installed
-	molecule test --no-command-borders --scenario-name $*
+	$(MOLECULE) test --no-command-borders --scenario-name $*
 
-verified-%: installed
-	STEPS='[destroy, create, converge, verify, destroy]' $(MOLECULE) --scenario-name $*
+changed-%: installed
+	STEPS='[destroy, create, converge, idempotence, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
+
+unchanged-%: installed
+	STEPS='[destroy, create, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
 
 .PHONY: sbom
 sbom: setup ## Lists of parts of application and controller (CycloneDX), into .cache/sbom
