@@ -25,7 +25,8 @@ class ActionModule(ActionBase):
         arguments["files"] = [self._with_content(file, variables) for file in arguments.get("files", [])]
         # A module logs its arguments, here whole files.
         variables["ansible_no_target_syslog"] = True
-        return result | self._execute_module("host_files", arguments, task_vars=variables)
+        result |= self._execute_module("host_files", arguments, task_vars=variables)
+        return result
 
     def _with_content(self, file: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         for source, (plugin, options) in SOURCES.items():

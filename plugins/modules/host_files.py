@@ -66,6 +66,8 @@ def keep_directory(module: AnsibleModule, entry: dict[str, Any]) -> bool:
 
 def staged(module: AnsibleModule, entry: dict[str, Any]) -> str:
     """Return a temporary file with the entry's content, which its validator has accepted."""
+    if not Path(entry["path"]).parent.is_dir():
+        module.fail_json(msg=f"{entry['path']} has no directory: name {Path(entry['path']).parent} in directories.")
     handle, name = tempfile.mkstemp()
     module.add_cleanup_file(name)
     with os.fdopen(handle, "wb") as file:
