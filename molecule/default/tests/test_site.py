@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from conftest import EPHEMERAL, PROJECT, Api, security_exposure, wait_for
 from testinfra.host import Host
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
+# A run that changes nothing takes about 0.15 s for each task.
+TASKS = 130
 # Everything that may listen; SSH is the test host's own.
 LISTENERS = {f"127.0.0.1:{port}" for port in (6379, 6380, 8000, 5555)} | {"[::1]:6379", "[::1]:6380"}
 SSH = {"0.0.0.0:22", "[::]:22"}
@@ -70,6 +73,15 @@ def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Ap
     wait_for(lambda: api.call("GET", "/health/celery")[0] == 200, "a worker after the reboot", 60)
     for task in waiting:
         api.wait(task, seconds=60)
+
+
+@pytest.mark.hosts("site-debian13")
+def test_a_second_run_changes_nothing_within_its_budget_of_tasks(converge: Converge) -> None:
+    again = converge()
+    counts = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", again.stdout.partition("PLAY RECAP")[2])}
+    assert again.returncode == 0, again.stdout
+    assert counts["changed"] == 0
+    assert counts["ok"] + counts["skipped"] <= TASKS
 
 
 @pytest.mark.hosts("site-debian13")
