@@ -5,11 +5,10 @@ INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-# The Molecule part of make test, the longest first. These scenarios make their hosts from nothing ...
-BARE := redis_tls load_balancer hardening redis
-# ... and the others start from hosts that molecule/default has installed: these with their own steps, these with what they change, and
-# these as the hosts are.
-INSTALLED := chaos deploy logs
+# The Molecule part of make test. While molecule/default installs the hosts that others start from, one more scenario is enough for two
+# processors. Then come, the longest first, those with their own steps, those that change what is installed, and those that only look.
+BESIDE := redis_tls
+OWN := chaos deploy load_balancer hardening logs redis
 CHANGED := monitoring celery_worker
 UNCHANGED := backup rotation app_release api flower
 # What make nightly adds: these on each Debian release, and these as long as they are.
@@ -91,7 +90,7 @@ test: check ## check, integration tests, and each role and the whole site once i
 .PHONY: molecule
 molecule: setup ## The Molecule part of make test
 	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	  installed $(BARE:%=scenario-%) $(INSTALLED:%=from-installed-%) proof $(CHANGED:%=changed-%) $(UNCHANGED:%=unchanged-%)
+	  installed $(BESIDE:%=scenario-%) $(OWN:%=own-%) proof $(CHANGED:%=changed-%) $(UNCHANGED:%=unchanged-%)
 
 .PHONY: nightly
 nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
@@ -115,7 +114,7 @@ proof: installed
 scenario-%:
 	$(MOLECULE) test --no-command-borders --scenario-name $*
 
-from-installed-%: installed
+own-%: installed
 	$(MOLECULE) test --no-command-borders --scenario-name $*
 
 changed-%: installed
