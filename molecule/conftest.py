@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from testinfra.host import Host
+from xdist.scheduler import LoadScopeScheduling
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
@@ -29,9 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "once(name): `make test` runs it on this host alone, `make nightly` on all")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what its markers say; with --dist=loadgroup each host has its own process."""
+    """Leave out tests as their markers say."""
     short = "SHORT_RUN" in os.environ
 
     def is_chosen(item: pytest.Item) -> bool:
@@ -41,9 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items[:] = [item for item in items if is_chosen(item)]
-    for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            item.add_marker(pytest.mark.xdist_group(str(item.callspec.params.get("_testinfra_host"))))
+
+
+class HostScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """With pytest's option -n: tests of one host run one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        names = yaml.safe_load((SCENARIO / "molecule.yml").read_text())["platforms"]
+        return next((str(host["name"]) for host in names if f"//{host['name']}" in nodeid), "")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling:
+    """Choose it."""
+    return HostScheduling(config, log)
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
