@@ -104,7 +104,8 @@ nightly: check ## Both Debian releases for everything, every role from nothing, 
 # The scenario default in two halves, so that others start from its hosts as soon as they are installed.
 .PHONY: installed
 installed:
-	STEPS='[destroy, create, check, converge, side_effect]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders
+	$(MOLECULE) destroy --no-command-borders
+	STEPS='[create, check, converge, side_effect]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --destroy=never
 
 .PHONY: proof
 proof: installed
