@@ -61,7 +61,7 @@ def load(*to: Host) -> Iterator[None]:
     for stream in streams:
         print(len(stream.accepted), stream.refused, stream.unanswered, stream.slowest)  # noqa: T201 - shown on failure
         assert (stream.refused, stream.given_up, stream.wrong) == (0, 0, [])
-        # `make test` runs other scenarios beside this one: an answer may take longer than the client waits before it asks again.
+        # Other scenarios of `make test` run beside this one: the client may have to ask again.
         assert stream.unanswered == 0 or "SHORT_RUN" in os.environ
     lost = {task for stream in streams for task in stream.accepted}
     assert lost
