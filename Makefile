@@ -8,9 +8,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The Molecule part of make test. While molecule/default installs the hosts that others start from, one more scenario is enough for two
 # processors. Then come, the longest first, those with their own steps, those that change what is installed, and those that only look.
 BESIDE := redis_tls
-OWN := chaos deploy load_balancer hardening logs redis
+OWN := chaos deploy load_balancer backup hardening rotation logs redis
 CHANGED := monitoring celery_worker
-UNCHANGED := backup rotation app_release api flower
+UNCHANGED := app_release api flower
 # What make nightly adds: these on each Debian release, and these as long as they are.
 MATRIX := redis app_release api flower celery_worker backup rotation
 LONG := chaos_full deploy cluster monitoring monitoring_cluster
