@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -12,11 +13,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate.utils
 import yaml
+
+from tests.support import INLINE
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy/kubernetes"
 Manifest = dict[str, Any]
+# It reads all schemas of a version again for each manifest.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+kubernetes_validate.utils.all_versions = functools.cache(kubernetes_validate.utils.all_versions)
 # Of Kubernetes, the oldest first; the role refuses to apply to an older one.
 VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 SERVICES = ("worker", "api", "flower", "exporter", "operator")
@@ -39,6 +46,7 @@ def playbook(
         json.dump(variables, extra)
         extra.flush()
         command = ["ansible-playbook", "-i", "localhost,", f"playbooks/{name}.yml", "-e", f"@{extra.name}", *arguments]
+        env = {**os.environ, **INLINE, **(env or {})}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, plural, serving
-from tests.kubernetes.manifests import Manifest, overlay, playbook, random_secrets, read, render, workloads
+from tests.kubernetes.conftest import Rendered
+from tests.kubernetes.manifests import Manifest, overlay, playbook, random_secrets, read, workloads
 
 pytestmark = pytest.mark.timeout(540)
 
@@ -67,9 +68,8 @@ def test_the_playbook_applies_everything_and_then_nothing(cluster: ClusterApi, c
     assert re.search(r"localhost +: ok=\d+ +changed=0 .*failed=0", second.stdout), second.stdout + second.stderr
 
 
-def test_kubectl_applies_what_the_playbook_has_written(cluster: ClusterApi, config: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "manifests"
-    render(directory, **random_secrets())
+def test_kubectl_applies_what_the_playbook_has_written(cluster: ClusterApi, config: Path, rendered: Rendered) -> None:
+    directory = rendered.directory
     # README's command.
     result = kubectl(config, "-f", directory / "namespace.yml", "-f", directory)
     assert result.returncode == 0, result.stderr
@@ -83,9 +83,8 @@ def test_kubectl_applies_an_overlay(cluster: ClusterApi, config: Path, tmp_path:
     assert set(cluster.objects) == keys(manifests)
 
 
-def test_a_pod_that_wants_more_would_be_refused(config: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "manifests"
-    render(directory, **random_secrets())
+def test_a_pod_that_wants_more_would_be_refused(config: Path, tmp_path: Path, rendered: Rendered) -> None:
+    directory = rendered.directory
     assert kubectl(config, "-f", directory / "namespace.yml").returncode == 0
     api = workloads(read(directory / "api.yml"))["api"]
     pod = api["spec"]["template"]["spec"]

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.prometheus import Snapshot, _Queue
+from tests.kubernetes.conftest import Rendered
 from tests.kubernetes.manifests import (
     DEPLOY,
     ROOT,
@@ -55,12 +56,12 @@ VARIANTS = ["default", "changed", "local", "production", "hpa"]
 
 
 @pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
+def manifests(rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
     """All variants: rendered by Ansible, and built by Kustomize."""
+    changed = tmp_path_factory.mktemp("changed")
+    render(changed, **random_secrets(), **CHANGED)
     made = {}
-    for name, variables in (("default", {}), ("changed", CHANGED)):
-        directory = tmp_path_factory.mktemp(name)
-        render(directory, **random_secrets(), **variables)
+    for name, directory in (("default", rendered.directory), ("changed", changed)):
         assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
         made[name] = read(*sorted(directory.iterdir()))
     for name in ("local", "production"):
@@ -98,12 +99,13 @@ def test_a_wrong_field_would_be_seen(manifests: dict[str, list[Manifest]]) -> No
         kubernetes_validate.validate({**pod, "spec": {**pod["spec"], "replica": 2}}, VERSIONS[-1], strict=True)
 
 
-@pytest.mark.parametrize("variant", ["changed", "local", "production"])
-def test_the_policy_scanner_finds_nothing(manifests: dict[str, list[Manifest]], variant: str, tmp_path: Path) -> None:
-    file = tmp_path / "manifests.yml"
-    # A cluster on one machine takes the image that was built last.
-    file.write_text(yaml.safe_dump_all(manifests[variant]).replace("typesafe-backend:latest", "typesafe-backend:1"))
-    command = [str(ROOT / ".cache/checkov/bin/checkov"), "--config-file=tests/kubernetes/checkov.yml", f"--file={file}"]
+def test_the_policy_scanner_finds_nothing(manifests: dict[str, list[Manifest]], tmp_path: Path) -> None:
+    command = [str(ROOT / ".cache/checkov/bin/checkov"), "--config-file=tests/kubernetes/checkov.yml"]
+    for variant in ("changed", "local", "production"):
+        file = tmp_path / f"{variant}.yml"
+        # A cluster on one machine takes the image that was built last.
+        file.write_text(yaml.safe_dump_all(manifests[variant]).replace("typesafe-backend:latest", "typesafe-backend:1"))
+        command.append(f"--file={file}")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -126,14 +128,13 @@ def test_every_secret_that_is_named_is_there(manifests: dict[str, list[Manifest]
     assert wanted == there | ({"from-the-vault"} if variant == "changed" else set())
 
 
-def test_secrets_are_files_and_nowhere_else(tmp_path: Path) -> None:
-    values = random_secrets()
-    render(tmp_path, **values)
+def test_secrets_are_files_and_nowhere_else(rendered: Rendered) -> None:
+    values = dict(rendered.secrets)
     flat = [*values.pop("redis_user_passwords").values(), *values.values()]
-    for file in tmp_path.iterdir():
+    for file in rendered.directory.iterdir():
         if file.name != "secrets.yml":
             assert not any(value in file.read_text() for value in flat), file
-    for workload in workloads(read(*tmp_path.iterdir())).values():
+    for workload in workloads(read(*rendered.directory.iterdir())).values():
         for container in workload["spec"]["template"]["spec"]["containers"]:
             assert all("valueFrom" not in variable for variable in container.get("env", []))
             assert all("secretRef" not in source for source in container.get("envFrom", []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -13,7 +14,7 @@ import pytest
 
 from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, serving
 from tests.kubernetes.manifests import ROOT, VERSIONS, playbook, random_secrets
-from tests.support import free_port
+from tests.support import INLINE, free_port
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "good": ({}, []),
@@ -71,7 +72,8 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         inventory = directory / "hosts.json"
         inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
         command = ["ansible-playbook", f"--inventory={inventory}", "tests/kubernetes/preflight.yml"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        env = {**os.environ, **INLINE}
+        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     found = dict.fromkeys(CASES, "")
     for line in result.stdout.splitlines():
         if line.startswith(("fatal: [", "failed: [")):
