@@ -15,7 +15,8 @@ from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, plural, serving
 from tests.kubernetes.conftest import Rendered
 from tests.kubernetes.manifests import Manifest, overlay, playbook, random_secrets, read, workloads
 
-pytestmark = pytest.mark.timeout(540)
+# The cluster is a server of our own, and each manifest a program.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(540)]
 
 
 @pytest.fixture
