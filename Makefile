@@ -17,6 +17,10 @@ LONG := chaos_full deploy cluster monitoring monitoring_cluster
 # Scenarios at once: their tests wait more than they compute.
 JOBS := 4
 MOLECULE := molecule
+# Which scenarios of these run; what they start from comes first.
+ONLY := default $(BESIDE) $(OWN) $(CHANGED) $(UNCHANGED)
+FIRST = $(if $(filter default $(shell grep -l 'installed: true' molecule/*/molecule.yml | cut -d/ -f2),$(ONLY)),installed)
+BASE ?= main
 WITH_STEPS := --base-config .config/molecule/config.yml --base-config .config/molecule/steps.yml
 
 .PHONY: help
@@ -88,9 +92,16 @@ test: check ## check, integration tests, and each role and the whole site once i
 	@$(MAKE) --no-print-directory molecule
 
 .PHONY: molecule
-molecule: setup ## The Molecule part of make test
-	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target \
-	  installed $(BESIDE:%=scenario-%) $(OWN:%=own-%) proof $(CHANGED:%=changed-%) $(UNCHANGED:%=unchanged-%)
+molecule: setup ## The Molecule part of make test; ONLY="redis api" runs these scenarios
+	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target ONLY='$(ONLY)' setup $(FIRST) \
+	  $(addprefix scenario-,$(filter $(ONLY),$(BESIDE))) $(addprefix own-,$(filter $(ONLY),$(OWN))) $(if $(filter default,$(ONLY)),proof) \
+	  $(addprefix changed-,$(filter $(ONLY),$(CHANGED))) $(addprefix unchanged-,$(filter $(ONLY),$(UNCHANGED)))
+
+.PHONY: test-changed
+test-changed: check ## check, and what can break by the changes since BASE (main): scripts/changed.py has the table
+	@set -e; wanted=$$(scripts/changed.py $(BASE)); echo "Since $(BASE):" $${wanted:-nothing more to run}; \
+	case "$$wanted" in *integration*) pytest -q -n 2 --dist loadfile -m integration ;; esac; \
+	$(MAKE) --no-print-directory molecule ONLY="$$(echo $$wanted)"
 
 .PHONY: nightly
 nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
@@ -108,20 +119,20 @@ installed:
 	STEPS='[create, check, converge, side_effect]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --destroy=never
 
 .PHONY: proof
-proof: installed
+proof: $(FIRST)
 	STEPS='[idempotence, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders
 
 # From nothing, with its own steps.
 scenario-%:
 	$(MOLECULE) test --no-command-borders --scenario-name $*
 
-own-%: installed
+own-%: $(FIRST)
 	$(MOLECULE) test --no-command-borders --scenario-name $*
 
-changed-%: installed
+changed-%: $(FIRST)
 	STEPS='[destroy, create, converge, idempotence, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
 
-unchanged-%: installed
+unchanged-%: $(FIRST)
 	STEPS='[destroy, create, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
 
 .PHONY: sbom
