@@ -6,19 +6,20 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # The Molecule part of make test. While molecule/default installs the hosts that others start from, one more scenario is enough for two
-# processors. Then come, the longest first, those with their own steps, those that change what is installed, and those that only look.
+# processors. Then come those with their own steps, those from bare hosts, those that change what is installed, and those that only look.
 BESIDE := redis_tls
-OWN := chaos deploy load_balancer backup hardening rotation logs redis
+OWN := chaos deploy backup rotation
+FRESH := load_balancer hardening logs redis
 CHANGED := monitoring celery_worker
 UNCHANGED := app_release api flower
 # What make nightly adds: these on each Debian release, and these as long as they are.
 MATRIX := redis app_release api flower celery_worker backup rotation
 LONG := chaos_full deploy cluster monitoring monitoring_cluster
-# Scenarios at once: their tests wait more than they compute.
-JOBS := 4
+# Scenarios at once. More make nothing faster: two processors are busy with Ansible.
+JOBS := 3
 MOLECULE := molecule
 # Which scenarios of these run; what they start from comes first.
-ONLY := default $(BESIDE) $(OWN) $(CHANGED) $(UNCHANGED)
+ONLY := default $(BESIDE) $(OWN) $(FRESH) $(CHANGED) $(UNCHANGED)
 FIRST = $(if $(filter default $(shell grep -l 'installed: true' molecule/*/molecule.yml | cut -d/ -f2),$(ONLY)),installed)
 BASE ?= main
 WITH_STEPS := --base-config .config/molecule/config.yml --base-config .config/molecule/steps.yml
@@ -94,8 +95,9 @@ test: check ## check, integration tests, and each role and the whole site once i
 .PHONY: molecule
 molecule: setup ## The Molecule part of make test; ONLY="redis api" runs these scenarios
 	@SHORT_RUN=yes $(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target ONLY='$(ONLY)' setup $(FIRST) \
-	  $(addprefix scenario-,$(filter $(ONLY),$(BESIDE))) $(addprefix own-,$(filter $(ONLY),$(OWN))) $(if $(filter default,$(ONLY)),proof) \
-	  $(addprefix changed-,$(filter $(ONLY),$(CHANGED))) $(addprefix unchanged-,$(filter $(ONLY),$(UNCHANGED)))
+	  $(addprefix beside-,$(filter $(ONLY),$(BESIDE))) $(addprefix own-,$(filter $(ONLY),$(OWN))) $(if $(filter default,$(ONLY)),proof) \
+	  $(addprefix fresh-,$(filter $(ONLY),$(FRESH))) $(addprefix changed-,$(filter $(ONLY),$(CHANGED))) \
+	  $(addprefix unchanged-,$(filter $(ONLY),$(UNCHANGED)))
 
 .PHONY: test-changed
 test-changed: check ## check, and what can break by the changes since BASE (main): scripts/changed.py has the table
@@ -128,6 +130,14 @@ scenario-%:
 
 own-%: $(FIRST)
 	$(MOLECULE) test --no-command-borders --scenario-name $*
+
+# molecule/default proves check mode.
+FRESH_STEPS := [destroy, create, prepare, converge, idempotence, verify, destroy]
+beside-%:
+	STEPS='$(FRESH_STEPS)' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
+
+fresh-%: $(FIRST)
+	STEPS='$(FRESH_STEPS)' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
 
 changed-%: $(FIRST)
 	STEPS='[destroy, create, converge, idempotence, verify, destroy]' $(MOLECULE) $(WITH_STEPS) test --no-command-borders --scenario-name $*
