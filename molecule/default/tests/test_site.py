@@ -78,7 +78,10 @@ def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Ap
 @pytest.mark.hosts("site-debian13")
 def test_a_second_run_changes_nothing_within_its_budget_of_tasks(converge: Converge) -> None:
     again = converge()
-    counts = {key: int(value) for key, value in re.findall(r"(ok|changed|skipped)=(\d+)", again.stdout.partition("PLAY RECAP")[2])}
+    counts = {
+        key: int(value)
+        for key, value in re.findall(r"(ok|changed|skipped)=(\d+)", again.stdout.partition("PLAY RECAP")[2])
+    }
     assert again.returncode == 0, again.stdout
     assert counts["changed"] == 0
     assert counts["ok"] + counts["skipped"] <= TASKS
