@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import shlex
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ options:
     description:
       - Each has C(path), and one of C(content), C(template) and C(src), a template or a file of the role.
       - Perhaps C(owner), C(group), C(mode), and C(validate), a command that accepts the file %s.
+      - That file has these rights, and lies beside its later place.
     type: list
     elements: dict
     default: []
@@ -48,36 +53,94 @@ OWNER: dict[str, dict[str, Any]] = {
 }
 
 
-def keep_rights(module: AnsibleModule, entry: dict[str, Any], changed: bool) -> bool:
-    """Give an entry's path its owner, group and mode; return whether it is changed by now."""
-    if not os.path.lexists(entry["path"]):
-        return changed  # check mode
-    arguments = module.load_file_common_arguments(entry)
+def exists(database: Callable[[str], Any], name: str) -> bool:
+    """Tell whether a user or group is there; a number always is."""
+    try:
+        return name.isdigit() or bool(database(name))
+    except KeyError:
+        return False
+
+
+def keep_rights(module: AnsibleModule, entry: dict[str, Any], changed: bool, path: Path | None = None) -> bool:
+    """Give the entry's path, or this one, its owner, group and mode; return whether it is changed by now."""
+    place = path or Path(entry["path"])
+    if module.check_mode:
+        known = exists(pwd.getpwnam, entry["owner"]) and exists(grp.getgrnam, entry["group"])
+        # What the run would have created by now: the path itself, its owner.
+        if not place.exists() or not known:
+            return True
+    # A directory may be a link to another disk.
+    arguments = module.load_file_common_arguments(entry | {"path": str(place), "follow": True})
     return bool(module.set_fs_attributes_if_different(arguments, changed))
 
 
 def keep_directory(module: AnsibleModule, entry: dict[str, Any]) -> bool:
-    """Create a directory or correct its rights; return whether that was needed."""
-    missing = not Path(entry["path"]).is_dir()
-    if missing and not module.check_mode:
-        Path(entry["path"]).mkdir(parents=True)
-    return keep_rights(module, entry, missing)
+    """Create a directory, or correct its rights; return whether that was needed. Created parents get its rights."""
+    path = Path(entry["path"])
+    missing = [place for place in (path, *path.parents) if not place.is_dir()]
+    if not module.check_mode:
+        for place in reversed(missing):
+            place.mkdir()
+            keep_rights(module, entry, changed=True, path=place)
+    return keep_rights(module, entry, bool(missing))
 
 
-def staged(module: AnsibleModule, entry: dict[str, Any]) -> str:
-    """Return a temporary file with the entry's content, which its validator has accepted."""
-    if not Path(entry["path"]).parent.is_dir():
-        module.fail_json(msg=f"{entry['path']} has no directory: name {Path(entry['path']).parent} in directories.")
-    handle, name = tempfile.mkstemp()
+def staged(module: AnsibleModule, entry: dict[str, Any]) -> Path:
+    """Return a file beside the entry's path, with its content and rights, which its validator has accepted."""
+    path = Path(entry["path"])
+    if not path.parent.is_dir():
+        module.fail_json(msg=f"{path} has no directory: name {path.parent} in directories.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     module.add_cleanup_file(name)
     with os.fdopen(handle, "wb") as file:
         file.write(entry["content"].encode())
+    keep_rights(module, entry, changed=True, path=Path(name))
     if entry["validate"]:
-        code, output, error = module.run_command(entry["validate"] % name)
+        code, output, error = module.run_command(entry["validate"].replace("%s", shlex.quote(name)))
         if code != 0:
             said = " ".join((error + output).split()) or f"exit status {code}"
-            module.fail_json(msg=f"{entry['path']} is left as it was, because its new content is not valid: {said}")
-    return name
+            module.fail_json(msg=f"{path} is left as it was, because its new content is not valid: {said}")
+    return Path(name)
+
+
+def reject(module: AnsibleModule, entry: dict[str, Any]) -> None:
+    """Fail where an entry cannot become a file."""
+    path, validate = Path(entry["path"]), entry["validate"]
+    if path.is_dir():
+        module.fail_json(msg=f"{path} is a directory, but must be a file: move it away.")
+    if validate is not None and "%s" not in validate:
+        module.fail_json(msg=f"{path}: validate is '{validate}', but must hold %s, the file.")
+
+
+def keep_files(module: AnsibleModule, entries: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
+    """Write the files that differ, and correct rights; return the changed paths and what changed in them.
+
+    Whatever can fail comes before the first file is put in place: what a failed task has written notifies no handler.
+    """
+    changed, diff, stages = [], [], []
+    for entry in entries:
+        reject(module, entry)
+    for entry in entries:
+        path = Path(entry["path"])
+        try:
+            before = path.read_bytes() if path.is_file() else None
+            if before == entry["content"].encode() and not path.is_symlink():
+                if keep_rights(module, entry, changed=False):
+                    changed.append(str(path))
+                continue
+            if not module.check_mode:
+                stages.append((staged(module, entry), path))
+        except OSError as error:
+            module.fail_json(msg=f"{path} cannot be written: {error.strerror}.")
+        changed.append(str(path))
+        headers = {"before_header": str(path) if before is not None else "", "after_header": str(path)}
+        diff.append(headers | {"before": (before or b"").decode(errors="replace"), "after": entry["content"]})
+    for stage, path in stages:
+        try:
+            stage.replace(path)
+        except OSError as error:
+            module.fail_json(msg=f"{path} cannot be written: {error.strerror}.")
+    return changed, diff
 
 
 def main() -> None:
@@ -99,30 +162,15 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    changed = [entry["path"] for entry in module.params["directories"] if keep_directory(module, entry)]
-    diff, places = [], []
-    for entry in module.params["files"]:
-        path = Path(entry["path"])
-        before = path.read_bytes() if path.is_file() else None
-        if before == entry["content"].encode() and not path.is_symlink():
-            continue
-        diff.append(
-            {
-                "before": (before or b"").decode(errors="replace"),
-                "after": entry["content"],
-                "before_header": str(path) if before is not None else "",
-                "after_header": str(path),
-            }
-        )
-        places.append((path, "" if module.check_mode else staged(module, entry)))
-    for path, source in places:
-        if source:
-            module.atomic_move(source, str(path))
-    written = {str(path) for path, _ in places}
-    changed += [
-        entry["path"] for entry in module.params["files"] if keep_rights(module, entry, entry["path"] in written)
-    ]
-    module.exit_json(changed=bool(changed), changed_paths=changed, diff=diff)
+    created = []
+    for entry in module.params["directories"]:
+        try:
+            if keep_directory(module, entry):
+                created.append(entry["path"])
+        except OSError as error:
+            module.fail_json(msg=f"{entry['path']} cannot be created: {error.strerror}.")
+    changed, diff = keep_files(module, module.params["files"])
+    module.exit_json(changed=bool(created or changed), changed_paths=created + changed, diff=diff)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,19 @@ def test_a_second_run_changes_nothing_within_its_budget_of_tasks(converge: Conve
 
 
 @pytest.mark.hosts("site-debian13")
+def test_a_tag_installs_its_part_alone(host: Host, converge: Converge) -> None:
+    units = "systemctl show --value --property MainPID typesafe-celery typesafe-api typesafe-flower redis-server"
+    before = host.check_output(units)
+    # Both parts have a change by that: Redis' configuration, and a setting of the application.
+    run = converge("--tags=redis", stack_redis_maxmemory="200mb", rate_limit="999/second")
+    assert run.returncode == 0, run.stdout
+    assert host.file("/etc/redis/redis.conf").contains("^maxmemory 209715200$")
+    assert not host.file("/etc/typesafe/backend.env").contains("999/second")
+    assert host.check_output(units) == before
+    assert converge("--tags=redis").returncode == 0
+
+
+@pytest.mark.hosts("site-debian13")
 def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Host, converge: Converge) -> None:
     before = host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env")
     refused = converge(task_soft_time_limit=60)
