@@ -59,6 +59,22 @@ CASES = {
         {"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]
     ),
     "log-level": Case({"log_level": "loud"}, ["log_level", "loud", "debug"]),
+    "list-that-is-a-text": Case({"stack_ip_allow": "10.0.0.9"}, ["stack_ip_allow is the text", "like [10.0.0.9]"]),
+    "queues-that-are-a-text": Case(
+        {"celery_worker_pools": [{"name": "a", "queues": "slow"}]}, ["pool 'a'", "queues 'slow'", "like [slow]"]
+    ),
+    "pool-without-a-name": Case(
+        {"celery_worker_pools": [{"concurrency": 2}]}, ["missing", "name", "celery_worker_pools"]
+    ),
+    "pools-that-are-a-text": Case({"celery_worker_pools": "default"}, ["celery_worker_pools is the text 'default'"]),
+    "password-that-is-a-number": Case(
+        {"redis_password": 1234567890123456}, ["redis_password is a number", "quotes"], hidden="1234567890123456"
+    ),
+    "user-password-that-is-a-number": Case(
+        {"redis_user_passwords": dict.fromkeys(REDIS_USERS, 1234567890123456)},
+        ["redis_user_passwords.worker is a number"],
+        hidden="1234567890123456",
+    ),
     "unknown-topology": Case({"redis_topology": "cluster"}, ["redis_topology", "cluster", "split"]),
     "unknown-eviction-policy": Case(
         {"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]
