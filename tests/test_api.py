@@ -273,7 +273,8 @@ class TestKey:
             ("X-API-Key", "{half}", "not valid"),
             ("X-API-Key", "Bearer {key}", "not valid"),
             ("X-API-Key", "schlüssel€", "not valid"),
-            ("X-API-Key", "x" * 50_000, "not valid"),
+            # h11 reads headers of up to 16 KiB however they arrive; of longer ones it depends on the packets.
+            ("X-API-Key", "x" * 15_000, "not valid"),
             ("Authorization", "{key}", "An API key is needed"),
             ("Authorization", "Bearer", "An API key is needed"),
             ("Authorization", "Bearer \x80\xff", "not valid"),
