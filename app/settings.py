@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     environment: str = "development"
     flower_basic_auth: SecretStr | None = None  # user:password, several separated by white space
     flower_read_only: bool = True
-    task_signing_key: SecretStr | None = None  # two while one replaces the other: the first signs, both verify
+    # Of task messages and of commands to workers. Two while one replaces the other: the first signs, both verify.
+    task_signing_key: SecretStr | None = None
+    control_signing_key: SecretStr | None = None
 
     task_soft_time_limit: PositiveInt = 55  # seconds
     task_time_limit: PositiveInt = 60  # seconds
@@ -145,7 +147,7 @@ class Settings(BaseSettings):
                 raise ValueError("must be user:password, neither of them empty; several are separated by white space")
         return value
 
-    @field_validator("task_signing_key")
+    @field_validator("task_signing_key", "control_signing_key")
     @classmethod
     def _check_signing_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value:
@@ -210,6 +212,11 @@ class Settings(BaseSettings):
     def signing_keys(self) -> list[bytes]:
         """The keys of task messages: the first signs, each verifies; none where nothing is signed."""
         return [key.encode() for key in split_keys(self.task_signing_key)] if self.task_signing_key else []
+
+    @property
+    def control_keys(self) -> list[bytes]:
+        """The keys of commands to workers, likewise."""
+        return [key.encode() for key in split_keys(self.control_signing_key)] if self.control_signing_key else []
 
     @property
     def message_limit(self) -> int:

@@ -44,7 +44,7 @@ suite_of() {
 image_of() {
   # The tag carries a digest of the definition, so that a change of it builds a new image.
   local definition
-  definition=$(declare -f build_image)$base_packages$cached_packages
+  definition=$(declare -f build_image)$base_packages$cached_packages$(<"$root/scripts/zipimport_cache.py")
   echo "localhost/testhost:$1-$(sha256sum <<<"$definition" | cut -c1-12)"
 }
 
@@ -72,6 +72,9 @@ build_image() {
     --customize-hook="chroot \"\$1\" apt-get install --quiet=2 --yes --download-only $cached_packages" \
     --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash ops' \
     --customize-hook='echo "ops ALL=(ALL) NOPASSWD: ALL" >"$1/etc/sudoers.d/ops"' \
+    --customize-hook="copy-in '$root/scripts/zipimport_cache.py' /usr/lib/python3/dist-packages" \
+    --customize-hook='echo "import zipimport_cache" >"$1/usr/lib/python3/dist-packages/zipimport_cache.pth"' \
+    --customize-hook='install -d -m 700 "$1/var/cache/zipimport"' \
     --customize-hook='printf "%s\n" "#!/bin/sh" "mount --make-rshared /" "exec /sbin/init" >"$1/sbin/testhost-init"' \
     --customize-hook='chmod 755 "$1/sbin/testhost-init"' \
     "$suite" "$directory/root.tar"

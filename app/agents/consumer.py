@@ -2,14 +2,16 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.concurrency import prefork
 from celery.worker import consumer, heartbeat
 from redis.exceptions import RedisError
 
+from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import deliveries
 from app.agents.pool import Pool
+from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,20 @@ prefork.TaskPool.Pool = Pool
 
 class Consumer(consumer.Consumer):
     """Celery's consumer, used through the setting ``worker_consumer``."""
+
+    class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[valid-type]
+        """Without what workers tell one another: whoever may speak on their channel could have a task run."""
+
+        default_steps: ClassVar[list[str]] = [
+            step for step in consumer.Consumer.Blueprint.default_steps if not step.endswith((":Mingle", ":Gossip"))
+        ]
+
+    def add_task_queue(self, queue: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - the base class's signature
+        """Take from a queue of the settings, too; from no other, whoever says so."""
+        if queue not in {*self.app.amqp.queues, DEFAULT_QUEUE, *get_settings().task_routes.values()}:
+            logger.warning("The worker does not take from the queue %.100r, which no setting names", queue)
+            return None
+        return super().add_task_queue(queue)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Try to connect until it succeeds."""

@@ -6,6 +6,7 @@ one command moves a message from its queue to the worker's own list, where app/a
 (docs/decisions/0010-atomic-delivery.md).
 """
 
+import logging
 import time
 from typing import Any
 
@@ -26,6 +27,8 @@ from app.agents.redis_connection import (
 from app.agents.task_ids import MADE, created
 from app.redis_address import RedisAddress
 from app.settings import get_settings
+
+logger = logging.getLogger(__name__)
 
 # Seconds that a worker of several queues waits for the first of them before it looks into all again.
 LOOK_INTERVAL = 0.2
@@ -145,9 +148,24 @@ class Channel(kombu_redis.Channel):
             deliveries.reclaim(self.qos.tags())
             self._reclaimed = dict.fromkeys(lists, now)
 
+    def _receive_one(self, c: Any) -> Any:
+        try:
+            return super()._receive_one(c)
+        except (redis.RedisError, OSError, kombu_redis.Empty):
+            raise
+        except Exception:
+            logger.exception("What came on a channel is ignored")
+            return None
+
     def _brpop_read(self, **options: Any) -> bool:
         if not self._command:
-            return bool(super()._brpop_read(**options))
+            try:
+                return bool(super()._brpop_read(**options))
+            except (redis.RedisError, OSError, kombu_redis.Empty):
+                raise
+            except Exception:
+                logger.exception("What came as an answer is ignored")
+                raise kombu_redis.Empty from None
         try:
             reply = self.client.parse_response(self.client.connection, self._command, **options)
         except self.connection_errors as error:

@@ -6,7 +6,7 @@ from app.agents import command_line, deliveries, lifecycle, results, systemd, ta
 from app.agents.config import DEFAULT_MAX_RETRIES, celery_config
 from app.settings import get_settings
 
-celery_app = Celery("typesafe_agent")
+celery_app = Celery("typesafe_agent", control="app.agents.control:Control")
 celery_app.conf.update(celery_config(get_settings()))
 celery_app.Task.max_retries = DEFAULT_MAX_RETRIES
 celery_app.Task.Request = "app.agents.request:Request"
