@@ -89,7 +89,7 @@ lint: ## Linters alone
 
 .PHONY: test
 test: check ## check, integration tests, and each role and the whole site once in Molecule
-	pytest -q -n 2 --dist loadfile -m integration
+	pytest -q -n 4 --dist loadfile -m integration
 	@$(MAKE) --no-print-directory molecule
 
 .PHONY: molecule

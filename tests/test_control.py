@@ -95,11 +95,10 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     worker.stop()
 
 
-@pytest.fixture
-def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sign with the key of the worker."""
     use(monkeypatch, KEY)
-    yield
 
 
 def use(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
@@ -136,29 +135,31 @@ class TestChanges:
 
     @pytest.mark.parametrize("name", ["signed", "signature"])
     @pytest.mark.parametrize("value", [None, 1, "", "é", [], {"a": 1}])
-    def test_a_broken_signature(self, worker: Worker, key: None, name: str, value: Any) -> None:
+    def test_a_broken_signature(self, worker: Worker, name: str, value: Any) -> None:
         broken = {**signed(command("cancel_consumer", queue="celery")), name: value}
         assert worker.ask(broken) == {"error": FORGED}
 
-    def test_the_signed_text_alone_counts(self, worker: Worker, key: None) -> None:
+    def test_the_signed_text_alone_counts(self, worker: Worker) -> None:
         question = command("ping")
-        assert worker.ask({**signed(question), "method": "shutdown", "arguments": {"queue": "celery"}}) == {"ok": "pong"}
+        assert worker.ask({**signed(question), "method": "shutdown", "arguments": {"queue": "celery"}}) == {
+            "ok": "pong"
+        }
         assert worker.program.process.poll() is None
 
-    def test_a_command_is_followed_once(self, worker: Worker, key: None) -> None:
+    def test_a_command_is_followed_once(self, worker: Worker) -> None:
         message = signed(command("revoke", task_id="some-id"))
         assert worker.ask(message) == {"ok": "tasks {'some-id'} flagged as revoked"}
         assert worker.ask(message) == {"error": "It came before."}
 
     @pytest.mark.parametrize("late", [FRESH + 2, -FRESH - 5])
-    def test_a_stale_command(self, worker: Worker, key: None, monkeypatch: pytest.MonkeyPatch, late: float) -> None:
+    def test_a_stale_command(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, late: float) -> None:
         now = time.time()
         with monkeypatch.context() as patch:
             patch.setattr("app.agents.control.time.time", lambda: now - late)
             stale = signed(command("cancel_consumer", queue="celery"))
         assert "compare the hosts' clocks" in worker.ask(stale)["error"]
 
-    def test_a_queue_that_no_setting_names(self, worker: Worker, key: None) -> None:
+    def test_a_queue_that_no_setting_names(self, worker: Worker) -> None:
         for queue in ("reports", "deferred:celery", "unacked:x:celery", "dead_letters", "_kombu.binding.celery"):
             worker.ask(signed(command("add_consumer", queue=queue)))
         assert worker.pools()["queues"] == ["celery"]
@@ -188,7 +189,7 @@ class TestChanges:
 class TestQuestions:
     """They stay open, but do not tell what tasks were given."""
 
-    def test_arguments(self, worker: Worker, key: None) -> None:
+    def test_arguments(self, worker: Worker) -> None:
         call = "from tests.faulty_worker import *; print(sleeping.apply_async(['a secret'], countdown=600).id)"
         sender = Program([sys.executable, "-c", call], worker.redis.directory / "send.log", worker.env)
         assert sender.process.wait(20) == 0
@@ -211,7 +212,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
-WORDS = ("method", "arguments", "destination", "pattern", "matcher", "ticket", "reply_to", "signed", "signature", "self")
+WORDS = (
+    "method",
+    "arguments",
+    "destination",
+    "pattern",
+    "matcher",
+    "ticket",
+    "reply_to",
+    "signed",
+    "signature",
+    "self",
+)
 ENVELOPE = ("body", "content-type", "content-encoding", "headers", "properties", "compression")
 PROPERTIES = ("delivery_tag", "body_encoding", "delivery_info", "delivery_mode", "priority", "reply_to", "expiration")
 TYPES = ("application/x-python-serialize", "application/json", "application/data", "text/plain", "application/x-yaml")
@@ -231,7 +243,9 @@ def changed_messages(draw: st.DrawFn) -> str:
 
 @given(
     payload=st.binary(max_size=40) | JSON.map(json.dumps) | changed_messages(),
-    place=st.sampled_from([PIDBOX, "/0.celeryev/worker.heartbeat", "/0.celeryev/worker.elect", f"{NODE}.celery.pidbox"]),
+    place=st.sampled_from(
+        [PIDBOX, "/0.celeryev/worker.heartbeat", "/0.celeryev/worker.elect", f"{NODE}.celery.pidbox"]
+    ),
 )
 @example(payload=b"1", place=PIDBOX)
 @example(payload=b"[" * 100_000, place=PIDBOX)
@@ -245,4 +259,3 @@ def test_nothing_ends_the_worker(worker: Worker, payload: str | bytes, place: st
     answer = worker.ask(command("ping"))
     assert answer == {"ok": "pong"}, worker.program.output()[-3000:]
     assert worker.program.process.poll() is None
-

@@ -230,7 +230,10 @@ def test_no_page_shows_a_secret(redis_server: RedisServer, tmp_path: Path) -> No
     """All pages that are linked, and all that the API answers, next to a worker that has every secret."""
     known = {
         name: secrets.token_hex(16)
-        for name in ("GROQ_API_KEY", "GEMINI_API_KEY", "SUPABASE_KEY", "BACKEND_API_KEY", "TASK_SIGNING_KEY")
+        for name in (
+            *("GROQ_API_KEY", "GEMINI_API_KEY", "SUPABASE_KEY", "BACKEND_API_KEY"),
+            *("TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY"),
+        )
     }
     env = {**redis_server.environment(14, 15), **known, "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}"}
     worker = start_worker(tmp_path / "worker.log", env)

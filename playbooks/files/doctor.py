@@ -54,7 +54,7 @@ DEFAULTS = {
 URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL")
 # Of these only figures of several minutes tell.
 ONLY_ALERTS = {"ApiErrors", "ApiSlow", "TasksFail", "TasksRetry", "TasksTimeOut", "WorkerRestartLoop"}
-SECRETS = {*URLS, "TASK_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
+SECRETS = {*URLS, "TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
 # Of quoted logs.
 LONGEST_QUOTE = 200
 # Where each unit stands, by the page that helps when it is away.
@@ -784,19 +784,13 @@ def files(app: str, services: list[str]) -> Iterator[Finding]:
             break
     yield from closed([live, live / "app", live / "venv/lib", live / "venv/bin/python", settings_file])
     yield from packages(live)
-    keys = {}
     for service in services:
-        directory = Path(f"/etc/{app}/secrets/{service}")
         wanted = set(URLS)
-        wanted |= {"api": {"TASK_SIGNING_KEY", "BACKEND_API_KEY"}, "flower": set()}.get(service, {"TASK_SIGNING_KEY"})
+        both = {"TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY"}
+        wanted |= {"api": {"TASK_SIGNING_KEY", "BACKEND_API_KEY"}, "flower": set()}.get(service, both)
         user = app if service == "worker" else f"{app}-{service}"
-        yield from secrets(directory, sorted(wanted), user)
-        if service != "flower":
-            keys[service] = set(text(directory / "TASK_SIGNING_KEY").replace(",", " ").split())
-    for service, own in keys.items():
-        if own and keys["operator"] and not own & keys["operator"]:
-            what = f"TASK_SIGNING_KEY of {service} is not that of the operator: its tasks become dead letters"
-            yield Finding(CRITICAL, what, "DeadLetters", FILES)
+        yield from secrets(Path(f"/etc/{app}/secrets/{service}"), sorted(wanted), user)
+    yield from foreign_keys(app, services)
     for unit in Path("/etc/systemd/system").glob(f"{app}-*.service"):
         for secret in re.findall(r"^LoadCredential=[^:]+:(\S+)", text(unit), re.MULTILINE):
             if not secret.startswith(f"/etc/{app}/secrets/") and not text(secret).strip():
@@ -812,6 +806,20 @@ def closed(places: list[Path]) -> Iterator[Finding]:
         if place.exists() and not place.stat().st_mode & (0o001 if place.is_dir() else 0o004):
             what = f"{place} cannot be read by the services (mode {stat.S_IMODE(place.stat().st_mode):04o})"
             yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
+
+
+def foreign_keys(app: str, services: list[str]) -> Iterator[Finding]:
+    """Compare the keys that services sign and verify with to the operator's."""
+    for name, what, page in (
+        ("TASK_SIGNING_KEY", "its tasks become dead letters", "DeadLetters"),
+        ("CONTROL_SIGNING_KEY", "it does not do what celery control says", "WorkersMissing"),
+    ):
+        keys = {
+            service: set(text(f"/etc/{app}/secrets/{service}/{name}").replace(",", " ").split()) for service in services
+        }
+        for service, own in keys.items():
+            if service != "flower" and own and keys["operator"] and not own & keys["operator"]:
+                yield Finding(CRITICAL, f"{name} of {service} is not that of the operator: {what}", page, FILES)
 
 
 def packages(live: Path) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ SERVICES = ("worker", "api", "flower", "exporter", "operator")
 
 def random_secrets() -> dict[str, Any]:
     """Return what `make secrets` writes into a vault, as far as Kubernetes needs it."""
-    names = ("redis_password", "flower_password", "backend_api_key", "task_signing_key")
+    names = ("redis_password", "flower_password", "backend_api_key", "task_signing_key", "control_signing_key")
     return {
         **{name: secrets.token_hex(24) for name in names},
         "redis_user_passwords": {name: secrets.token_hex(24) for name in SERVICES},

@@ -13,7 +13,7 @@ from tests.support import ansible_report
 HERE = Path(__file__).parent
 SECRETS = (
     *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
-    "monitoring_password",
+    *("control_signing_key", "monitoring_password"),
 )
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
 

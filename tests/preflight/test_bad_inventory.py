@@ -23,6 +23,12 @@ CASES = {
     "request-limit": Case({"rate_limit": "100 per second"}, ["rate_limit", "100 per second", "1000/second"]),
     "no-api-key": Case({"backend_api_key": None}, ["backend_api_key", "required"]),
     "weak-api-key": Case({"backend_api_key": "Ab3-" * 3}, ["backend_api_key is too weak", "16"], hidden="Ab3-" * 3),
+    "weak-control-key": Case({"control_signing_key": "k3P9zQab"}, ["control_signing_key", "32"], hidden="k3P9zQab"),
+    "one-key-for-both": Case(
+        dict.fromkeys(("task_signing_key", "control_signing_key"), "k3P9zQab" * 5),
+        ["control_signing_key is the same as task_signing_key", "take another"],
+        hidden="k3P9zQab",
+    ),
     "weak-signing-key": Case({"task_signing_key": "k3P9zQab"}, ["task_signing_key", "32"], hidden="k3P9zQab"),
     "unknown-former-secret": Case({"previous_secrets": {"api_key": "x"}}, ["previous_secrets", "backend_api_key"]),
     "no-flower-password": Case({"flower_password": None}, ["flower_password"]),

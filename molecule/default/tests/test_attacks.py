@@ -141,6 +141,8 @@ def test_a_service_cannot_read_the_secrets_of_another(host: Host) -> None:
         ("typesafe-api", "worker/CELERY_BROKER_URL"),
         ("typesafe-flower", "api/BACKEND_API_KEY"),
         ("typesafe-flower", "operator/TASK_SIGNING_KEY"),
+        ("typesafe-flower", "operator/CONTROL_SIGNING_KEY"),
+        ("typesafe-api", "worker/CONTROL_SIGNING_KEY"),
     ):
         assert host.run(f"sudo -u {user} cat /etc/typesafe/secrets/{foreign}").failed, (user, foreign)
 
