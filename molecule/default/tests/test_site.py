@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 
@@ -46,6 +47,28 @@ def test_the_guides_commands_work_on_the_host(host: Host) -> None:
     assert "/opt/typesafe/backend/venv/bin/celery" in host.check_output("ps aux")
     inspect = "cd /opt/typesafe/backend && sudo -u typesafe venv/bin/celery -A app.agents.worker inspect ping"
     assert "pong" in host.check_output(inspect)
+
+
+CANVAS = """
+from celery import chain, chord, group
+from app.agents.worker import celery_app
+give = celery_app.tasks["celery.accumulate"]
+parts = chord([give.s(number) for number in range(3)], give.s())
+found = chain(give.s(1), give.s(), group(give.s(2), give.s(3)), give.s()).apply_async().get(timeout=60)
+assert found == [[[[[1]], 2], [[[1]], 3]]], found
+found = chord([parts, parts.clone(), give.s(9)], give.s()).apply_async().get(timeout=60)
+assert found == [[[[[0], [1], [2]]], [[[0], [1], [2]]], [9]]], found
+assert group(give.s(number) for number in range(20)).apply_async().get(timeout=60) == [[number] for number in range(20)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "service"), [("typesafe", "worker"), ("typesafe-api", "api"), ("typesafe-operator", "operator")]
+)
+def test_groups_and_chords_end_whoever_sends_them(host: Host, user: str, service: str) -> None:
+    secrets = f"SECRETS_DIRECTORY=/etc/typesafe/secrets/{service}"
+    run = f"cd /opt/typesafe/backend && sudo -u {user} {secrets} venv/bin/python -c {shlex.quote(CANVAS)}"
+    host.run_expect([0], run)
 
 
 def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: str) -> None:
