@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.support import Program, RedisServer, start_worker, wait_until
 KEY, FOREIGN_KEY = "k" * 32, "f" * 32
 NODE = "test@" + subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
 PIDBOX = "/0.celery.pidbox"
+MEGABYTE = 1024 * 1024
 CHANGES = sorted(commands.Panel.data.keys() - QUESTIONS)
 
 
@@ -205,6 +207,20 @@ class TestQuestions:
         assert worker.ask(command("ping")) == {"ok": "pong"}
         assert worker.broker.llen("celery") == 0
         assert worker.broker.exists("a b", "x" * 1000, "deferred:celery", "\n") == 0
+
+
+def test_what_is_compressed_stays_so(worker: Worker) -> None:
+    def peak() -> int:
+        status = Path(f"/proc/{worker.program.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])  # KiB
+
+    message = json.loads(envelope(command("ping"), "celery.pidbox", "", {"compression": "application/x-gzip"}, {}))
+    message["body"] = base64.b64encode(zlib.compress(b" " * 300 * MEGABYTE)).decode()
+    before = peak()
+    for place in (PIDBOX, "/0.celeryev/worker.heartbeat"):
+        worker.broker.publish(place, json.dumps(message))
+    assert worker.ask(command("ping")) == {"ok": "pong"}
+    assert peak() - before < 100 * 1024
 
 
 JSON = st.recursive(

@@ -151,11 +151,20 @@ class Channel(kombu_redis.Channel):
     def _receive_one(self, c: Any) -> Any:
         try:
             return super()._receive_one(c)
-        except (redis.RedisError, OSError, kombu_redis.Empty):
+        except (redis.RedisError, OSError):
             raise
+        except kombu_redis.Empty:
+            return (
+                None  # raised, it would end the loop that reads what came with it: that would wait for the next message
+            )
         except Exception:
             logger.exception("What came on a channel is ignored")
             return None
+
+    def _deliver_fanout_message(self, message: dict[str, Any], exchange: str) -> Any:
+        # Nobody of ours compresses on a channel, and a few bytes could become more than the memory holds.
+        message["headers"].pop("compression", None)
+        return super()._deliver_fanout_message(message, exchange)
 
     def _brpop_read(self, **options: Any) -> bool:
         if not self._command:
