@@ -154,9 +154,8 @@ class Channel(kombu_redis.Channel):
         except (redis.RedisError, OSError):
             raise
         except kombu_redis.Empty:
-            return (
-                None  # raised, it would end the loop that reads what came with it: that would wait for the next message
-            )
+            # Raised, it would end kombu's loop, and what came with it would wait for the next message.
+            return None
         except Exception:
             logger.exception("What came on a channel is ignored")
             return None
