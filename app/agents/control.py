@@ -33,7 +33,7 @@ QUESTIONS = {
 }
 HIDDEN = "(shown to the operator alone)"
 FORGED = "Its signature is missing or wrong: only the operator's commands are followed."
-# Answers go to lists of this name, each with a head of its own; Redis lets nobody read others through these rules.
+# Answers go to lists of this name alone. Whoever may ask may also take from the lists of others.
 REPLIES = "reply.celery.pidbox"
 _HEAD = re.compile(r"[\w.@:-]{1,200}")
 _NONE = type(None)
