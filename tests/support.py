@@ -231,11 +231,15 @@ class Api:
         status: dict[str, Any] = response.json()
         return status
 
-    def wait_for(self, task_id: str, state: str, timeout: float = 15) -> dict[str, Any]:
-        """Wait until a task is in ``state`` and return its status."""
+    def wait_for(self, task_id: str, state: str, timeout: float = 15, through_outages: bool = False) -> dict[str, Any]:
+        """Wait until a task is in ``state`` and return its status; ``through_outages`` takes a 503 for "not yet"."""
 
         def reached() -> dict[str, Any] | None:
-            status = self.status(task_id)
+            response = self.client.get(f"/tasks/status/{task_id}")
+            if through_outages and response.status_code == 503:
+                return None
+            assert response.status_code == 200, response.text
+            status: dict[str, Any] = response.json()
             return status if status["status"] == state else None
 
         found = wait_until(reached, timeout)

@@ -210,7 +210,7 @@ def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: A
     assert stalled < BACK_WITHIN
     wait_until(lambda: cluster.primary() is not former)
     for task_id in accepted + after:
-        api.wait_for(task_id, "SUCCESS", 60)
+        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
     former.start()
     wait_until(lambda: whole(cluster), 30)
     assert former.client(0).info("replication")["role"] == "slave"
@@ -223,7 +223,7 @@ def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
     accepted, _ = load(api, 3)
     assert accepted
     for task_id in accepted:
-        api.wait_for(task_id, "SUCCESS", 60)
+        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
     wait_until(lambda: whole(cluster), 30)
 
 
