@@ -1,7 +1,11 @@
 """JSON logs of all three services: one object a line, with task and request id where there is one."""
 
+import json
 import logging
+import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from asgi_correlation_id import correlation_id
@@ -14,6 +18,12 @@ from app.masking import mask
 FIELDS = ("task_id", "task_name", "request_id", "queue")
 
 Service = Literal["api", "celery_worker", "flower"]
+
+# Of each exception of a chain: where it was raised, and the last way there through this application.
+LAST_FRAMES, OWN_FRAMES = 6, 3
+# Bytes. journald cuts a line after 48 KiB (LineMax), and half a line is no JSON any more.
+LONGEST_MESSAGE, LONGEST_EXCEPTION = 16 * 1024, 24 * 1024
+OWN = str(Path(__file__).parent)
 
 
 class JsonFormatter(BaseJsonFormatter):
@@ -32,13 +42,38 @@ class JsonFormatter(BaseJsonFormatter):
         log_data["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
         log_data["level"] = record.levelname
         log_data["service"] = self.service
-        log_data["message"] = mask(record.getMessage())
+        log_data["message"] = _bounded(mask(record.getMessage()), LONGEST_MESSAGE)
         log_data["module"] = record.module
         log_data["function"] = record.funcName
         log_data["line"] = record.lineno
         log_data.update({name: value for name, value in _context(record).items() if value})
         if exception := message_dict.get("exc_info"):
-            log_data["exception"] = mask(exception)
+            log_data["exception"] = _bounded(mask(exception), LONGEST_EXCEPTION)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the chain of an exception: of each its type, whole message and last frames, the first cause first."""
+        chain = traceback.TracebackException(*ei, compact=True)
+        for link in _links(chain):
+            own = [frame for frame in link.stack if frame.filename.startswith(OWN)][-OWN_FRAMES:]
+            link.stack[:] = [frame for frame in link.stack if frame in own or frame in link.stack[-LAST_FRAMES:]]
+        return "".join(chain.format()).rstrip()
+
+
+def _links(chain: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    """Return an exception and all that led to it or that it holds."""
+    waiting = [chain]
+    while waiting:
+        yield (link := waiting.pop())
+        waiting += filter(None, [link.__cause__, link.__context__, *(link.exceptions or [])])
+
+
+def _bounded(text: str, longest: int) -> str:
+    """Cut the middle out of a text: the first cause stands at its beginning, the last exception at its end."""
+    kept, room = text, len(text)
+    while len(json.dumps(kept)) > longest:
+        room //= 2
+        kept = f"{text[: room // 2]}\n[{len(text) - room} characters are left out]\n{text[-(room // 2) :]}"
+    return kept
 
 
 def _context(record: logging.LogRecord) -> dict[str, str | None]:

@@ -6,11 +6,14 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from celery.exceptions import Retry
+from hypothesis.strategies import integers, text
 from kombu.transport.redis import Channel
 from pydantic import SecretStr
 
@@ -18,9 +21,13 @@ from app.agents.config import celery_config
 from app.agents.tasks import example_task
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
-from app.logs import JsonFormatter, log_config
+from app.logs import LAST_FRAMES, OWN_FRAMES, JsonFormatter, log_config
+from app.masking import mask
 from app.settings import Settings, get_settings
 from tests.support import REPOSITORY
+
+# LineMax of journald.conf(5).
+JOURNALD_LINE = 48 * 1024
 
 
 @pytest.fixture
@@ -274,6 +281,57 @@ class TestLogs:
         text = JsonFormatter("api").format(record)
         assert "\n" not in text
         assert "ValueError: broken" in json.loads(text)["exception"]
+
+    @staticmethod
+    def _exception(run: Callable[[], object]) -> str:
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - any
+            run()
+        error = (raised.type, raised.value, raised.tb)
+        record = logging.LogRecord("test", logging.ERROR, "module.py", 1, "Oh", None, error)
+        line = JsonFormatter("api").format(record)
+        assert len(line.encode()) < JOURNALD_LINE
+        exception: str = json.loads(line)["exception"]
+        return exception
+
+    def test_the_chain_keeps_type_path_and_message_of_each_cause(self, tmp_path: Path) -> None:
+        def fail() -> None:
+            try:
+                (tmp_path / "away").read_text()
+            except OSError as error:
+                raise ExceptionGroup("two at once", [RuntimeError("wrapped"), KeyError("k")]) from error
+
+        told = self._exception(fail)
+        assert f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}/away'" in told
+        assert "RuntimeError: wrapped" in told
+        assert "KeyError: 'k'" in told
+        assert "in fail" in told
+
+    def test_of_a_long_way_there_the_last_frames_and_ours_are_kept(self) -> None:
+        def deep(left: int) -> object:
+            return deep(left - 1) if left else json.loads("{")
+
+        told = self._exception(lambda: deep(300))
+        assert told.count("\n  File ") <= LAST_FRAMES + OWN_FRAMES
+        assert "json/decoder.py" in told
+        ours = self._exception(lambda: mask(7))  # type: ignore[arg-type]
+        assert "app/masking.py" in ours
+
+    @hypothesis.given(message=text(max_size=60), times=integers(1, 4000), depth=integers(0, 40))
+    @hypothesis.settings(max_examples=20, deadline=None)
+    def test_no_exception_makes_a_line_that_journald_cuts(self, message: str, times: int, depth: int) -> None:
+        def fail(left: int) -> None:
+            try:
+                int(message * times + "x")
+            except ValueError:
+                if left:
+                    fail(left - 1)
+                raise OSError(13, message * times, "/the/path") from None
+
+        self._exception(lambda: fail(depth))
+
+    def test_an_error_without_an_exception_is_a_line(self) -> None:
+        record = logging.LogRecord("test", logging.ERROR, "module.py", 1, "Oh", None, (None, None, None))
+        assert json.loads(JsonFormatter("api").format(record))["message"] == "Oh"
 
     def test_file_for_uvicorn_is_the_same(self) -> None:
         assert json.loads((REPOSITORY / "app/log_config.json").read_text()) == log_config("api", "info")

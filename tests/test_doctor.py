@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -10,12 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.logs import JsonFormatter
 from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_worker
 
 doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
@@ -580,12 +583,14 @@ def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: 
     pages = {
         "p/api/v1/targets?state=active": {"data": {"activeTargets": []}},
         "p/api/v1/alertmanagers": {"data": {"activeAlertmanagers": []}},
+        "p/api/v1/rules?type=alert": {"data": {"groups": []}},
         "a/api/v2/alerts?active=true": alerts,
         "a/api/v2/silences": [silence],
     }
     monkeypatch.setattr(script, "ask", lambda url, _: (200, json.dumps(pages[url])))
     assert [(found.what, found.runbook) for found in script.monitoring("p", "a")] == [
         ("Prometheus has no Alertmanager to tell of alerts", "Watchdog"),
+        ("Prometheus has no rule for any alert: nothing can fire", "Watchdog"),
         ("Half of the runs fail. (docs/runbooks/TasksFail.md)", ""),
         ("alerts that fire: ApiDown", ""),
         ("nobody is told of alerts with alertname=.+ until 2026-01-02T03:04 UTC: shh", "planned-maintenance"),
@@ -637,6 +642,87 @@ def test_the_line_that_names_a_taken_port_is_the_reason(monkeypatch: pytest.Monk
     reason = script.because("app.socket")
     assert "Failed to create listening socket (127.0.0.1:8000)" in reason
     assert reason.endswith("(port 8000 is held by nc, process 7)")
+
+
+def test_a_unit_that_has_its_port_is_no_intruder(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = 'LISTEN 0 5 127.0.0.1:8000 0.0.0.0:* users:(("python3",pid=7,fd=3))'
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, users))
+    groups = {"/proc/7/cgroup": "0::/system.slice/typesafe-api.service\n"}
+    monkeypatch.setattr(script, "text", lambda file: groups[file])
+    assert script.listener(8000, "typesafe-api") == ""
+    assert script.listener(8000, "typesafe-api.socket") == ""
+    told = " (port 8000 is held by python3, process 7 of typesafe-api.service)"
+    assert script.listener(8000, "typesafe-flower") == told
+
+
+@pytest.mark.parametrize(("listens", "told"), [("127.0.0.1:8000 (Stream)", ""), ("/run/x (Stream)", "held by systemd")])
+def test_systemd_listens_for_a_units_socket(listens: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"ss": 'users:(("systemd",pid=1,fd=80))', "systemctl": f"Listen={listens}"}
+    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    assert told in script.listener(8000, "typesafe-api")
+    assert bool(script.listener(8000, "typesafe-api")) == bool(told)
+
+
+CHAINS = {
+    "errno and path": (
+        lambda: Path("/no/such/file").read_text(),
+        "[Errno 2] No such file or directory: '/no/such/file'",
+    ),
+    "a library": (lambda: json.loads("{"), "json.decoder.JSONDecodeError: Expecting property name enclosed in double"),
+    "lines": (lambda: (_ for _ in ()).throw(ValueError("one\n  two\nthree")), "ValueError: one two three"),
+}
+
+
+def raised(run: Callable[[], object]) -> BaseException:
+    """Return an exception that led to another one."""
+
+    def wrapped() -> None:
+        try:
+            run()
+        except Exception as error:
+            raise RuntimeError("the worker cannot start") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        wrapped()
+    return caught.value
+
+
+@pytest.mark.parametrize("form", ["json", "plain", "in the message"])
+@pytest.mark.parametrize(("run", "words"), CHAINS.values(), ids=CHAINS)
+def test_a_chain_of_exceptions_is_quoted_whole(
+    run: Callable[[], object], words: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = raised(run)
+    printed = "".join(traceback.format_exception(error)).rstrip()
+    record = logging.LogRecord(
+        "x", logging.ERROR, "x.py", 1, "Unrecoverable", None, (type(error), error, error.__traceback__)
+    )
+    in_message = {"level": "ERROR", "message": f"Unrecoverable\n{printed}"}
+    log = {"json": JsonFormatter("api").format(record), "plain": printed, "in the message": json.dumps(in_message)}[
+        form
+    ]
+    after = "x.service: Main process exited, code=exited, status=1/FAILURE\nx.service: Failed with result 'exit-code'."
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, f"it starts\n{log}\n{after}"))
+    told = script.because("unit")
+    assert words in told
+    assert told.endswith('in wrapped: raise RuntimeError("the worker cannot start") from error]')
+    assert "RuntimeError: the worker cannot start [" in told
+    assert told.index(words) < told.index("RuntimeError")
+
+
+def test_a_quoted_path_of_this_host_is_no_secret(tmp_path: Path) -> None:
+    release = tmp_path / "0123456789abcdef0123456789abcdef"
+    release.mkdir()
+    assert script.quote(f"cannot read {release}/x") == f"cannot read {release}/x"
+    assert script.quote(f"cannot read {tmp_path}/1123456789abcdef0123456789abcdef").endswith("/**")
+
+
+def test_the_api_says_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"http://x/health": (200, ""), "http://x/health/ready": (503, '{"detail": "The server is stopping."}')}
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
+    monkeypatch.setattr(script, "ask", lambda url, _: answers[url])
+    told = [found.what for found in script.api("http://x", "/dev/null", 60, "app")]
+    assert told[-1] == "the API does not reach the broker (503: The server is stopping.)"
 
 
 def test_what_is_certain_goes_before_that_somebody_has_changed_its_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What the runbooks for workers make of what they see: states, causes, remedies, plans."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
+from app.logs import JsonFormatter
 from tests.support import REPOSITORY, load_plugin
 
 examiner = load_plugin("playbooks/files/workers.py")
@@ -287,3 +289,12 @@ def test_the_end_of_debug_mode_has_no_semicolon() -> None:
     """systemd-run of Debian 12 escapes them, and then nothing ends."""
     for workers_of in (debug_mode.Systemd("typesafe", ["default", "slow"]), debug_mode.Supervisor("typesafe")):
         assert ";" not in workers_of.end
+
+
+def test_the_last_words_of_a_worker_are_its_exceptions_whole() -> None:
+    error = OSError(13, "Permission denied", "/dev/shm/sem")  # noqa: S108 - only named
+    record = logging.LogRecord(
+        "x", logging.CRITICAL, "x.py", 1, "Unrecoverable: %r", (error,), (type(error), error, None)
+    )
+    told = examiner.last_line(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
+    assert told.endswith("PermissionError: [Errno 13] Permission denied: '/dev/shm/sem'")

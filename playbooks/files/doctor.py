@@ -14,6 +14,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import pwd
@@ -31,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 # A note is told only beside something critical; facts are for the comparison between hosts.
@@ -55,8 +57,10 @@ URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL")
 # Of these only figures of several minutes tell.
 ONLY_ALERTS = {"ApiErrors", "ApiSlow", "TasksFail", "TasksRetry", "TasksTimeOut", "WorkerRestartLoop"}
 SECRETS = {*URLS, "TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
-# Of quoted logs.
-LONGEST_QUOTE = 200
+# Of quoted logs: bounded, but long enough for a whole chain of exceptions.
+LONGEST_QUOTE = 1200
+TRACEBACK = re.compile(r"^(?:Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE)
+FRAME = re.compile(r'^[ |+]*File "([^"]+)", line (\d+), in (.+)(?:\n[ |]+(?!File )(\S.*))?$', re.MULTILINE)
 # Where each unit stands, by the page that helps when it is away.
 LAYERS = {"": NETWORK, "RedisDown": REDIS, "SentinelsMissing": REDIS, "ApiDown": UNITS, "NoWorkers": WORKERS}
 REASON = re.compile(
@@ -175,18 +179,63 @@ def how(properties: dict[str, str]) -> str:
 
 
 def because(unit: str) -> str:
-    """Return the last lines of a unit's log that look like a reason, and who has its port if it is taken."""
-    _, log = say("journalctl", "--no-pager", "--output=cat", "--lines=60", f"--unit={unit}")
+    """Return the reason that a unit's log gives, whole, and which program of others has its port if it is taken."""
+    _, log = say("journalctl", "--no-pager", "--output=cat", "--lines=200", f"--unit={unit}")
+    said = reason(log)
+    if "irective" in said and (directives := re.findall(r"^>>> (.*)$", log, re.MULTILINE)):
+        said += f" {quote(directives[-1])}"
+    # systemd says more after it, with less in it. Its helper's "in use" is not always counted among the unit's lines.
+    if taken := [line for line in reasons(log)[-4:] if "in use" in line or "listening socket" in line]:
+        said = quote(taken[0])
+        said += listener(wanted_port(taken[0], say("systemctl", "cat", unit)[1]), unit)
+    return f": {said}" if said else ""
+
+
+def reasons(log: str) -> list[str]:
+    """Return the lines of a log that look like a reason, those of the program itself where there are any."""
     lines = [line for line in log.splitlines() if REASON.search(line)]
     own = [line for line in lines if not re.search(r"Failed with result|Main process exited|Failed to start", line)]
-    reason = quote((own or lines or [""])[-1])
-    if "irective" in reason and (directives := re.findall(r"^>>> (.*)$", log, re.MULTILINE)):
-        reason += f" {quote(directives[-1])}"
-    # systemd says more after it, with less in it. Its helper's "in use" is not always counted among the unit's lines.
-    if taken := [line for line in own[-4:] if "in use" in line or "listening socket" in line]:
-        reason = quote(taken[0])
-        reason += listener(wanted_port(taken[0], say("systemctl", "cat", unit)[1]))
-    return f": {reason}" if reason else ""
+    return own or lines
+
+
+def reason(log: str) -> str:
+    """Return the last reason in a log: a line, or a chain of exceptions."""
+    found = reasons(log)
+    # What comes after an exception often says less.
+    raised = [line for line in found[-4:] if '"exception"' in line]
+    printed = [trace.start() for trace in TRACEBACK.finditer(log)]
+    if printed and found and not raised and found[-1] in log[printed[-1] :].splitlines():
+        # Up to what systemd, or a logger, says next.
+        next_line = r"\n(?:\{|\S+\.(?:service|socket): |(?:Failed to|Start|Stopp)\S* )"
+        return quote(re.split(next_line, log[_first_of_chain(log, printed) :], maxsplit=1)[0])
+    return quote((raised or found or [""])[-1])
+
+
+def _first_of_chain(log: str, starts: list[int]) -> int:
+    """Return where the chain begins that ends with the last traceback of a log."""
+    first = starts[-1]
+    for before in reversed(starts[:-1]):
+        if not re.search(r"\n\n(?:The above exception was|During handling of)[^\n]*\n\n$", log[before:first]):
+            break
+        first = before
+    return first
+
+
+def chain(told: str) -> str:
+    """Return a printed chain of exceptions in one line: each whole, with the frame that raised it and ours."""
+    links = []
+    for block in re.split(r"\n\n(?:The above exception was|During handling of)[^\n]*\n\n", told):
+        frames = list(FRAME.finditer(block))
+        # Behind the last frame: source that goes over several lines, marks below it, then the exception.
+        rest = block[frames[-1].end() :] if frames else TRACEBACK.sub("", block)
+        said = re.sub(r"\A(?:\n(?: {4}|[ ~^]+$).*)*", "", rest, flags=re.MULTILINE)
+        places = dict.fromkeys(
+            f"{re.sub('.*/(?:site-packages|python3[.0-9]*|releases/[^/]+)/', '', frame[1])}:{frame[2]} in {frame[3]}"
+            + (f": {frame[4]}" if frame[4] else "")
+            for frame in [*[frame for frame in frames if "/app/" in frame[1]][-1:], *frames[-1:]]
+        )
+        links.append(" ".join(said.split()) + (f" [{'; '.join(places)}]" if places else ""))
+    return " -> ".join(filter(None, links))
 
 
 def wanted_port(line: str, unit_file: str) -> int:
@@ -198,22 +247,42 @@ def wanted_port(line: str, unit_file: str) -> int:
 
 
 def quote(line: str) -> str:
-    """Shorten a log's line, and take out what may be a secret."""
+    """Return what a log says, an exception with its whole chain, and take out what may be a secret."""
+    exception = ""
     if line.startswith("{"):
-        try:
+        with contextlib.suppress(ValueError):
             entry = json.loads(line)
             line = str(entry.get("message") or entry.get("event") or line)
-        except ValueError:
-            pass
+            exception = str(entry.get("exception") or "")
+    if found := TRACEBACK.search(line):
+        line, exception = line[: found.start()], exception or line[found.start() :]
+    line = ": ".join(filter(None, [line.strip(), chain(exception)]))
     line = re.sub(r"(://[^\s:/@]*:)[^\s/@]+@", r"\1**@", line)
-    line = re.sub(r"[A-Za-z0-9_-]{24,}", lambda word: "**" if re.search(r"\d", word[0]) else word[0], line)
-    return " ".join(line.split())[:LONGEST_QUOTE]
+    line = " ".join(re.sub(r"[A-Za-z0-9_-]{24,}", _masked, line).split())
+    return line if len(line) <= LONGEST_QUOTE else f"{line[: LONGEST_QUOTE // 2]} ... {line[-LONGEST_QUOTE // 2 :]}"
 
 
-def listener(port: int) -> str:
-    """Say which program has a port."""
-    found = re.search(r'"([^"]+)",pid=(\d+)', say("ss", "-ltnpH", f"sport = :{port}")[1]) if port else None
-    return f" (port {port} is held by {found[1]}, process {found[2]})" if found else ""
+def _masked(word: re.Match[str]) -> str:
+    # What is a file's name here is no secret.
+    way = re.search(r"(?:/[\w.@:+-]+)+$", word.string[: word.end()])
+    return word[0] if not re.search(r"\d", word[0]) or (way and os.path.lexists(way[0])) else "**"
+
+
+def listener(port: int, unit: str = "") -> str:
+    """Say which program has a port, unless it is the unit itself, or systemd for its socket."""
+    sockets = say("ss", "-ltnpH", f"sport = :{port}")[1] if port else ""
+    stem = re.sub(r"\.(?:service|socket)$", "", unit)
+    for name, number in re.findall(r'"([^"]+)",pid=(\d+)', sockets):
+        group = text(f"/proc/{number}/cgroup").strip().rpartition("/")[2]
+        if number == "1" and stem:
+            mine = f":{port} " in say("systemctl", "show", "--property=Listen", f"{stem}.socket")[1]
+        else:
+            mine = bool(stem) and re.sub(r"\.(?:service|socket)$", "", group) == stem
+        if mine:
+            return ""
+        of = f" of {group}" if group.endswith((".service", ".scope")) else ""
+        return f" (port {port} is held by {name}, process {number}{of})"
+    return ""
 
 
 def drop_ins(unit: str, layer: int, files: list[str]) -> Iterator[Finding]:
@@ -282,9 +351,9 @@ def programs(names: list[str], app: str) -> Iterator[Finding]:
             return
         if "RUNNING" not in line:
             log = Path(f"/var/log/{app}/{words[0].removeprefix(f'{app}-')}.log")
-            lines = [entry for entry in text(log)[-8000:].splitlines() if REASON.search(entry)]
-            reason = f": {quote(lines[-1])}" if lines and "STOPPED" not in line else ""
-            yield Finding(CRITICAL, " ".join(words) + reason, "NoWorkers", WORKERS, certain="STOPPED" in line)
+            said = "" if "STOPPED" in line else reason(text(log)[-100_000:])
+            what = " ".join(words) + (f": {said}" if said else "")
+            yield Finding(CRITICAL, what, "NoWorkers", WORKERS, certain="STOPPED" in line)
         elif number := re.search(r"pid (\d+)", line):
             children = text(f"/proc/{number[1]}/task/{number[1]}/children").split()
             yield from halted(words[0], "NoWorkers", WORKERS, [number[1], *children])
@@ -910,14 +979,24 @@ def facts(app: str) -> Iterator[dict[str, object]]:
 
 
 def ask(url: str, headers: dict[str, str]) -> tuple[int, str]:
-    """Return status and body of a GET, 0 when nobody answers."""
+    """Return status and body of a GET; 0 and why when nobody answers, or no HTTP. No proxy is asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, ""
-    except OSError:
-        return 0, ""
+        with error:
+            return error.code, error.read().decode(errors="replace")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return 0, str(error)
+
+
+def words(status: int, body: str) -> str:
+    """Return what an answer says: its status and, of JSON, its sentence."""
+    with contextlib.suppress(ValueError, AttributeError):
+        told = json.loads(body)
+        body = str(told.get("detail") or told.get("message") or told.get("error") or body)
+    return quote(f"{status or 'no connection'}: {body}" if body else f"{status or 'no connection'}")
 
 
 def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]:
@@ -929,17 +1008,21 @@ def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]
     # Its socket would start it, and nobody would see that it was stopped.
     if say("systemctl", "is-active", f"{app}-api.service")[1] in ("inactive", "failed"):
         return
-    if ask(f"{url}/health", headers)[0] != 200:
-        port = urlsplit(url).port or 80
-        yield Finding(CRITICAL, f"the API does not answer at {url}{listener(port)}", "ApiDown", UNITS)
+    status, body = ask(f"{url}/health", headers)
+    if status != 200:
+        why = listener(urlsplit(url).port or 80, f"{app}-api") or because(f"{app}-api")
+        what = f"the API does not answer at {url} ({words(status, body)}){why}"
+        yield Finding(CRITICAL, what, "ApiDown", UNITS)
         return
-    if ask(f"{url}/health/ready", headers)[0] != 200:
-        yield Finding(CRITICAL, "the API does not reach the broker", "BrokerUnreachable", UNITS)
+    status, body = ask(f"{url}/health/ready", headers)
+    if status != 200:
+        what = f"the API does not reach the broker ({words(status, body)})"
+        yield Finding(CRITICAL, what, "BrokerUnreachable", UNITS)
         return
     status, page = ask(f"{url}/metrics", headers)
     if status != 200:
         what = f"the API answers the key of {key_file} with {status}: it runs with another one, restart it"
-        yield Finding(CRITICAL, what if keys else f"the API answers with {status}", "ApiDown", UNITS)
+        yield Finding(CRITICAL, what if keys else f"the API answers with {words(status, page)}", "ApiDown", UNITS)
         return
     lines = [line.rsplit(" ", 1) for line in page.splitlines() if line[:1] not in ("", "#")]
     figures = {name: float(value) for name, value in lines}
@@ -1099,46 +1182,69 @@ def opened(url: SplitResult) -> Iterator[socket.socket]:
             yield speaking
 
 
-def flower(url: str) -> Iterator[Finding]:
+def flower(url: str, app: str) -> Iterator[Finding]:
     """Look whether Flower answers; without a password it must refuse."""
-    status, _ = ask(url, {})
+    status, body = ask(url, {})
     if status == 0 or status >= 500:
-        holder = listener(urlsplit(url).port or 80)
-        what = f"Flower does not answer at {url} ({status or 'no connection'}){holder}"
+        why = listener(urlsplit(url).port or 80, f"{app}-flower") or because(f"{app}-flower")
+        what = f"Flower does not answer at {url} ({words(status, body)}){why}"
         yield Finding(CRITICAL, what, "UnitRestartLoop", LATER)
 
 
 def monitoring(prometheus: str, alertmanager: str) -> Iterator[Finding]:
-    """Ask Prometheus whom it does not reach, and Alertmanager what it shows that we do not see ourselves."""
+    """Ask Prometheus for its rules and whom it does not reach, and Alertmanager what we do not see ourselves."""
     login = base64.b64encode(f"admin:{text('/etc/prometheus/secrets/password').strip()}".encode()).decode()
     headers = {"Authorization": f"Basic {login}"}
+
     status, body = ask(f"{prometheus}/api/v1/targets?state=active", headers)
     password = "; it refuses the password of /etc/prometheus/secrets/password" if status == 401 else ""
     if status != 200:
-        what = f"Prometheus does not answer at {prometheus} ({status or 'no connection'}{password})"
+        what = f"Prometheus does not answer at {prometheus} ({words(status, body)}{password})"
         yield Finding(CRITICAL, what, "Watchdog", LATER)
     else:
-        _, found = ask(f"{prometheus}/api/v1/alertmanagers", headers)
-        if found and not json.loads(found)["data"]["activeAlertmanagers"]:
-            yield Finding(CRITICAL, "Prometheus has no Alertmanager to tell of alerts", "Watchdog", LATER)
-    for target in json.loads(body)["data"]["activeTargets"] if body else []:
-        if target["health"] == "down":
-            labels = target["labels"]
-            what = f"Prometheus does not get figures from {labels['job']} on {labels['host']}: {target['lastError']}"
-            yield Finding(WARNING, quote(what), "TargetDown", LATER)
+        yield from watched(prometheus, headers)
+        for target in json.loads(body)["data"]["activeTargets"]:
+            if target["health"] == "down":
+                labels = target["labels"]
+                what = f"Prometheus does not get figures from {labels['job']} on {labels['host']}: "
+                yield Finding(WARNING, what + quote(target["lastError"]), "TargetDown", LATER)
+    yield from alerts(alertmanager, headers)
+
+
+def watched(prometheus: str, headers: dict[str, str]) -> Iterator[Finding]:
+    """Look whether Prometheus has rules that it can evaluate, and somebody to tell."""
+    found = _json(f"{prometheus}/api/v1/alertmanagers", headers)
+    if found and not found["data"]["activeAlertmanagers"]:
+        yield Finding(CRITICAL, "Prometheus has no Alertmanager to tell of alerts", "Watchdog", LATER)
+    rules = _json(f"{prometheus}/api/v1/rules?type=alert", headers)
+    named = [rule for group in rules["data"]["groups"] for rule in group["rules"]] if rules else []
+    if rules and not named:
+        yield Finding(CRITICAL, "Prometheus has no rule for any alert: nothing can fire", "Watchdog", LATER)
+    for rule in named:
+        if rule.get("health") == "err":
+            what = f"Prometheus cannot evaluate the alert {rule['name']}: {quote(rule.get('lastError', ''))}"
+            yield Finding(CRITICAL, what, "Watchdog", LATER)
+
+
+def _json(url: str, headers: dict[str, str]) -> Any:
+    status, body = ask(url, headers)
+    return json.loads(body) if status == 200 else None
+
+
+def alerts(alertmanager: str, headers: dict[str, str]) -> Iterator[Finding]:
+    """Ask Alertmanager what it shows that we do not see ourselves, and what it is silent about."""
     status, body = ask(f"{alertmanager}/api/v2/alerts?active=true", headers)
     if status != 200:
-        what = f"Alertmanager does not answer at {alertmanager} ({status or 'no connection'})"
+        what = f"Alertmanager does not answer at {alertmanager} ({words(status, body)})"
         yield Finding(CRITICAL, what, "Watchdog", LATER)
-    alerts = {alert["labels"]["alertname"]: alert for alert in json.loads(body)} if body else {}
-    for name in sorted(alerts.keys() & ONLY_ALERTS):
+    fire = {alert["labels"]["alertname"]: alert for alert in json.loads(body)} if status == 200 else {}
+    for name in sorted(fire.keys() & ONLY_ALERTS):
         # Without a page of its own: it fires for minutes after a runbook of that page has mended it.
-        what = f"{alerts[name]['annotations'].get('summary', '')} (docs/runbooks/{name}.md)"
+        what = f"{fire[name]['annotations'].get('summary', '')} (docs/runbooks/{name}.md)"
         yield Finding(WARNING, what, "", QUEUES)
-    if names := sorted(alerts.keys() - {"Watchdog"} - ONLY_ALERTS):
+    if names := sorted(fire.keys() - {"Watchdog"} - ONLY_ALERTS):
         yield Finding(NOTE, f"alerts that fire: {', '.join(names)}", "", LATER)
-    _, body = ask(f"{alertmanager}/api/v2/silences", headers)
-    for silence in json.loads(body) if body else []:
+    for silence in _json(f"{alertmanager}/api/v2/silences", headers) or []:
         if silence["status"]["state"] == "active":
             which = ", ".join(f"{matcher['name']}={matcher['value']}" for matcher in silence["matchers"])
             what = f"nobody is told of alerts with {which} until {silence['endsAt'][:16]} UTC: {silence['comment']}"
@@ -1321,7 +1427,7 @@ def main() -> None:
     if given.api:
         checks.append(lambda: api(given.api, given.key_file, given.hard_limit, given.app))
     if given.flower:
-        checks.append(lambda: flower(given.flower))
+        checks.append(lambda: flower(given.flower, given.app))
     if given.monitoring:
         checks.append(lambda: monitoring(*given.monitoring.split(",")))
     with ThreadPoolExecutor(len(checks)) as pool:

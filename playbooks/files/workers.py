@@ -65,12 +65,15 @@ def say(*command: str, **options: Any) -> tuple[int, str, str]:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, passwords in URLs masked; of a JSON log its message."""
+    """Return the last line that says something, passwords in URLs masked; of a JSON log its message and exceptions."""
     line = ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
-            line = json.loads(line).get("message", line).strip()
-    return URL_PASSWORD.sub(r"\1**@", line)[:300]
+            told = json.loads(line)
+            # Of a printed chain, the lines that are not indented name each exception.
+            raised = re.findall(r"^[\w.]+(?:: .*)?$", told.get("exception", ""), re.MULTILINE)
+            line = ": ".join([str(told.get("message", line)).strip(), *([" -> ".join(raised)] if raised else [])])
+    return URL_PASSWORD.sub(r"\1**@", line)[:600]
 
 
 # What would keep a worker from starting
