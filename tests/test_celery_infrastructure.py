@@ -12,12 +12,14 @@ from typing import Any
 
 import hypothesis
 import pytest
+from celery.concurrency.prefork import TaskPool
 from celery.exceptions import Retry
 from hypothesis.strategies import integers, text
 from kombu.transport.redis import Channel
 from pydantic import SecretStr
 
 from app.agents.config import celery_config
+from app.agents.figures import size_of
 from app.agents.tasks import example_task
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
@@ -335,3 +337,14 @@ class TestLogs:
 
     def test_file_for_uvicorn_is_the_same(self) -> None:
         assert json.loads((REPOSITORY / "app/log_config.json").read_text()) == log_config("api", "info")
+
+
+def test_a_pool_that_does_not_run_has_no_size() -> None:
+    pool = TaskPool(2)
+    assert size_of(pool) == size_of(None) == 0
+    pool.on_start()
+    assert size_of(pool) == 2
+    # What Celery does at the end of a worker; the watchdog's thread died of it.
+    pool.on_terminate()
+    pool._pool = None
+    assert size_of(pool) == 0

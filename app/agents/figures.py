@@ -116,7 +116,7 @@ class Figures:
             failures, self._failures = self._failures, deque(maxlen=FAILURES_KEPT)
         state = {
             "pool": type(self._pool).__module__.rpartition(".")[2],
-            "size": self._pool.num_processes if self._pool else 0,
+            "size": size_of(self._pool),
             "busy": len(worker_state.active_requests),
             "held": round(max(time.monotonic() - held_since, 0), 3) if held_since is not None else 0,
             "began": self._began,
@@ -140,6 +140,14 @@ class Figures:
         place = bisect_left(bounds, seconds)
         self._add(name, task, str(bounds[place]) if place < len(bounds) else OVER)
         self._add(f"{name}_sum", task, count=seconds)
+
+
+def size_of(pool: Any) -> int:
+    """Return how many tasks one of Celery's pools runs at once; 0 before it starts and after it has ended."""
+    try:
+        return int(pool.num_processes)
+    except AttributeError:  # no pool, or a prefork pool that has let go of its processes
+        return 0
 
 
 def _words(counts: Counter[str]) -> str:

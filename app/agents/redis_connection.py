@@ -1,7 +1,8 @@
-"""Connections to Redis for worker processes: a Redis that refuses to write is waited for like one that is away.
+"""Connections to Redis for worker processes: a Redis that refuses to work is waited for like one that is away.
 
-Redis refuses while its disk or memory is full, while it has too few replicas, or when it is no primary. Neither Celery
-nor kombu knows these answers: a worker would exit, and a result would be dropped.
+Redis refuses while its disk or memory is full, while it has too few replicas, when it is no primary, and while a script
+runs for longer than 5 s. Neither Celery nor kombu knows these answers: a worker would exit, and a result would be
+dropped.
 """
 
 from typing import Any
@@ -15,7 +16,8 @@ from redis.sentinel import Sentinel, SentinelManagedConnection
 from app.redis_address import RedisAddress
 from app.settings import Settings
 
-REFUSALS = ("MISCONF", "NOREPLICAS")
+# A demoted primary answers UNBLOCKED to commands that wait. The space: BUSYKEY and BUSYGROUP are errors of the caller.
+REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 # Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
 # new connection may have to wait so long for each one that is dead.
 SENTINEL_TIMEOUT = 0.3
@@ -26,7 +28,7 @@ class _RefusalIsOutage:
         """Read one answer.
 
         Raises:
-            redis.ConnectionError: Redis refuses to write, besides what the base class raises.
+            redis.ConnectionError: Redis refuses to work, besides what the base class raises.
         """
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]

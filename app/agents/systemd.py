@@ -19,6 +19,7 @@ from celery import Celery, bootsteps, signals
 from celery.worker import state as worker_state
 from cysystemd.daemon import Notification, notify
 
+from app.agents.figures import size_of
 from app.probe import HEARTBEAT_LIMIT
 from app.settings import get_settings
 
@@ -107,5 +108,4 @@ class ReportToSystemd(bootsteps.StartStopStep):
             doing = "Waiting for the broker"
         else:
             doing = "Finishing what runs, then stopping"
-        processes = self._pool.num_processes if self._pool else 0
-        return f"{doing}; {busy} of {processes} processes busy, {done} tasks taken since the start"
+        return f"{doing}; {busy} of {size_of(self._pool)} processes busy, {done} tasks taken since the start"
