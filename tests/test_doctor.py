@@ -525,6 +525,13 @@ def test_a_drop_in_our_own_table_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.what.endswith("not ours drops packets: ip saddr 10.0.0.1 drop")
 
 
+@pytest.mark.parametrize(("packets", "told"), [(0, []), (3, ["the firewall has refused 3 packets of tasks"])])
+def test_refused_connections_of_tasks_are_told(monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]) -> None:
+    listing = f"table inet platform {{\n\tcounter egress_refused {{\n\t\tpackets {packets} bytes 180\n\t}}\n}}"
+    monkeypatch.setattr(script, "say", lambda *_, **__: (True, listing))
+    assert [finding.what.partition(":")[0] for finding in script.egress()] == told
+
+
 def test_settings_that_hide_a_secret_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "text", lambda _: "LOG_LEVEL='info'\nCELERY_BROKER_URL='redis://elsewhere'\n")
     found = [finding.what for finding in script.files("no-such-app", [])]

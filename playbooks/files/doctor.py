@@ -796,6 +796,7 @@ def firewall(ports: list[int]) -> Iterator[Finding]:
     for rule in Counter(drops(table)) - meant if meant else ():
         what = f"a rule of the table inet platform that is not ours drops packets: {rule}"
         yield Finding(CRITICAL, what, "BrokerUnreachable", NETWORK)
+    yield from egress()
     yield from foreign_rules(ports)
     for line in say("tc", "qdisc", "show")[1].splitlines():
         if re.search(r"\b(netem|tbf)\b", line):
@@ -804,6 +805,14 @@ def firewall(ports: list[int]) -> Iterator[Finding]:
     for line in say("ip", "route", "show")[1].splitlines():
         if line.startswith(("blackhole", "unreachable", "prohibit")):
             yield Finding(WARNING, f"a route leads nowhere: {line}", "BrokerUnreachable", NETWORK, suspect=True)
+
+
+def egress() -> Iterator[Finding]:
+    """Tell how many packets of tasks were refused since the rules were loaded."""
+    counter = re.search(r"packets (\d+)", say("nft", "list", "counter", "inet", "platform", "egress_refused")[1])
+    if counter and int(counter[1]):
+        what = f"the firewall has refused {counter[1]} packets of tasks: journalctl -k -g 'platform egress'"
+        yield Finding(NOTE, what, "TaskEgressRefused", NETWORK)
 
 
 def drops(rules: str) -> list[str]:

@@ -53,6 +53,14 @@ CASES = {
         {"celery_worker_memory_max": "512"}, ["celery_worker_memory_max is '512'", "M, G"]
     ),
     "address-that-is-a-name": Case({"stack_ip_allow": ["redis.internal"]}, ["api_ip_allow", "redis.internal", "names"]),
+    "egress-to-a-name": Case(
+        {"worker_egress": [{"name": "db", "to": ["db.internal"], "ports": [5432]}]},
+        ["'db' of worker_egress", "db.internal", "10.0.0.5"],
+    ),
+    "egress-without-a-name": Case({"worker_egress": [{"ports": [443]}]}, ["missing", "name", "worker_egress"]),
+    "egress-to-no-port": Case({"worker_egress": [{"name": "db", "ports": [0]}]}, ["'db' of worker_egress", "port 0"]),
+    "egress-by-another-protocol": Case({"worker_egress": [{"name": "vpn", "protocol": "esp"}]}, ["esp", "tcp, udp"]),
+    "egress-that-is-a-text": Case({"worker_egress": "443"}, ["worker_egress", "dict"]),
     "watchdog-too-short": Case({"celery_worker_watchdog_seconds": 1}, ["celery_worker_watchdog_seconds is 1", "10"]),
     "limits-the-wrong-way-round": Case(
         {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]

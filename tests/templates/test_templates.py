@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "changed": CHANGED,
     "renamed": {"app_name": "other"},
     "open-flower": {"flower_bind": "0.0.0.0"},  # noqa: S104 - what the rule is about
+    "broker-elsewhere": {"redis_broker_host": "10.1.2.3"},
+    "closed": {"worker_egress": [{"name": "database", "to": ["10.9.0.0/16"], "ports": [5432]}]},
     **{f"redis-{number}": {"redis_host": host} for number, host in enumerate(REDIS_ADDRESSES)},
 }
 
@@ -132,6 +134,27 @@ def test_limits_follow_from_what_runs(rendered: dict[str, Path]) -> None:
 def test_api_and_flower_reach_redis_wherever_it_is(rendered: dict[str, Path], number: int, addresses: str) -> None:
     for unit in ("api.service", "flower.service"):
         assert service(rendered[f"redis-{number}"], unit)["IPAddressAllow"] == [addresses]
+
+
+@pytest.mark.parametrize(
+    ("variant", "addresses"),
+    [
+        ("default", {"127.0.0.1/32"}),
+        ("redis-1", {"10.1.2.3/32"}),
+        ("redis-2", {"fd00::7/128"}),
+        ("redis-3", {"0.0.0.0/0", "::/0"}),
+        ("broker-elsewhere", {"127.0.0.1/32", "10.1.2.3/32"}),
+        ("closed", {"127.0.0.1/32", "10.9.0.0/16"}),
+    ],
+)
+def test_a_worker_reaches_redis_the_resolvers_and_what_the_inventory_names(
+    rendered: dict[str, Path], variant: str, addresses: set[str]
+) -> None:
+    unit = service(rendered[variant], "worker.service")
+    assert set(unit["IPAddressAllow"][0].split()) - {"10.7.7.53/32"} == addresses
+    assert ("10.7.7.53/32" in unit["IPAddressAllow"][0]) == (variant != "redis-3")
+    denied = set(unit["IPAddressDeny"][0].split())
+    assert denied == {"any"} if variant == "closed" else {"127.0.0.0/8", "169.254.0.0/16", "fe80::/10"} <= denied
 
 
 def test_flower_that_others_reach_has_no_list_of_addresses(rendered: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ import json
 import pickle
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -231,6 +231,67 @@ def test_only_the_declared_ports_answer_a_stranger(host: Host, name: str) -> Non
             assert stranger.scan(portscan.address(host)).answers == {22}
     finally:
         host.run("systemctl stop foreign-service")
+
+
+# What a task may connect to
+
+REACH = """
+import json, socket, sys
+outcomes = []
+for address, port in json.loads(sys.argv[1]):
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as connection:
+        connection.settimeout(5)
+        try:
+            connection.connect((address, port))
+            outcomes.append("open")
+        except OSError as error:
+            outcomes.append(type(error).__name__)
+print(json.dumps(outcomes))
+"""
+METADATA = "169.254.169.254"
+
+
+@pytest.fixture
+def reach(host: Host, put: Callable[..., None]) -> Iterator[Callable[[str, list[tuple[str, int]]], list[str]]]:
+    """Connect as a user of the host; a service that nobody declared and one for metadata listen there."""
+    put("/run/reach.py", REACH, "644")
+    host.check_output(f"ip address add {METADATA}/32 dev lo")
+    host.check_output("systemd-run --quiet --unit=foreign-service python3 -m http.server --bind :: 9999")
+    try:
+        wait_for(lambda: ":9999" in host.check_output("ss -Hltn"), "a service that nobody declared")
+        yield lambda user, targets: json.loads(
+            host.check_output(f"cd / && sudo -u {user} python3 /run/reach.py '{json.dumps(targets)}'")
+        )
+    finally:
+        host.run(f"systemctl stop foreign-service; ip address del {METADATA}/32 dev lo")
+
+
+def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbours(
+    host: Host, name: str, api: Api, reach: Callable[[str, list[tuple[str, int]]], list[str]]
+) -> None:
+    """By the workers' user, which tasks have under systemd and supervisor alike."""
+    neighbour = {"site-debian12": "site-debian13", "site-debian13": "site-debian12"}[name]
+    other = host.check_output(f"getent ahostsv4 {neighbour}").split()[0]
+    closed = [(address, 9999) for address in ("127.0.0.1", "::1", portscan.address(host), METADATA)]
+    closed += [("127.0.0.1", 8000), ("127.0.0.1", 5555), ("127.0.0.1", 22), (other, 22)]
+    redis = [("127.0.0.1", 6379), ("127.0.0.1", 6380)]
+    assert set(reach("typesafe-operator", closed + redis)) == {"open"}
+
+    def refused() -> int:
+        table = host.check_output("nft list counter inet platform egress_refused")
+        return int(table.partition("packets ")[2].split()[0])
+
+    before = refused()
+    assert reach("typesafe", closed + redis) == ["ConnectionRefusedError"] * len(closed) + ["open"] * len(redis)
+    assert refused() >= before + len(closed)
+    # Names are found, and tasks run.
+    assert host.run(f"sudo -u typesafe getent ahostsv4 {neighbour}").succeeded
+    api.wait(api.enqueue())
+
+
+def test_a_workers_unit_closes_what_is_not_public(host: Host) -> None:
+    denied = host.check_output("systemctl show --value --property=IPAddressDeny typesafe-celery").split()
+    assert {"127.0.0.0/8", "169.254.0.0/16", "10.0.0.0/8", "fc00::/7", "fe80::/10"} <= set(denied)
 
 
 def test_guessing_a_key_is_slowed_down(host: Host, api: Api) -> None:
