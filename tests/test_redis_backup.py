@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
     entries = {name: {"size": 1, "sha256": backup.digest(io.BytesIO(text.encode()))} for name, text in named.items()}
     target = tmp_path / "target"
     target.mkdir()
-    with pytest.raises(SystemExit, match=reason):
-        backup.unpack(archive(tmp_path, "a", "main", content=files, files=entries), target)
+    packed = archive(tmp_path, "a", "main", content=files, files=entries)
+    with packed.open("rb") as file, pytest.raises(SystemExit, match=reason):
+        backup.unpack(file, target)
     assert not (tmp_path / "escaped").exists()
 
 
@@ -94,6 +96,41 @@ def test_keys_may_have_expired_and_nothing_else_may_differ() -> None:
         "2 keys that do not expire instead of 3, 1 accepted tasks instead of 2, "
         "0 entries in celery instead of 2, 1 entries in other instead of 0"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/cron.d/x", "/etc/passwd", "..", ".", "", "a/b", "a\x1b[2J", "a b", "-rf", "~"]
+)
+def test_a_manifest_names_files_of_its_own_directory_alone(name: str) -> None:
+    with pytest.raises(SystemExit, match="which is not a file that Redis writes"):
+        backup.named([f"file {name} seq 1 type b"])
+    assert backup.named(["file appendonly.aof.1.base.rdb seq 1 type b"]) == ["appendonly.aof.1.base.rdb"]
+    assert backup.named(['file "appendonly.aof.1.base.rdb" seq 1 type b']) == ["appendonly.aof.1.base.rdb"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "dump.rdb"
+    if kind == "link":
+        place.symlink_to("/etc/passwd")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(SystemExit, match=r"cannot be read as a file of Redis|is not a file"):
+        backup.open_file(place)
+    with pytest.raises(FileNotFoundError):
+        backup.open_file(tmp_path / "other")
+
+
+def test_a_file_that_grows_meanwhile_is_copied_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"whole")
+    with backup.open_file(file) as source:
+        file.write_bytes(b"whole and more")
+        source.seek(0)
+        backup.copy(source, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"whole and more"
 
 
 def test_of_the_append_only_file_what_waits_for_its_removal_is_left_out() -> None:

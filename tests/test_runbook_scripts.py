@@ -1,6 +1,7 @@
 """The runbooks' scripts on the host: what they make of answers and sizes."""
 
 import json
+import pwd
 import socket
 import subprocess
 import sys
@@ -231,11 +232,11 @@ def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, t
     (gone,) = aof.look("h", "broker")
     assert (gone.cause, gone.what) == ("lost", f"h: {tmp_path}/broker is not there")
 
-    def nobody(_: Path) -> str:
+    def nobody(_: int) -> pwd.struct_passwd:
         raise KeyError("getpwuid(): uid not found: 4711")
 
     (tmp_path / "broker").mkdir()
-    monkeypatch.setattr(Path, "owner", nobody)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
     (foreign,) = aof.look("h", "broker")
     assert foreign.cause == "rights"
     assert "belongs to the user number" in foreign.what

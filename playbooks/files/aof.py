@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Why a Redis cannot read or write its append-only file: prints causes as JSON, and what it holds with --count.
 
-Runs on the host as root, with the system's Python alone. Only --rewrite changes something: it ends a former failure.
+Runs on the host as root, with the system's Python alone. --rewrite ends a former failure, --own gives the files to
+Redis. The redis user may have put anything into its directory: no link there is followed, and Redis' tools run as it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pwd
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +23,10 @@ from pathlib import Path
 
 ENOUGH = 32 * 1024**2  # bytes that must be free for Redis to write
 PATIENCE = 300  # seconds: gigabytes are read
+REDIS = Path("/var/lib/redis")
 ANSWER = 10  # seconds in which a Redis that runs answers
+MANIFEST_SIZE = 1 << 20  # bytes; Redis' has a line for each file
+AS_REDIS = ("setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--")
 
 
 @dataclass
@@ -57,7 +63,7 @@ def say(*command: str, patience: int = PATIENCE, **environment: str) -> tuple[in
 
 def data(name: str) -> Path:
     """Return the directory of an instance's data."""
-    return Path("/var/lib/redis") if name == "main" else Path("/var/lib/redis") / name
+    return REDIS if name == "main" else REDIS / name
 
 
 def client(name: str, *words: str) -> str:
@@ -69,12 +75,25 @@ def client(name: str, *words: str) -> str:
     return say("redis-cli", "-s", socket, *words, patience=ANSWER, REDISCLI_AUTH=login)[1]
 
 
-def owner(file: Path) -> str:
-    """Return who has a file: a copy from elsewhere may have an owner that has no name here."""
+def owner(number: int) -> str:
+    """Return who a user is: a copy from elsewhere may have an owner that has no name here."""
     try:
-        return file.owner()
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return f"the user number {file.stat().st_uid}"
+        return f"the user number {number}"
+
+
+def files(directory: Path) -> dict[Path, os.stat_result]:
+    """Return an instance's directory and what is in it, links as themselves; another instance's is left out."""
+    append_only = directory / "appendonlydir"
+    below = [*append_only.glob("*")] if not append_only.is_symlink() else []
+    found = [append_only, *below, *directory.glob("dump*.rdb"), *directory.glob("appendonly.aof")]
+    return {directory: directory.stat()} | {path: path.lstat() for path in found if os.path.lexists(path)}
+
+
+def strange(seen: os.stat_result) -> bool:
+    """Tell whether something is what Redis never makes: a link, a device, a pipe, a file with a second name."""
+    return not stat.S_ISDIR(seen.st_mode) and (not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1)
 
 
 def look(host: str, name: str) -> Iterator[Cause]:
@@ -90,11 +109,17 @@ def look(host: str, name: str) -> Iterator[Cause]:
     if free < ENOUGH or os.statvfs(directory).f_favail == 0:
         yield Cause("full", f"{host}: the file system of {directory} is full ({free >> 20} MB left)", name, 1)
         return
-    append_only = directory / "appendonlydir"
-    files = [directory, append_only, *append_only.glob("*"), *directory.glob("dump*.rdb")]
-    foreign = [file for file in files if file.exists() and owner(file) != "redis"]
+    append_only, found = directory / "appendonlydir", files(directory)
+    planted = [path for path, seen in found.items() if strange(seen)]
+    if directory.is_symlink() and directory.lstat().st_uid != 0:
+        planted = [directory]
+    if planted:
+        what = f"{host}: {str(planted[0])!a} is a link, a device or a file with a second name, which Redis never makes"
+        yield Cause("strange", what, name, 0)
+        return
+    foreign = [(path, owner(seen.st_uid)) for path, seen in found.items() if owner(seen.st_uid) != "redis"]
     if foreign:
-        yield Cause("rights", f"{host}: {foreign[0]} belongs to {owner(foreign[0])}, not to redis", name, 2)
+        yield Cause("rights", f"{host}: {str(foreign[0][0])!a} belongs to {foreign[0][1]}, not to redis", name, 2)
     unit = "redis-server" if name == "main" else f"redis-server@{name}"
     if say("systemctl", "is-active", unit)[1] == "active":
         status = re.findall(r"^(\w+_status):err", client(name, "INFO", "persistence"), re.MULTILINE)
@@ -111,7 +136,11 @@ def check(host: str, name: str, append_only: Path) -> Iterator[Cause]:
     manifests = list(append_only.glob("*.manifest"))
     if not manifests:
         return
-    code, answer = say("redis-check-aof", str(manifests[0]))
+    if manifests[0].lstat().st_size > MANIFEST_SIZE:
+        what = f"{host}: {str(manifests[0])!a} is longer than {MANIFEST_SIZE >> 20} MB, and no manifest of Redis"
+        yield Cause("strange", what, name, 0)
+        return
+    code, answer = say(*AS_REDIS, "redis-check-aof", str(manifests[0]))
     if code == 0:
         return
     analysed = re.findall(r"filename=(\S+), size=(\d+), ok_up_to=(\d+).*diff=(\d+)", answer)
@@ -121,13 +150,43 @@ def check(host: str, name: str, append_only: Path) -> Iterator[Cause]:
         yield Cause("lost", f"{host}: no tool mends Redis {name}'s files; redis-check-aof says: {reason}", name, 3)
         return
     file, size, lost = last
-    need, free = sum(f.stat().st_size for f in append_only.glob("*")), shutil.disk_usage(append_only).free
+    need, free = sum(f.lstat().st_size for f in append_only.glob("*")), shutil.disk_usage(append_only).free
     if need + ENOUGH > free:
         what = f"{host}: {append_only}/{file} is broken, and there is no room for a copy ({need >> 20} MB)"
         yield Cause("full", what, name, 1)
         return
     what = f"{host}: {append_only}/{file} is broken; a repair cuts off its last {lost} of {size} bytes"
     yield Cause("broken", what, name, 3)
+
+
+def own(directory: Path) -> None:
+    """Give an instance's files to redis.
+
+    Raises:
+        SystemExit: there is something that is not Redis', which would be given away with them.
+    """
+    user = pwd.getpwnam("redis")
+    # Only the last name can be the redis user's doing.
+    top = directory.parent.resolve() / directory.name
+    if top == REDIS.parent.resolve() / REDIS.name:
+        top = top.resolve()
+    if not top.exists():
+        sys.exit(f"{directory} is not there.")
+    if top.is_symlink():
+        sys.exit(f"{directory} is a link, and its files are not given to redis: mount the disk there instead.")
+    for place, _, names, handle in os.fwalk(top, follow_symlinks=False):
+        os.fchown(handle, user.pw_uid, user.pw_gid)
+        for name in names:
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle)
+            except OSError as error:
+                sys.exit(f"{f'{place}/{name}'!a} is not given to redis ({error.strerror}): remove it.")
+            try:
+                if strange(os.fstat(file)):
+                    sys.exit(f"{f'{place}/{name}'!a} is not given to redis (it is no file of Redis): remove it.")
+                os.fchown(file, user.pw_uid, user.pw_gid)
+            finally:
+                os.close(file)
 
 
 def count(name: str) -> str:
@@ -145,10 +204,15 @@ def main() -> None:
     parser.add_argument("--host", required=True, help="this host's name in the inventory")
     parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE")
     parser.add_argument("--count", action="store_true", help="say what the instances hold instead")
+    parser.add_argument("--own", action="store_true", help="give their files to redis instead")
     parser.add_argument("--rewrite", action="store_true", help="let them write their files anew instead")
     arguments = parser.parse_args()
     if arguments.count:
         print("; ".join(count(name) for name in arguments.redis))
+        return
+    if arguments.own:
+        for name in arguments.redis:
+            own(data(name))
         return
     if arguments.rewrite:
         print(

@@ -74,10 +74,7 @@ def look(host: str) -> Iterator[Cause]:
 
 def biggest(place: str) -> str:
     """Return in a sentence what takes the most room of one file system, deleted files that are still open included."""
-    lines = say("du", "--one-file-system", "--block-size=1M", "--all", "--threshold=1M", "--max-depth=4", place)
-    sizes = sorted(
-        (int(size), path) for size, path in (line.split("\t") for line in lines.splitlines()) if path != place
-    )
+    sizes = du(place, "--block-size=1M", "--all", "--threshold=1M")
     # What holds nearly all of its parent says more than the parent.
     most = [
         (size, path)
@@ -86,15 +83,22 @@ def biggest(place: str) -> str:
     ]
     said = [f"{path} ({size} MB)" for size, path in most[:4]]
     said += [
-        f"deleted, and still open in process {pid}: {path} ({size >> 20} MB)" for size, pid, path in deleted(place)[:2]
+        f"deleted, and still open in process {pid}: {ascii(path)[1:-1]} ({size >> 20} MB)"
+        for size, pid, path in deleted(place)[:2]
     ]
     return ", ".join(said) or "many small files"
 
 
+def du(place: str, *options: str) -> list[tuple[int, str]]:
+    """Return numbers and names that du finds, the smallest first; a name may hold line breaks and whatever else."""
+    entries = say("du", "--null", "--one-file-system", "--max-depth=4", *options, place).split("\0")[:-1]
+    found = (entry.split("\t", 1) for entry in entries)
+    return sorted((int(number), ascii(path)[1:-1]) for number, path in found if path != place)
+
+
 def crowded(place: str) -> str:
     """Return the directories with the most files."""
-    lines = say("du", "--one-file-system", "--inodes", "--max-depth=4", place).splitlines()
-    counts = sorted((int(count), path) for count, path in (line.split("\t") for line in lines) if path != place)
+    counts = du(place, "--inodes")
     return ", ".join(f"{path} ({count})" for count, path in counts[:-4:-1])
 
 
@@ -116,11 +120,11 @@ def removable(prefix: str, keep: int) -> Iterator[Path]:
     for log in ("/var/log", "/var/log/redis", f"/var/log/{prefix}", "/var/log/apt", "/var/log/supervisor"):
         for pattern in ("*.gz", "*.[0-9]", "*.old"):
             # No directories: postgresql-9.6 is no rotated log.
-            yield from (file for file in Path(log).glob(pattern) if file.is_file())
+            yield from (file for file in Path(log).glob(pattern) if not file.is_dir())
     yield from Path("/var/lib/systemd/coredump").glob("*")
     yield from Path("/var/crash").glob("*")
     copies = Path("/var/lib/redis-aside").glob("*")
-    yield from (copy for copy in copies if time.time() - copy.stat().st_mtime > COPIES_KEPT)
+    yield from (copy for copy in copies if time.time() - copy.lstat().st_mtime > COPIES_KEPT)
     live = Path(f"/opt/{prefix}/backend").resolve()
     # Resolved on both sides: /opt may be a link.
     others = [release for release in Path(f"/opt/{prefix}/releases").glob("*") if release.resolve() != live]
@@ -131,8 +135,8 @@ def mend(prefix: str, keep: int) -> Iterator[str]:
     """Remove what may go; yield what was done."""
     before = {place: shutil.disk_usage(place).free for place in mounts()}
     for path in removable(prefix, keep):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        yield f"removed {path}"
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        yield f"removed {ascii(str(path))[1:-1]}"
     say("journalctl", "--rotate", f"--vacuum-size={JOURNAL_KEPT}")
     say("apt-get", "clean")
     yield f"the journal is cut to {JOURNAL_KEPT}, the packages' cache is empty"

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Backups of Redis instances: look at them, take one, try one, put data in place, count what is there.
 
-Runs on the host as root, with the system's Python alone. What it finds it prints as JSON; what it refuses it says in
-one sentence on standard error. An archive holds manifest.json, dump.rdb and, where Redis has one, appendonlydir.
+Started on the host as root, with the system's Python alone. It opens what root alone may open, then is the redis user
+for good: whatever that user has put in the place of its data leads to nothing that is not its own. What it finds it
+prints as JSON; what it refuses it says in one sentence on standard error. An archive holds manifest.json, dump.rdb and,
+where Redis has one, appendonlydir.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import re
-import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tarfile
@@ -28,14 +31,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 PATIENCE = 1800  # seconds: gigabytes are written and read
+REPLACED = 5  # seconds after which Redis has replaced its manifest
 ANSWER = 30  # seconds in which a Redis answers one command
+LONGEST = 16 * 1024**2  # bytes of one part of an answer; INFO has some thousand
 SPARE = 32 * 1024**2  # bytes of disk and memory that stay free
-WORK = Path("/var/lib")  # where the redis user may be given a directory
+STATE = Path("/var/lib")  # in which nobody but root makes directories
+WORK = STATE / "redis"  # where the redis user may make one
 AOF_MANIFEST = "appendonlydir/appendonly.aof.manifest"
 # All of an instance's data; the last is what Redis takes over at its start when there is no appendonlydir.
 DATA = ("appendonlydir", "dump.rdb", "appendonly.aof")
 # Nothing else is taken out of an archive.
 FILE = re.compile(r"dump\.rdb|appendonlydir/[A-Za-z0-9._-]+")
+# What Redis calls its append-only files; a manifest that names others is not Redis'.
+APPEND_ONLY_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+MANIFEST_SIZE = 1 << 20  # bytes; Redis' has a line for each file
 # Tasks and routes keep there what they like.
 OF_THE_APPLICATION = b"app:"
 
@@ -73,13 +82,15 @@ class Redis:
         return self._answer()
 
     def _answer(self) -> Any:
-        line = self._reader.readline().rstrip(b"\r\n")
+        line = self._reader.readline(LONGEST).rstrip(b"\r\n")
         kind, rest = line[:1], line[1:]
         if kind == b"-":
             raise RedisError(rest.decode(errors="replace"))
         if kind == b"*":
             return [self._answer() for _ in range(int(rest))]
         if kind == b"$":
+            if int(rest) > LONGEST:
+                raise ConnectionError("the answer is too long")
             return None if rest == b"-1" else self._reader.read(int(rest) + 2)[:-2]
         if kind == b":":
             return int(rest)
@@ -120,21 +131,22 @@ class Instance:
     """Where an instance has what, as roles/redis sets it up."""
 
     name: str
-    config: Path
+    config: str  # the text
     socket: Path
     data: Path
 
     @classmethod
     def named(cls, name: str) -> Instance:
-        """Return an instance by its name."""
+        """Return an instance by its name; reads its configuration, which takes root."""
         suffix = "" if name == "main" else f"-{name}"
         data = Path("/var/lib/redis") if name == "main" else Path("/var/lib/redis") / name
         run = Path(f"/run/redis{suffix}/redis-server.sock")
-        return cls(name, Path(f"/etc/redis/redis{suffix}.conf"), run, data)
+        config = Path(f"/etc/redis/redis{suffix}.conf")
+        return cls(name, config.read_text() if config.exists() else "", run, data)
 
     def setting(self, option: str) -> str:
         """Return an option of its configuration."""
-        found = re.search(rf"^{option} (\S+)", self.config.read_text(), re.MULTILINE)
+        found = re.search(rf"^{option} (\S+)", self.config, re.MULTILINE)
         return found[1] if found else ""
 
     def connect(self) -> Redis:
@@ -143,7 +155,7 @@ class Instance:
 
     def files(self) -> list[Path]:
         """Return what there is of its data."""
-        return [path for name in DATA if (path := self.data / name).exists()]
+        return [path for name in DATA if os.path.lexists(path := self.data / name)]
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -161,16 +173,17 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 
 
 def size(paths: list[Path]) -> int:
-    """Return the bytes of files and directories."""
-    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Return the bytes of files and of what directories hold."""
+    files = [file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
+    return sum(found.st_size for found in map(Path.lstat, files) if stat.S_ISREG(found.st_mode))
 
 
-def need_disk(directory: Path, wanted: int) -> None:
-    """Refuse when a file system has too little room."""
-    free = shutil.disk_usage(directory).free
+def need_disk(place: Path | int, wanted: int) -> None:
+    """Refuse when the file system of a directory or an open file has too little room."""
+    free = shutil.disk_usage(place).free
     if free < wanted + SPARE:
-        refuse(f"{directory} has {free >> 20} MB left, and {(wanted + SPARE) >> 20} MB are needed.")
+        name = place if isinstance(place, Path) else "The archive's directory"
+        refuse(f"{name} has {free >> 20} MB left, and {(wanted + SPARE) >> 20} MB are needed.")
 
 
 def need_memory(wanted: int) -> None:
@@ -181,17 +194,60 @@ def need_memory(wanted: int) -> None:
         refuse(f"{available >> 20} MB of memory are available, and trying the data needs {(wanted + SPARE) >> 20} MB.")
 
 
-def give_to_redis(directory: Path) -> None:
-    """Let the redis user, and nobody else, read and write a directory."""
-    for path in (directory, *directory.rglob("*")):
-        shutil.chown(path, "redis", "redis")
-        path.chmod(0o750 if path.is_dir() else 0o640)
+def make_for_redis(directory: Path) -> None:
+    """Make a directory of the redis user, whose parents only root can change."""
+    own = STATE / directory.relative_to(STATE).parts[0]
+    for place in reversed([directory, *directory.parents]):
+        if place.is_relative_to(own):
+            place.mkdir(exist_ok=True)
+            place.chmod(0o711)
+    shutil.chown(directory, "redis", "redis")
+    directory.chmod(0o750)
 
 
-def look(name: str, host: str) -> dict[str, Any]:
-    """Return whose data an instance has: servers with the same ``data`` replicate one another."""
+def become_redis() -> None:
+    """Be the redis user from now on, without a way back."""
+    user = pwd.getpwnam("redis")
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    os.umask(0o027)
+    os.chdir("/")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read it.
+
+    Raises:
+        SystemExit: it is a link, or no file: one that never ends, or that nobody writes.
+        FileNotFoundError: it is not there.
+    """
     try:
-        info = Instance.named(name).connect().info("replication")
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        refuse(f"{str(path)!a} cannot be read as a file of Redis: {error.strerror}.")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        refuse(f"{str(path)!a} is not a file, as Redis' data is.")
+    return os.fdopen(handle, "rb")
+
+
+def copy(source: BinaryIO, target: Path) -> None:
+    """Copy as much of a file as there is now: Redis may go on writing."""
+    left = os.fstat(source.fileno()).st_size
+    with target.open("xb") as out:
+        while left and (block := source.read(min(left, 1 << 20))):
+            out.write(block)
+            left -= len(block)
+
+
+def look(instance: Instance, host: str) -> dict[str, Any]:
+    """Return whose data an instance has: servers with the same ``data`` replicate one another."""
+    name = instance.name
+    try:
+        info = instance.connect().info("replication")
     except (OSError, RedisError) as error:
         return {"instance": name, "host": host, "error": f"Redis {name} of {host} does not answer ({error})"}
     # A replica first: copying and trying disturb nobody there. One that is cut off may be far behind.
@@ -225,6 +281,18 @@ def listed(manifest: str) -> list[str]:
     return [line for line in manifest.splitlines() if line.startswith("file ") and not line.endswith(" type h")]
 
 
+def named(lines: list[str]) -> list[str]:
+    """Return the files that lines of a manifest name.
+
+    Raises:
+        SystemExit: a name is no file's of the same directory, as all that Redis writes are.
+    """
+    names = [line.removeprefix("file ").partition(" seq ")[0].strip('"') for line in lines]
+    if wrong := [name for name in names if not APPEND_ONLY_FILE.fullmatch(name)]:
+        refuse(f"{AOF_MANIFEST} names {wrong[0][:200]!a}, which is not a file that Redis writes.")
+    return names
+
+
 def copy_append_only(data: Path, target: Path) -> None:
     """Copy the append-only files as one manifest names them, while Redis writes and may replace them.
 
@@ -232,14 +300,14 @@ def copy_append_only(data: Path, target: Path) -> None:
     same after all of its files are open, they belong together.
     """
     source = data / AOF_MANIFEST
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + REPLACED
     while time.monotonic() < deadline:
         with contextlib.ExitStack() as stack:
             try:
-                lines = listed(source.read_text())
-                names = [shlex.split(line)[1] for line in lines]
-                opened = [stack.enter_context((source.parent / name).open("rb")) for name in names]
-                if listed(source.read_text()) != lines:
+                lines = listed(read_manifest(source))
+                names = named(lines)
+                opened = [stack.enter_context(open_file(source.parent / name)) for name in names]
+                if listed(read_manifest(source)) != lines:
                     continue
             except FileNotFoundError:
                 time.sleep(0.1)
@@ -247,23 +315,31 @@ def copy_append_only(data: Path, target: Path) -> None:
             target.mkdir()
             (target / source.name).write_text("".join(f"{line}\n" for line in lines))
             for name, file in zip(names, opened, strict=True):
-                with (target / name).open("wb") as copy:
-                    shutil.copyfileobj(file, copy)
+                copy(file, target / name)
             return
     refuse(f"{source} names files that are not there.")
 
 
-def digest(file: BinaryIO, copy: BinaryIO | None = None) -> str:
+def read_manifest(path: Path) -> str:
+    """Return the text of an append-only file's manifest."""
+    with open_file(path) as file:
+        text = file.read(MANIFEST_SIZE + 1)
+    if len(text) > MANIFEST_SIZE:
+        refuse(f"{path} is longer than {MANIFEST_SIZE >> 20} MB, and not a manifest that Redis writes.")
+    return text.decode(errors="replace")
+
+
+def digest(file: BinaryIO, target: BinaryIO | None = None) -> str:
     """Return a file's SHA-256, and copy it on the way."""
     found = hashlib.sha256()
     while block := file.read(1 << 20):
         found.update(block)
-        if copy:
-            copy.write(block)
+        if target:
+            target.write(block)
     return found.hexdigest()
 
 
-def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, Any]:
+def take(instance: Instance, host: str, archive: BinaryIO) -> dict[str, Any]:
     """Write an archive of what an instance holds now; return its manifest."""
     os.nice(10)
     try:
@@ -274,19 +350,19 @@ def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, 
     need_memory(int(memory["used_memory"]))
     save_snapshot(redis)
     # Beside the copy there will be the archive, which is smaller.
-    need_disk(work, 2 * size(instance.files()))
-    need_disk(archive.parent, size(instance.files()))
-    with tempfile.TemporaryDirectory(prefix="redis-backup.", dir=work) as directory:
-        copy = Path(directory)
-        shutil.copyfile(instance.data / "dump.rdb", copy / "dump.rdb")
+    need_disk(WORK, 2 * size(instance.files()))
+    need_disk(archive.fileno(), size(instance.files()))
+    with tempfile.TemporaryDirectory(prefix=".backup.", dir=WORK) as directory:
+        place = Path(directory)
+        with open_file(instance.data / "dump.rdb") as snapshot:
+            copy(snapshot, place / "dump.rdb")
         if redis.info("persistence")["aof_enabled"] == "1":
             wait(
                 lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0",
                 "The rewrite of the append-only file",
             )
-            copy_append_only(instance.data, copy / "appendonlydir")
-        give_to_redis(copy)
-        figures = settle(copy)
+            copy_append_only(instance.data, place / "appendonlydir")
+        figures = settle(place)
         manifest: dict[str, Any] = {
             "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": host,
@@ -296,12 +372,12 @@ def take(instance: Instance, host: str, archive: Path, work: Path) -> dict[str, 
             "figures": figures,
             "files": {},
         }
-        files = sorted(file for file in copy.rglob("*") if FILE.fullmatch(str(file.relative_to(copy))))
+        files = sorted(file for file in place.rglob("*") if FILE.fullmatch(str(file.relative_to(place))))
         for file in files:
-            with file.open("rb") as content:
-                entry = {"size": file.stat().st_size, "sha256": digest(content)}
-            manifest["files"][str(file.relative_to(copy))] = entry
-        pack(archive, manifest, copy)
+            with open_file(file) as content:
+                entry = {"size": os.fstat(content.fileno()).st_size, "sha256": digest(content)}
+            manifest["files"][str(file.relative_to(place))] = entry
+        pack(archive, manifest, place)
     return manifest
 
 
@@ -318,18 +394,16 @@ def settle(directory: Path) -> dict[str, Any]:
     return figures
 
 
-def pack(archive: Path, manifest: dict[str, Any], directory: Path) -> None:
-    """Write an archive, for the owner of its directory alone."""
-    owner = archive.parent.stat()
-    with tarfile.open(archive, "w:gz") as tar:
+def pack(archive: BinaryIO, manifest: dict[str, Any], directory: Path) -> None:
+    """Write an archive."""
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         text = json.dumps(manifest, indent=2).encode()
         head = tarfile.TarInfo("manifest.json")
         head.size, head.mode, head.mtime = len(text), 0o600, int(time.time())
         tar.addfile(head, io.BytesIO(text))
         for name in manifest["files"]:
-            tar.add(directory / name, name)
-    archive.chmod(0o600)
-    os.chown(archive, owner.st_uid, owner.st_gid)
+            with open_file(directory / name) as content:
+                tar.addfile(tar.gettarinfo(arcname=name, fileobj=content), content)
 
 
 # Trying one
@@ -400,6 +474,15 @@ def broken(directory: Path) -> str:
     return ""
 
 
+def read(log: Path) -> str:
+    """Return the text of a log, as far as somebody reads it."""
+    try:
+        with open_file(log) as file:
+            return file.read(1 << 20).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def last_line(text: str) -> str:
     """Return the last line that says something."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
@@ -408,8 +491,7 @@ def last_line(text: str) -> str:
 @contextlib.contextmanager
 def loaded(directory: Path) -> Iterator[Redis]:
     """Load files into a server of their own, which nobody else reaches, as a restored one would load them."""
-    with tempfile.TemporaryDirectory(prefix="redis-trial.", dir=directory.parent) as place:
-        shutil.chown(place, "redis", "redis")
+    with tempfile.TemporaryDirectory(prefix=".trial.", dir=directory) as place:
         path, log = Path(place) / "socket", Path(place) / "log"
         options = {
             "port": "0",
@@ -425,13 +507,11 @@ def loaded(directory: Path) -> Iterator[Redis]:
         words = [word for option, value in options.items() for word in (f"--{option}", value)]
         # Should memory end after all, this one is to be killed and not the server beside it.
         command = ["choom", "-n", "1000", "--", "redis-server", *words]
-        with subprocess.Popen(
-            command, user="redis", group="redis", extra_groups=[], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as server:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
             try:
                 wait(lambda: server.poll() is not None or ready(path), "A server with the copy")
                 if server.poll() is not None:
-                    refuse(f"Redis cannot load the data: {last_line(log.read_text() if log.exists() else '')}.")
+                    refuse(f"Redis cannot load the data: {last_line(read(log))}.")
                 yield Redis(path)
             finally:
                 server.terminate()
@@ -451,11 +531,11 @@ def trial(directory: Path) -> dict[str, Any]:
         return redis.figures()
 
 
-def unpack(archive: Path, directory: Path) -> dict[str, Any]:
+def unpack(archive: BinaryIO, directory: Path) -> dict[str, Any]:
     """Unpack an archive whose files are what its manifest says; return the manifest."""
-    damaged = f"{archive.name} is damaged"
+    damaged = f"{Path(archive.name).name} is damaged"
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(fileobj=archive, mode="r:gz") as tar:
             manifest = head(tar)
             missing = dict(manifest["files"])
             need_disk(directory, sum(int(file["size"]) for file in missing.values()))
@@ -464,8 +544,8 @@ def unpack(archive: Path, directory: Path) -> dict[str, Any]:
                 content = tar.extractfile(member)
                 if content is None or not FILE.fullmatch(member.name) or member.name not in missing:
                     refuse(f"{damaged}: its manifest does not name {member.name}.")
-                with (directory / member.name).open("wb") as copy:
-                    if digest(content, copy) != missing.pop(member.name)["sha256"]:  # type: ignore[arg-type]
+                with (directory / member.name).open("xb") as target:
+                    if digest(content, target) != missing.pop(member.name)["sha256"]:  # type: ignore[arg-type]
                         refuse(f"{damaged}: {member.name} is not what its manifest says.")
     except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         refuse(f"{damaged}: {error}.")
@@ -481,25 +561,25 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
-def attempt(instance: Instance, archive: Path, directory: Path) -> str:
+def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
     """Unpack an archive into ``directory`` and try it; say what it holds, and what the instance holds now."""
+    name = Path(archive.name).name
     manifest = unpack(archive, directory)
     if manifest["instance"] != instance.name:
-        refuse(f"{archive.name} is of instance {manifest['instance']}, not of {instance.name}.")
+        refuse(f"{name} is of instance {manifest['instance']}, not of {instance.name}.")
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    give_to_redis(directory)
     program = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
     installed = next(iter(re.findall(r"v=([0-9.]+)", program)), "")
     if reason := broken(directory):
         if version(manifest["redis_version"]) > version(installed):
             refuse(
-                f"{archive.name} was written by Redis {manifest['redis_version']}, "
+                f"{name} was written by Redis {manifest['redis_version']}, "
                 f"and the installed {installed} cannot read it ({reason})."
             )
-        refuse(f"{archive.name} is damaged: {reason}.")
+        refuse(f"{name} is damaged: {reason}.")
     need_memory(size([directory]))
     if difference := differences(manifest["figures"], trial(directory)):
-        refuse(f"{archive.name} is damaged: loaded, it has {difference}.")
+        refuse(f"{name} is damaged: loaded, it has {difference}.")
     now: dict[str, Any] | None = None
     replicated = False
     with contextlib.suppress(OSError, RedisError):
@@ -544,11 +624,7 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
 
 def put(instance: Instance, new: Path, aside: Path) -> None:
     """Move an instance's data aside, and other data into its place; the instance must be stopped."""
-    aside.mkdir(parents=True, mode=0o700)
-    for place in (instance.data.parent, instance.data):
-        if not place.exists():
-            place.mkdir()
-            give_to_redis(place)
+    instance.data.mkdir(mode=0o750, exist_ok=True)
     for path in instance.files():
         shutil.move(path, aside / path.name)
     for name in DATA:
@@ -561,9 +637,8 @@ def put(instance: Instance, new: Path, aside: Path) -> None:
         and snapshot.exists()
         and not any((instance.data / name).exists() for name in ("appendonlydir", "appendonly.aof"))
     ):
-        shutil.copyfile(snapshot, instance.data / "appendonly.aof")
-    for path in instance.files():
-        give_to_redis(path)
+        with open_file(snapshot) as content:
+            copy(content, instance.data / "appendonly.aof")
 
 
 def verify(instance: Instance, directory: Path) -> str:
@@ -572,7 +647,9 @@ def verify(instance: Instance, directory: Path) -> str:
         found = instance.connect().figures()
     except (OSError, RedisError) as error:
         refuse(f"Redis {instance.name} does not answer: {error}.")
-    if difference := differences(json.loads((directory / "manifest.json").read_text())["figures"], found):
+    with open_file(directory / "manifest.json") as content:
+        wanted = json.load(content)["figures"]
+    if difference := differences(wanted, found):
         refuse(f"Redis {instance.name} has {difference}.")
     return f"{instance.name} holds {described(found)}, as the backup says."
 
@@ -595,30 +672,58 @@ def main() -> None:
         for option in options:
             command.add_argument(f"--{option}", required=True)
     arguments = parser.parse_args()
-    if arguments.verb == "look":
-        print(json.dumps([look(name, arguments.host) for name in arguments.instances]))
-        return
     if arguments.verb == "choose":
         known = json.loads(arguments.known)
         print(json.dumps(choose(Path(arguments.path), arguments.instance, arguments.host, known)))
         return
-    instance = Instance.named(arguments.instances[0])
+    try:
+        print(answer(arguments, [Instance.named(name) for name in arguments.instances]))
+    except OSError as error:
+        refuse(f"{error.strerror}: {error.filename!a}.")
+
+
+def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
+    """Prepare as root what the verb needs, do it as the redis user, and return what is to be said."""
+    instance = instances[0]
+    if arguments.verb == "look":
+        become_redis()
+        return json.dumps([look(each, arguments.host) for each in instances])
     if arguments.verb == "take":
-        print(json.dumps(take(instance, arguments.host, Path(arguments.archive), WORK)))
-        return
+        with open_archive(Path(arguments.archive)) as archive:
+            become_redis()
+            return json.dumps(take(instance, arguments.host, archive))
     directory = Path(arguments.directory)
     if arguments.verb == "put":
-        put(instance, directory, Path(arguments.aside))
-    elif arguments.verb == "verify":
-        print(verify(instance, directory))
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        aside = Path(arguments.aside)
+        if aside.exists():
+            refuse(f"{aside} is there already.")
+        make_for_redis(aside)
+        if not WORK.exists():
+            make_for_redis(WORK)
+        become_redis()
+        put(instance, directory, aside)
+        return ""
+    if arguments.verb == "verify":
+        become_redis()
+        return verify(instance, directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    make_for_redis(directory)
+    with Path(arguments.archive).open("rb") as archive:
+        become_redis()
         try:
-            print(attempt(instance, Path(arguments.archive), directory))
+            return attempt(instance, archive, directory)
         except SystemExit:
-            shutil.rmtree(directory)
+            # Its name is root's.
+            shutil.rmtree(directory, ignore_errors=True)
             raise
+
+
+def open_archive(path: Path) -> BinaryIO:
+    """Make an archive, for the owner of its directory alone."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    owner = path.parent.stat()
+    os.fchown(handle, owner.st_uid, owner.st_gid)
+    return os.fdopen(handle, "wb")
 
 
 if __name__ == "__main__":

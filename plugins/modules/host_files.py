@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 import shlex
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ module: host_files
 short_description: Keep directories and small files as they are given
 description:
   - Creates the directories, with their parents, then writes the files whose content or rights differ.
+  - A link on the way is followed when root has made it, and refused when a service has.
   - All files are validated before the first is put in place.
   - One task instead of one for each directory and file, which took half of a run that changes nothing.
   - The action plugin of the same name renders C(template) and reads C(src); contents are not logged on the host.
@@ -46,6 +49,8 @@ changed_paths:
   returned: always
 """
 
+LINKS = 40  # one behind the other, as many as the kernel follows
+
 OWNER: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "required": True},
     "owner": {"type": "str", "default": "root"},
@@ -69,20 +74,79 @@ def keep_rights(module: AnsibleModule, entry: dict[str, Any], changed: bool, pat
         # What the run would have created by now: the path itself, its owner.
         if not place.exists() or not known:
             return True
-    # A directory may be a link to another disk.
     arguments = module.load_file_common_arguments(entry | {"path": str(place), "follow": True})
     return bool(module.set_fs_attributes_if_different(arguments, changed))
 
 
+def enter(path: Path, create: Callable[[Path], None] | None = None) -> bool:
+    """Make a directory the working directory, one name after the other; tell whether it is there.
+
+    A service that owns one of its parents may have put a link there: only root's links are followed. From here on the
+    directory is ".", whatever becomes of its name.
+
+    Args:
+        path: absolute.
+        create: is called in a directory that was just made, with its path; without it nothing is made.
+
+    Raises:
+        PermissionError: there is a link of somebody else.
+        OSError: a name is that of a file, or the directory cannot be made.
+    """
+    os.chdir("/")
+    left, here, links = list(path.parts[1:]), Path("/"), 0
+    while left:
+        name = left.pop(0)
+        try:
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if create is None:
+                return False
+            os.mkdir(name)  # noqa: PTH102 - below the working directory
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            os.fchdir(handle)
+            os.close(handle)
+            here /= name
+            create(here)
+            continue
+        except NotADirectoryError:
+            found = os.lstat(name)
+            links += 1
+            if not stat.S_ISLNK(found.st_mode) or links > LINKS:
+                raise
+            if found.st_uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EPERM, f"{here / name} is a link of {owner(found.st_uid)}") from None
+            target = os.readlink(name)  # noqa: PTH115 - below the working directory
+            left = [part for part in target.split("/") if part] + left
+            if target.startswith("/"):
+                os.chdir("/")
+                here = Path("/")
+            continue
+        os.fchdir(handle)
+        os.close(handle)
+        here /= name
+    return True
+
+
+def owner(number: int) -> str:
+    """Return a user's name, or its number."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 def keep_directory(module: AnsibleModule, entry: dict[str, Any]) -> bool:
     """Create a directory, or correct its rights; return whether that was needed. Created parents get its rights."""
-    path = Path(entry["path"])
-    missing = [place for place in (path, *path.parents) if not place.is_dir()]
-    if not module.check_mode:
-        for place in reversed(missing):
-            place.mkdir()
-            keep_rights(module, entry, changed=True, path=place)
-    return keep_rights(module, entry, bool(missing))
+    made = []
+
+    def keep(path: Path) -> None:
+        made.append(path)
+        keep_rights(module, entry, changed=True, path=Path())
+
+    # A link that leads nowhere is an error in check mode, too.
+    if not enter(Path(entry["path"]), None if module.check_mode else keep):
+        return True
+    return keep_rights(module, entry, bool(made), path=Path())
 
 
 def staged(module: AnsibleModule, entry: dict[str, Any]) -> Path:
@@ -123,6 +187,7 @@ def keep_files(module: AnsibleModule, entries: list[dict[str, Any]]) -> tuple[li
     for entry in entries:
         path = Path(entry["path"])
         try:
+            enter(path.parent)
             before = path.read_bytes() if path.is_file() else None
             if before == entry["content"].encode() and not path.is_symlink():
                 if keep_rights(module, entry, changed=False):

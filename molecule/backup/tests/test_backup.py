@@ -41,19 +41,19 @@ while True:
 
 # Runs on the host behind the script itself: a copy that ends in the middle of a transaction, and one that is broken.
 TORN = """
-with tempfile.TemporaryDirectory(dir="/var/lib") as place:
-    copy = Path(place)
-    copy_append_only(Path("/var/lib/redis"), copy / "appendonlydir")
-    give_to_redis(copy)
-    whole = settle(copy)
-    last = copy / "appendonlydir" / shlex.split((copy / AOF_MANIFEST).read_text().splitlines()[-1])[1]
+become_redis()
+with tempfile.TemporaryDirectory(dir="/var/lib/redis") as directory:
+    place = Path(directory)
+    copy_append_only(Path("/var/lib/redis"), place / "appendonlydir")
+    whole = settle(place)
+    last = place / "appendonlydir" / named((place / AOF_MANIFEST).read_text().splitlines())[-1]
     content = last.read_bytes()
     last.write_bytes(content + b"*1\\r\\n$5\\r\\nMULTI\\r\\n*2\\r\\n$4\\r\\nINCR\\r\\n$9\\r\\napp")
-    assert broken(copy)
-    assert settle(copy) == whole
+    assert broken(place)
+    assert settle(place) == whole
     assert last.read_bytes() == content
     last.write_bytes(content + b"?" * 100 + content)
-    settle(copy)
+    settle(place)
 """
 
 
@@ -129,7 +129,7 @@ def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str,
     assert manifest["figures"]["lists"]["celery"] == 5
     assert manifest["figures"]["accepted"] == 5
     assert set(manifest["files"]) > {"dump.rdb", "appendonlydir/appendonly.aof.manifest"}
-    assert host.run("ls -d /var/tmp/redis-backup.* /var/lib/redis-backup.* /var/lib/redis-trial.*").stdout == ""
+    assert host.run("ls -d /var/tmp/redis-backup.* /var/lib/redis/.backup.*").stdout == ""
 
     host.check_output("systemctl stop redis-server redis-server@broker && rm -rf /var/lib/redis")
     told = playbook("restore.yml", backup=str(run))
@@ -171,6 +171,20 @@ def test_a_copy_may_end_anywhere_but_not_be_broken() -> None:
     command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", HOST, "python3", "-"]
     run = subprocess.run(command, input=script + TORN, capture_output=True, text=True, check=False, timeout=120)
     assert run.stderr.startswith("Redis cannot load the data: "), run.stderr
+
+
+def test_what_the_redis_user_has_put_there_is_not_followed(host: Host) -> None:
+    manifest = "/var/lib/redis/appendonlydir/appendonly.aof.manifest"
+    host.check_output("echo before >/etc/cron.d/x && cp -a /var/lib/redis/appendonlydir /root/kept")
+    host.check_output(f"runuser -u redis -- sed -i '$ s|file [^ ]*|file ../../../../etc/cron.d/x|' {manifest}")
+    try:
+        run = playbook("backup.yml")
+    finally:
+        host.check_output(f"cp /root/kept/appendonly.aof.manifest {manifest} && rm -r /root/kept")
+    assert run.returncode != 0
+    assert "'../../../../etc/cron.d/x', which is not a file that Redis writes" in run.stdout, run.stdout
+    assert host.file("/etc/cron.d/x").content_string == "before\n"
+    host.check_output("rm /etc/cron.d/x")
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(host: Host, kept: dict[str, Any]) -> None:

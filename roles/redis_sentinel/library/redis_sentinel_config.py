@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,27 @@ def differs(now: list[list[str]], target: list[list[str]]) -> bool:
     return bool(strange) or any(_comparable(words) not in there for words in target)
 
 
-def save(file: Path, target: list[list[str]]) -> None:
-    """Write the file, whole or not at all."""
-    fresh = file.with_suffix(".new")
-    fresh.touch(mode=0o640)
-    fresh.write_text("".join(" ".join(map(_quoted, words)) + "\n" for words in target))
-    fresh.replace(file)
+def load(file: Path) -> str:
+    """Return the text of the file; Sentinel's user may have put something else in its place.
+
+    Raises:
+        OSError: it is a link.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as text:
+        return text.read()
+
+
+def save(file: Path, target: list[list[str]], user: int = -1, group: int = -1) -> None:
+    """Write the file, whole or not at all, for its owner and group.
+
+    A new file with a name that nobody knows: Sentinel's user can write into the directory, and put links there.
+    """
+    handle, fresh = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    with os.fdopen(handle, "w") as text:
+        text.write("".join(" ".join(map(_quoted, words)) + "\n" for words in target))
+        os.fchown(text.fileno(), user, group)
+        os.fchmod(text.fileno(), 0o640)
+    Path(fresh).replace(file)
 
 
 def main() -> None:
@@ -107,12 +123,14 @@ def main() -> None:
     )
     given = module.params
     file = Path(given["path"])
-    now = parse(file.read_text()) if file.exists() else []
+    try:
+        now = parse(load(file)) if os.path.lexists(file) else []
+    except OSError as error:
+        module.fail_json(msg=f"{file} cannot be read ({error.strerror}), and must be a file: remove it.")
     target = wanted(now, given["options"], given["primaries"], given["quorum"])
     changed = differs(now, target)
     if changed and given["write"] and not module.check_mode:
-        save(file, target)
-        os.chown(file, pwd.getpwnam("redis").pw_uid, grp.getgrnam("redis").gr_gid)
+        save(file, target, pwd.getpwnam("redis").pw_uid, grp.getgrnam("redis").gr_gid)
     module.exit_json(changed=changed and given["write"], stop_required=changed and not given["write"])
 
 
