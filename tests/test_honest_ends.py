@@ -88,4 +88,7 @@ def test_a_failure_after_the_verdict_stands_below_it_once(tmp_path: Path) -> Non
         check=False,
         timeout=60,
     )
-    assert run.stdout.rstrip().splitlines()[-2:] == ["the verdict", "FAILED a, b: ansible.builtin.fail: it breaks after it"]
+    assert run.stdout.rstrip().splitlines()[-2:] == [
+        "the verdict",
+        "FAILED a, b: ansible.builtin.fail: it breaks after it",
+    ]
