@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,10 @@ def test_hosts_that_differ_are_told() -> None:
 def test_a_silent_host_goes_before_all() -> None:
     silent = {"inventory_hostname": "b", "doctor_examined": {"unreachable": True, "msg": "No route to host"}}
     sentences = doctor.doctor_sentences(doctor.doctor_findings([host("a", finding(1, "full", script.HOST)), silent]))
-    assert sentences[0] == "CRITICAL b: Ansible does not reach it: No route to host -> docs/runbooks/TargetDown.md"
+    assert sentences[0].startswith(
+        "CRITICAL b: Ansible does not reach it: No route to host (it is down, or the network"
+    )
+    assert sentences[0].endswith(" -> docs/runbooks/TargetDown.md")
 
 
 def test_a_host_without_python_is_told() -> None:
@@ -245,6 +249,64 @@ def test_a_check_that_fails_does_not_hide_the_others() -> None:
     seen, failed = script.careful(check)
     assert seen.what == "seen"
     assert "could not look: KeyError" in failed.what
+
+
+def test_a_failure_inside_a_check_leaves_what_is_found_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = ["ActiveState=active\nNRestarts=x", "LoadState=masked\nActiveState=inactive"]
+    shown = {"show": "\n\n".join(blocks), "is-active": "inactive"}
+    monkeypatch.setattr(script, "say", lambda *words, **_: (True, shown.get(words[1], "")))
+    told = [found.what for found in script.units({"a": "NoWorkers", "b": "NoWorkers"})]
+    assert "could not look: ValueError" in told[0]
+    assert "b is masked" in told[1]
+    assert "systemd-journald does not run" in told[2]
+
+
+def test_what_hangs_is_told_and_hides_nothing() -> None:
+    def hangs() -> Iterator[Any]:
+        yield script.Finding(script.CRITICAL, "seen before", "")
+        time.sleep(60)
+
+    def other() -> Iterator[Any]:
+        yield script.Finding(script.CRITICAL, "seen beside", "")
+
+    began = time.monotonic()
+    told = [found.what for found in script.within(0.3, {"hangs": hangs, "other": other})]
+    assert time.monotonic() - began < 5
+    assert told[0] == "seen before"
+    assert "hangs takes longer" in told[1]
+    assert told[2] == "seen beside"
+
+
+def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PATIENCE", 0.2)
+    done, said = script.say("sleep", "60")
+    assert not done
+    assert "timed out" in said
+    assert not script.RUNNING
+
+
+def test_systemd_that_does_not_answer_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "Command timed out after 3 seconds"))
+    (found,) = script.units({"a": "NoWorkers", "b": "NoWorkers"})
+    assert (found.severity, found.layer) == (script.CRITICAL, script.HOST)
+    assert "systemd does not answer" in found.what
+
+
+@pytest.mark.parametrize("replies", [1, 2])
+def test_workers_of_one_name_are_told(replies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [("default@h", [{"name": "celery"}])] * replies
+    monkeypatch.setattr(script, "questions", lambda _, method, **__: answers if method == "active_queues" else [])
+    monkeypatch.setattr(script, "commands", lambda *_: [("default@h", ["celery"])])
+    told = [found.what for found in script.workers("no-such-app")]
+    assert [what.partition(":")[0] for what in told] == ["2 workers are named default@h"] * (replies - 1)
+
+
+def test_a_worker_that_is_silent_for_a_second_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = (b"+OK\r\n", b"+OK\r\n", b":1\r\n", b"*-1\r\n", b":1\r\n")
+    with redis_that_says(*answers) as port:
+        monkeypatch.setattr(script, "text", lambda _: f"redis://operator:x@127.0.0.1:{port}/0")
+        monkeypatch.setattr(script, "PATIENCE", 0.5)
+        assert script.questions("app", "active_queues") == []
 
 
 def test_the_manifest_tells_each_kind_of_change(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import filter_loader
-from ansible.template import Templar
 
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, load_plugin
+
+doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 
 PAGES = REPOSITORY / "docs/runbooks"
 ALERTS = REPOSITORY / "roles/monitoring/templates/alerts.yml.j2"
@@ -89,34 +88,60 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
-def said(verdict: str, plan: str, *findings: dict[str, Any]) -> list[str]:
+def said(verdict: str, plan: str, *findings: dict[str, Any], confirm: bool = False) -> list[str]:
     """Return what a runbook says after it has looked."""
-    filter_loader.add_directory(str(REPOSITORY / "roles/stack/filter_plugins"))
-    loader = DataLoader()
-    task = loader.load_from_file(str(PLAYBOOKS / "tasks/verdict.yml"), trusted_as_template=True)[0]
-    given = {
-        "runbook_verdict": verdict,
-        "runbook_plan": plan,
-        "runbook_found": list(findings),
-        "runbook_pages": ["NoWorkers"],
-    }
-    told: list[str] = Templar(loader=loader, variables={**task["vars"], **given}).template(
-        task["ansible.builtin.debug"]["msg"]
+    lines: list[str] = doctor.runbook_lines(
+        list(findings), verdict=verdict, plan=plan, pages=["NoWorkers"], confirm=confirm, evidence="evidence/x"
     )
-    return told
+    return lines
 
 
-def finding(host: str, layer: int, runbook: str) -> dict[str, Any]:
+def finding(host: str, layer: int, runbook: str, **more: Any) -> dict[str, Any]:
     """Return something critical that the doctor has found."""
-    return {"host": host, "layer": layer, "runbook": runbook, "severity": 1, "suspect": False, "what": "it is away"}
+    return {
+        "host": host,
+        "layer": layer,
+        "runbook": runbook,
+        "severity": 1,
+        "suspect": False,
+        "what": "it is away",
+        **more,
+    }
 
 
-def test_a_verdict_says_of_whom_it_says_nothing() -> None:
-    told = said("All workers are there.", "", finding("w1", 0, "TargetDown"))
-    assert "Of w1 this says nothing: no answer from there." in told
+def test_all_is_well_when_nothing_is_critical() -> None:
+    assert said("", "", finding("w1", 8, "NoWorkers", severity=2)) == [
+        "Nothing is critical, and there is nothing to repair here."
+    ]
 
 
-@pytest.mark.parametrize(("plan", "is_told"), [("", True), ("start it", False)])
-def test_what_the_doctor_sees_is_told_where_no_cause_is_found(plan: str, is_told: bool) -> None:
-    told = said("All workers are there.", plan, finding("w1", 8, "NoWorkers"))
-    assert any("The doctor says all the same: CRITICAL w1" in sentence for sentence in told) is is_told
+@pytest.mark.parametrize("layer", [0, 3, 8, 10])
+@pytest.mark.parametrize("page", ["NoWorkers", "RedisDown"])
+def test_nothing_is_called_well_beside_something_critical(layer: int, page: str) -> None:
+    told = said("", "", finding("w1", layer, page))
+    assert told[0].startswith("CRITICAL w1: it is away")
+    assert ("I do not know the cause." in told) is (layer > 0)
+    assert told[-1] == "This runbook repairs nothing here. The evidence is in evidence/x."
+    assert not any("othing is critical" in line for line in told)
+
+
+def test_who_does_not_know_names_the_three_likeliest_differences() -> None:
+    differences = [finding("w1", 2, "drift", difference=True, what=f"number {number}") for number in range(5)]
+    told = said("", "", *differences, finding("w1", 8, "NoWorkers"))
+    begin = told.index("I do not know the cause; the likeliest differences:")
+    assert told[begin + 1 :][:3] == [f"Differs from its healthy state: w1: number {number}" for number in range(3)]
+    assert len(told) <= 10
+
+
+def test_what_is_certain_is_known() -> None:
+    assert "I do not know the cause." not in said("", "", finding("w1", 8, "NoWorkers", certain=True))
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_a_plan_stands_last_below_what_is_wrong_elsewhere(confirm: bool) -> None:
+    others = [finding(f"h{number}", 3, "RedisDown") for number in range(20)]
+    told = said("the worker is stopped", "start it", finding("w1", 8, "NoWorkers"), *others, confirm=confirm)
+    assert told[0] == "the worker is stopped"
+    assert told[1].startswith("Elsewhere: CRITICAL h0")
+    assert told[-1] == ("Now: start it" if confirm else "Nothing was changed. With -e confirm=yes: start it")
+    assert len(told) == 10

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_a_loop_without_a_known_cause_shows_its_last_words() -> None:
     assert found["remedy"] == "examine"
     assert "who knows" in found["says"]
     assert judge(host(worker("crashing", ends=5, oom_kills=1)), redis({}))["remedy"] == "memory"
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(5, "starting"), (61, "hanging")])
+def test_a_start_that_does_not_end_is_no_start(seconds: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    since = int((time.monotonic() - seconds) * 1e6)
+    shown = f"LoadState=loaded\nActiveState=activating\nStateChangeTimestampMonotonic={since}"
+    monkeypatch.setattr(examiner, "say", lambda *words, **_: (0, shown if words[1] == "show" else "", ""))
+    assert examiner.under_systemd("typesafe-celery")["state"] == state
+
+
+def test_one_that_does_not_get_through_its_start_shows_its_last_words() -> None:
+    found = judge(host(worker("hanging", last_log="Cannot connect")), redis({}))
+    assert found["remedy"] == "examine"
+    assert found["says"].endswith("does not get through its start - its last words: Cannot connect")
 
 
 def test_the_plan_names_the_release() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -24,7 +25,9 @@ import socket
 import ssl
 import stat
 import subprocess
+import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -43,7 +46,8 @@ DISK_LEFT, MEMORY_LEFT, BROKER_MEMORY, MEMORY_FULL = 0.1, 0.1, 0.7, 0.97
 OLD_TASK, LONG_QUEUE, STUCK_MARGIN = 120, 100, 60
 CERTIFICATE_WARNING, CERTIFICATE_CRITICAL = 20 * 24 * 3600, 3 * 24 * 3600
 CLOCKS_DIFFER, SLOW_NETWORK, RECENT = 2, 0.25, 300
-PATIENCE = 4
+# Seconds: for each command and answer, and for everything.
+PATIENCE, WITHIN = 3, 7.5
 # Settings of Redis that redis.conf does not name, and that stop clients when somebody changes them.
 DEFAULTS = {
     "min-replicas-to-write": "0",
@@ -82,21 +86,58 @@ class Finding:
     certain: bool = False
 
 
+# What still runs when the time is up.
+RUNNING: set[subprocess.Popen[str]] = set()
+
+
 def say(*command: str, **environment: str) -> tuple[bool, str]:
     """Run a command; return whether it succeeded and what it says, also when it takes too long or is not there."""
     try:
-        run = subprocess.run(
+        with subprocess.Popen(
             command,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-            timeout=PATIENCE,
-            check=False,
             errors="replace",
             env={**os.environ, **environment},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        ) as run:
+            RUNNING.add(run)
+            try:
+                told, _ = run.communicate(timeout=PATIENCE)
+                return run.returncode == 0, told.strip()
+            except subprocess.TimeoutExpired as error:
+                run.kill()
+                return False, str(error)
+            finally:
+                RUNNING.discard(run)
+    except OSError as error:
         return False, str(error)
-    return run.returncode == 0, run.stdout.strip()
+
+
+Check = Callable[..., Iterable["Finding"]]
+
+
+def apart(check: Check) -> Check:
+    """Keep what goes wrong inside one check from hiding the others; what a connection says is for the caller."""
+
+    @functools.wraps(check)
+    def run(*given: Any, **named: Any) -> Iterator[Finding]:
+        try:
+            yield from check(*given, **named)
+        except (RefusedError, ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            yield blind(check.__name__, error)
+
+    return run
+
+
+def blind(check: str, error: Exception) -> Finding:
+    """Return that something could not be looked at."""
+    line = traceback.extract_tb(error.__traceback__)[-1].lineno
+    what = f"the doctor could not look: {type(error).__name__}: {quote(str(error))} ({check}, line {line} of doctor.py)"
+    return Finding(WARNING, what, "")
 
 
 def text(file: Path | str) -> str:
@@ -114,16 +155,21 @@ def units(wanted: dict[str, str]) -> Iterator[Finding]:
     """Look whether each unit runs and comes back after a boot; ``wanted`` names each unit's runbook."""
     names = "Id LoadState ActiveState SubState Result ExecMainCode ExecMainStatus NRestarts UnitFileState ControlGroup"
     names += " FreezerState DropInPaths NeedDaemonReload StateChangeTimestampMonotonic"
-    for unit, runbook in wanted.items():
-        _, told = say("systemctl", "show", f"--property={names.replace(' ', ',')}", unit)
-        yield from state(unit, runbook, dict(line.split("=", 1) for line in told.splitlines() if "=" in line))
+    _, told = say("systemctl", "show", f"--property={names.replace(' ', ',')}", *wanted)
+    shown = told.split("\n\n")
+    if wanted and (len(shown) != len(wanted) or "=" not in told):
+        yield Finding(CRITICAL, f"systemd does not answer: {quote(told) or 'systemctl says nothing'}", "", HOST)
+        return
+    for (unit, runbook), properties in zip(wanted.items(), shown, strict=False):
+        yield from state(unit, runbook, dict(line.split("=", 1) for line in properties.splitlines() if "=" in line))
     if say("systemctl", "is-active", "systemd-journald")[1] in ("inactive", "failed"):
         yield Finding(CRITICAL, "systemd-journald does not run: nobody's logs are kept", "UnitRestartLoop", LATER)
     for line in say("systemctl", "list-units", "--failed", "--plain", "--no-legend")[1].splitlines():
-        if (unit := line.split()[0].removesuffix(".service")) not in wanted:
+        if line and (unit := line.split()[0].removesuffix(".service")) not in wanted:
             yield Finding(WARNING, f"{unit} has failed{because(unit)}", "UnitRestartLoop")
 
 
+@apart
 def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Finding]:
     """Judge what systemd says of a unit."""
     layer = LAYERS.get(runbook, LATER)
@@ -285,6 +331,7 @@ def listener(port: int, unit: str = "") -> str:
     return ""
 
 
+@apart
 def drop_ins(unit: str, layer: int, files: list[str]) -> Iterator[Finding]:
     """Name what somebody has changed about a unit besides us and Debian."""
     for file in files:
@@ -299,6 +346,7 @@ def drop_ins(unit: str, layer: int, files: list[str]) -> Iterator[Finding]:
         yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
 
 
+@apart
 def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Finding]:
     """Look at a unit's processes: halted, killed for want of memory, slowed down."""
     if not group:
@@ -319,6 +367,7 @@ def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Findi
         yield Finding(CRITICAL, f"{unit} is held back: it has used up its CPUQuota", runbook, layer)
 
 
+@apart
 def crowded(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Iterator[Finding]:
     """Name processes that can open hardly any file or connection more."""
     for number in numbers:
@@ -330,6 +379,7 @@ def crowded(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Iter
                 yield Finding(CRITICAL, f"{what} (LimitNOFILE): restart it", runbook, layer)
 
 
+@apart
 def halted(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Iterator[Finding]:
     """Name processes that were stopped by a signal."""
     found = {
@@ -342,6 +392,7 @@ def halted(unit: str, runbook: str, layer: int, numbers: Iterable[str]) -> Itera
         yield Finding(CRITICAL, f"{which}: kill -CONT {' '.join(found)}", runbook, layer, certain=True)
 
 
+@apart
 def programs(names: list[str], app: str) -> Iterator[Finding]:
     """Look at supervisor's programs."""
     for line in say("supervisorctl", "status", *names)[1].splitlines():
@@ -392,8 +443,8 @@ class Connection:
             return int(rest)
         if kind == "$":
             return "" if rest == "-1" else self.stream.read(int(rest) + 2)[:-2].decode(errors="replace")
-        if kind == "*":
-            return [self._answer() for _ in range(int(rest))]
+        if kind == "*":  # -1: nothing has come in time
+            return [self._answer() for _ in range(int(rest))] if rest != "-1" else ""
         return rest
 
 
@@ -491,6 +542,7 @@ def paused(name: str, connection: Connection) -> Iterator[Finding]:
         yield Finding(CRITICAL, f"Redis {name} holds writes back (CLIENT PAUSE): CLIENT UNPAUSE", "RedisDown", REDIS)
 
 
+@apart
 def shapes(connection: Connection) -> Iterator[Finding]:
     """Look whether the broker's keys are what the application takes them for."""
     wanted = {"celery": "list", "dead_letters": "list", "failures": "list", "accepted": "hash", "workers": "hash"}
@@ -500,6 +552,7 @@ def shapes(connection: Connection) -> Iterator[Finding]:
             yield Finding(CRITICAL, what, "BrokerUnreachable", RIGHTS)
 
 
+@apart
 def broker(info: dict[str, str]) -> Iterator[Finding]:
     """Look at what holds for the queue's instance alone."""
     if info.get("maxmemory_policy") != "noeviction":
@@ -513,6 +566,7 @@ def broker(info: dict[str, str]) -> Iterator[Finding]:
         yield Finding(WARNING, f"the broker uses {share:.0%} of its memory", "RedisMemoryHigh", RIGHTS)
 
 
+@apart
 def settings(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
     """Compare the running server's settings with its file."""
     said: dict[str, list[str]] = {}
@@ -541,6 +595,7 @@ def in_bytes(value: str) -> str:
     return str(int(size[1]) << 20) if size else value
 
 
+@apart
 def rights(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
     """Compare the users of the running server with those of its file, and try what they must be able to do."""
     answer = connection.ask("ACL", "LIST")
@@ -602,6 +657,7 @@ def _try(connection: Connection, user: str, command: str) -> object:
         return "OK" if "unknown" in str(error).lower() else error
 
 
+@apart
 def denials(name: str, connection: Connection) -> Iterator[Finding]:
     """Name who was denied what lately."""
     log = connection.ask("ACL", "LOG", "20")
@@ -614,6 +670,7 @@ def denials(name: str, connection: Connection) -> Iterator[Finding]:
             yield Finding(WARNING, f"Redis {name} has denied {who}", "RedisDenies", RIGHTS)
 
 
+@apart
 def data_directory(name: str, config: str) -> Iterator[Finding]:
     """Look whether Redis may write where its data is."""
     if (found := re.search(r"^dir (\S+)", config, re.MULTILINE)) is None:
@@ -630,6 +687,7 @@ def data_directory(name: str, config: str) -> Iterator[Finding]:
         yield Finding(CRITICAL, what, "RedisCannotSave", HOST)
 
 
+@apart
 def certificates() -> Iterator[Finding]:
     """Look how long Redis' certificate is valid."""
     for file in [*Path("/etc/redis/tls").glob("*.pem"), *Path("/etc/redis/sentinel-tls").glob("*.pem")]:
@@ -783,6 +841,7 @@ def trust(url: SplitResult) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=authority)
 
 
+@apart
 def firewall(ports: list[int]) -> Iterator[Finding]:
     """Look for our table and its rules, and for others that drop what must come through."""
     there, table = say("nft", "list", "table", "inet", "platform")
@@ -821,6 +880,7 @@ def drops(rules: str) -> list[str]:
     return [line for line in lines if re.search(r"(^|[^:] )(drop|reject)( with .*)?$", line)]
 
 
+@apart
 def foreign_rules(ports: list[int]) -> Iterator[Finding]:
     """Name rules of other tables than ours that drop packets for our ports, or for all."""
     table, base = "", False
@@ -877,6 +937,7 @@ def files(app: str, services: list[str]) -> Iterator[Finding]:
         yield from outdated(unit.stem, live, settings_file, text(unit))
 
 
+@apart
 def closed(places: list[Path]) -> Iterator[Finding]:
     """Name what the services must read and cannot, and the directories on the way there."""
     ways = [[*place.parents, *place.resolve().parents] for place in places if place.exists()]
@@ -886,6 +947,7 @@ def closed(places: list[Path]) -> Iterator[Finding]:
             yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
 
 
+@apart
 def foreign_keys(app: str, services: list[str]) -> Iterator[Finding]:
     """Compare the keys that services sign and verify with to the operator's."""
     for name, what, page in (
@@ -900,6 +962,7 @@ def foreign_keys(app: str, services: list[str]) -> Iterator[Finding]:
                 yield Finding(CRITICAL, f"{name} of {service} is not that of the operator: {what}", page, FILES)
 
 
+@apart
 def packages(live: Path) -> Iterator[Finding]:
     """Look whether the packages that the release names are whole: each has a list of its files and their sizes."""
     page = "failed-deploy"
@@ -925,6 +988,7 @@ def packages(live: Path) -> Iterator[Finding]:
                 yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES, certain=True)
 
 
+@apart
 def secrets(directory: Path, wanted: list[str], user: str) -> Iterator[Finding]:
     """Look at one service's secret files."""
     page = "UnitRestartLoop"
@@ -947,6 +1011,7 @@ def secrets(directory: Path, wanted: list[str], user: str) -> Iterator[Finding]:
             yield Finding(WARNING, what, "drift", FILES, suspect=True)
 
 
+@apart
 def outdated(unit: str, live: Path, settings_file: Path, content: str) -> Iterator[Finding]:
     """Look whether a service runs with the release, settings and secrets that are on the disk."""
     number = say("systemctl", "show", "--property=MainPID", "--value", unit)[1]
@@ -1049,6 +1114,7 @@ def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]
     yield from tasks(figures, hard_limit, app)
 
 
+@apart
 def tasks(figures: dict[str, float], hard_limit: int, app: str) -> Iterator[Finding]:
     """Judge what the API says of queues and of tasks in workers' hands."""
     yield from lengths(figures, app)
@@ -1071,6 +1137,7 @@ def tasks(figures: dict[str, float], hard_limit: int, app: str) -> Iterator[Find
         yield Finding(WARNING, f"{letters:.0f} dead letters", "DeadLetters", QUEUES)
 
 
+@apart
 def lengths(figures: dict[str, float], app: str) -> Iterator[Finding]:
     """Look whether queues are full, so that the API refuses tasks, or long."""
     limit = re.search(r"^QUEUE_MAX_LENGTH='(\d+)'", text(f"/etc/{app}/backend.env"), re.MULTILINE)
@@ -1086,9 +1153,10 @@ def lengths(figures: dict[str, float], app: str) -> Iterator[Finding]:
             yield Finding(WARNING, f"{length:.0f} tasks wait in {queue}", "", QUEUES)
 
 
+@apart
 def unserved(app: str, queues: list[str]) -> Iterator[Finding]:
     """Name the queues where tasks wait, and from which no worker takes."""
-    taken = {queue for answer in questions(app, "active_queues").values() for queue in names(answer)}
+    taken = {queue for _, answer in questions(app, "active_queues") for queue in names(answer)}
     for queue in queues if taken else ():
         if queue not in taken:
             what = f"tasks wait in the queue {queue}, but no worker takes from it (workers take from {sorted(taken)})"
@@ -1100,11 +1168,17 @@ def names(answer: object) -> list[str]:
     return sorted(queue["name"] for queue in answer) if isinstance(answer, list) else []
 
 
+@apart
 def workers(app: str) -> Iterator[Finding]:
     """Ask the workers here whether somebody has told them to work otherwise than their files say."""
     meant = dict(commands(app, socket.gethostname()))
     by_hand, page = "(celery control): restart it", "QueueTooOld"
-    for node, answer in questions(app, "active_queues").items():
+    answers = questions(app, "active_queues")
+    for node, times in Counter(node for node, _ in answers).items():
+        if times > 1:
+            what = f"{times} workers are named {node}: one of them is no unit's{strangers(node)}"
+            yield Finding(CRITICAL, what, page, WORKERS)
+    for node, answer in answers:
         if node in meant and names(answer) != meant[node]:
             takes, wanted = " and ".join(names(answer)) or "no queue", " and ".join(meant[node])
             what = f"the worker {node} takes from {takes} instead of {wanted} {by_hand}"
@@ -1114,7 +1188,7 @@ def workers(app: str) -> Iterator[Finding]:
     sources = "".join(map(text, Path(f"/opt/{app}/backend/app").rglob("*.py")))
     if re.search(r"\brate_limit *=", sources):
         return
-    for node, answer in questions(app, "registered", taskinfoitems=["rate_limit"]).items():
+    for node, answer in questions(app, "registered", taskinfoitems=["rate_limit"]):
         for task, limit in re.findall(r"([^' ]+) \[rate_limit=([^\]]+)\]", str(answer)):
             if node in meant and limit != (default[1] if default else ""):
                 what = f"the worker {node} runs {task} at most {limit} {by_hand}"
@@ -1133,8 +1207,18 @@ def commands(app: str, host: str) -> Iterator[tuple[str, list[str]]]:
             yield f"{told['hostname'].partition('@')[0]}@{host}", sorted(told["queues"].split(","))
 
 
-def questions(app: str, method: str, **arguments: object) -> dict[str, object]:
-    """Ask all workers something, as the operator does; return the answers that come within a second, by worker."""
+def strangers(node: str) -> str:
+    """Name the units and sessions here that run a worker of that name."""
+    word = f"--hostname={node.partition('@')[0]}@"
+    groups: dict[str, str] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        if any(argument.startswith(word) for argument in text(place / "cmdline").split("\0")):
+            groups.setdefault(text(place / "cgroup").strip().rpartition("/")[2], place.name)
+    return "".join(f"; process {number} of {group}" for group, number in groups.items())
+
+
+def questions(app: str, method: str, **arguments: object) -> list[tuple[str, object]]:
+    """Ask all workers something, as the operator does; return the answers that come within a second."""
     mailbox = f"doctor-{os.getpid()}-{method}-{time.monotonic_ns()}.reply.celery.pidbox"
     headers = {"clock": 0, "expires": time.time() + 1}
     question = {
@@ -1160,7 +1244,7 @@ def questions(app: str, method: str, **arguments: object) -> dict[str, object]:
         "headers": headers,
         "properties": properties,
     }
-    answers: dict[str, object] = {}
+    answers: list[tuple[str, object]] = []
     # What is wrong with the way there is told by clients().
     with contextlib.suppress(OSError, RefusedError, ValueError, KeyError, TypeError), contextlib.ExitStack() as stack:
         secret = Path(f"/etc/{app}/secrets/operator/CELERY_BROKER_URL")
@@ -1173,8 +1257,8 @@ def questions(app: str, method: str, **arguments: object) -> dict[str, object]:
         until = time.monotonic() + 1
         while isinstance(listening, int) and len(answers) < listening and (left := until - time.monotonic()) > 0:
             reply = connection.ask("BRPOP", mailbox, f"{left:.2f}")
-            if isinstance(reply, list):
-                answers.update(json.loads(base64.b64decode(json.loads(reply[1])["body"])))
+            if isinstance(reply, list) and len(reply) > 1:
+                answers += json.loads(base64.b64decode(json.loads(reply[1])["body"])).items()
         # Answers that come later are kept by nobody.
         connection.ask("EXPIRE", mailbox, "60")
     return answers
@@ -1220,6 +1304,7 @@ def monitoring(prometheus: str, alertmanager: str) -> Iterator[Finding]:
     yield from alerts(alertmanager, headers)
 
 
+@apart
 def watched(prometheus: str, headers: dict[str, str]) -> Iterator[Finding]:
     """Look whether Prometheus has rules that it can evaluate, and somebody to tell."""
     found = _json(f"{prometheus}/api/v1/alertmanagers", headers)
@@ -1240,6 +1325,7 @@ def _json(url: str, headers: dict[str, str]) -> Any:
     return json.loads(body) if status == 200 else None
 
 
+@apart
 def alerts(alertmanager: str, headers: dict[str, str]) -> Iterator[Finding]:
     """Ask Alertmanager what it shows that we do not see ourselves, and what it is silent about."""
     status, body = ask(f"{alertmanager}/api/v2/alerts?active=true", headers)
@@ -1298,6 +1384,7 @@ def host() -> Iterator[Finding]:
         yield Finding(WARNING, "vm.overcommit_memory is 2: Redis cannot save", "RedisCannotSave", HOST, suspect=True)
 
 
+@apart
 def disks() -> Iterator[Finding]:
     """Look whether what must be written can be."""
     seen = set()
@@ -1345,6 +1432,7 @@ def _lstat(file: Path) -> os.stat_result | None:
         return None
 
 
+@apart
 def busy() -> Iterator[Finding]:
     """Look whether the processors have more to do than they can; what other machines' guests do is not seen here."""
     processors = os.cpu_count() or 1
@@ -1389,14 +1477,32 @@ def _colons(lines: str) -> Iterator[tuple[str, str]]:
         yield name, rest
 
 
-def careful(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Run one check; what goes wrong in it must not hide what the others find."""
-    found: list[Finding] = []
+def careful(check: Check, found: list[Finding] | None = None) -> list[Finding]:
+    """Run one check; what goes wrong in it must not hide what it and the others find."""
+    found = [] if found is None else found
     try:
-        found.extend(check())
+        for finding in check():
+            found.append(finding)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-        found.append(Finding(WARNING, f"the doctor could not look: {type(error).__name__}: {quote(str(error))}", ""))
+        found.append(blind(getattr(check, "__name__", "check"), error))
     return found
+
+
+def within(seconds: float, checks: dict[str, Check]) -> list[Finding]:
+    """Run all checks at once; what is not seen within so many seconds is told, and not waited for."""
+    found: dict[str, list[Finding]] = {name: [] for name in checks}
+    until = time.monotonic() + seconds
+    threads = {
+        name: threading.Thread(target=careful, args=(check, found[name]), daemon=True) for name, check in checks.items()
+    }
+    for thread in threads.values():
+        thread.start()
+    for name, thread in threads.items():
+        thread.join(max(0, until - time.monotonic()))
+        if thread.is_alive():
+            what = f"the doctor could not look at everything within {seconds:g} s: {name} takes longer"
+            found[name].append(Finding(WARNING, what, "", HOST))
+    return [finding for part in found.values() for finding in list(part)]
 
 
 def main() -> None:
@@ -1416,32 +1522,37 @@ def main() -> None:
     parser.add_argument("--flower", metavar="URL")
     parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
     given = parser.parse_args()
-    checks: list[Callable[[], Iterable[Finding]]] = [
-        host,
-        certificates,
-        lambda: units(dict(pair.split("=", 1) for pair in given.unit)),
-    ]
+    checks: dict[str, Check] = {
+        "the host": host,
+        "certificates": certificates,
+        "units": lambda: units(dict(pair.split("=", 1) for pair in given.unit)),
+    }
     if given.program:
-        checks.append(lambda: programs(given.program, given.app))
+        checks["programs"] = lambda: programs(given.program, given.app)
     for pair in given.redis:
         name, _, port = pair.partition("=")
-        checks.append(lambda name=name, port=int(port or 0): redis(name, port))  # type: ignore[misc]
+        checks[f"Redis {name}"] = functools.partial(redis, name, int(port or 0))
     if given.service:
-        checks.append(lambda: files(given.app, given.service))
-        checks.append(lambda: clients(given.app, given.service, given.redis_host, given.port))
+        checks["files"] = lambda: files(given.app, given.service)
+        checks["the ways to Redis"] = lambda: clients(given.app, given.service, given.redis_host, given.port)
     if "worker" in given.service:
-        checks.append(lambda: workers(given.app))
+        checks["workers"] = lambda: workers(given.app)
     if given.firewall:
-        checks.append(lambda: firewall(given.port))
+        checks["the firewall"] = lambda: firewall(given.port)
     if given.api:
-        checks.append(lambda: api(given.api, given.key_file, given.hard_limit, given.app))
+        checks["the API"] = lambda: api(given.api, given.key_file, given.hard_limit, given.app)
     if given.flower:
-        checks.append(lambda: flower(given.flower, given.app))
+        checks["Flower"] = lambda: flower(given.flower, given.app)
     if given.monitoring:
-        checks.append(lambda: monitoring(*given.monitoring.split(",")))
-    with ThreadPoolExecutor(len(checks)) as pool:
-        findings = [asdict(finding) for found in pool.map(careful, checks) for finding in found]
-    print(json.dumps(findings + list(facts(given.app) if given.service else [])))
+        checks["monitoring"] = lambda: monitoring(*given.monitoring.split(","))
+    findings = [asdict(finding) for finding in within(WITHIN, checks)]
+    with contextlib.suppress(Exception):
+        findings += facts(given.app) if given.service else []
+    print(json.dumps(findings), flush=True)
+    for run in list(RUNNING):
+        run.kill()
+    # Without waiting for what hangs.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def releases(prefix: str) -> dict[str, Any]:
 def under_systemd(unit: str) -> dict[str, Any]:
     """Return how a unit is."""
     names = "LoadState,ActiveState,UnitFileState,MainPID,NRestarts,ControlGroup,MemoryMax,StatusText"
+    names += ",StateChangeTimestampMonotonic"
     _, shown, _ = say("systemctl", "show", f"--property={names}", f"{unit}.service")
     is_now = dict(line.split("=", 1) for line in shown.splitlines())
     scheduled = say(
@@ -175,7 +176,8 @@ def under_systemd(unit: str) -> dict[str, Any]:
     elif is_now.get("LoadState") == "not-found":
         state = "missing"
     elif active == "activating":
-        state = "crashing" if ends else "starting"
+        since = time.monotonic() - int(is_now.get("StateChangeTimestampMonotonic") or 0) / 1e6
+        state = "crashing" if ends else "starting" if since < SETTLED_SECONDS else "hanging"
     else:
         state = {"active": "running", "deactivating": "stopping", "failed": "failed"}.get(active, "stopped")
     return {**seen, "state": state}

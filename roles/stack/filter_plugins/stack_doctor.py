@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,22 @@ HIGHEST_LAYER = 10
 FILES = 6
 SEVERITIES = {CRITICAL: "CRITICAL", WARNING: "warning", NOTE: "note"}
 # Of what Ansible says.
-LONGEST_REASON = 200
+LONGEST_REASON = 600
+# So many lines are a verdict: one screen, with the likeliest cause on top.
+LONGEST_VERDICT = 10
+# What keeps Ansible out, by its own words, and what to do; the first that is found counts.
+OBSTACLES = {
+    r"host key|HOST IDENTIFICATION": "compare its SSH host key with the console's, then ssh-keygen -R HOST",
+    r"Permission denied \(": "its SSH refuses the key: look at ansible_user and authorized_keys",
+    r"resolve host|Name or service": "its name has no address here: look at ansible_host and the name servers",
+    r"Connection refused": "nothing listens on its SSH port: look at ansible_port, and at ssh on the console",
+    r"(?i)become|sudo|privilege": "Ansible does not become root there: run sudo -n true on it, repair with visudo -c",
+    r"(?i)interpreter|python\S* not found|python\S*: not found|No module named": (
+        "its Python is missing or broken: apt-get install --reinstall python3-minimal on it"
+    ),
+    r"Timed out after": "it does not answer in time: look at its load, disk and console",
+    r"timed out|No route|unreachable": "it is down, or the network on the way: look at its console",
+}
 
 
 def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -49,13 +65,75 @@ def doctor_sentences(findings: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def doctor_verdict(findings: list[dict[str, Any]]) -> list[str]:
+    """Return the doctor's last lines: the likeliest cause first, at most ``LONGEST_VERDICT``."""
+    return _short(doctor_sentences(findings)) or ["Nothing is wrong."]
+
+
+def doctor_blind(host: Mapping[str, Any]) -> bool:
+    """Return whether Ansible could not look into a host at all."""
+    examined = host.get("doctor_examined")
+    return examined is not None and not examined.get("stdout")
+
+
+def doctor_seen(hosts: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the hosts, by their variables, that Ansible could look into, or that it was not asked to."""
+    return [host for host in hosts if not doctor_blind(host)]
+
+
+def runbook_lines(
+    findings: list[dict[str, Any]], *, verdict: str, plan: str, pages: list[str], confirm: bool, evidence: str
+) -> list[str]:
+    """Return what a runbook says after it has looked.
+
+    Args:
+        findings: the doctor's, the most likely cause first.
+        verdict: what the runbook itself has found, empty when that is nothing.
+        plan: what it would change, empty when that is nothing.
+        pages: what the runbook is about.
+        confirm: whether it changes something now.
+        evidence: where the evidence is.
+    """
+    critical = [finding for finding in findings if finding["severity"] == CRITICAL]
+    shown = doctor_sentences(critical if not plan else [])
+    if plan:
+        elsewhere = [finding for finding in critical if finding["runbook"] not in pages]
+        shown = [f"Elsewhere: {sentence}" for sentence in doctor_sentences(elsewhere)]
+        end = [f"Now: {plan}" if confirm else f"Nothing was changed. With -e confirm=yes: {plan}"]
+    elif critical:
+        end = [*_unknown(findings), f"This runbook repairs nothing here. The evidence is in {evidence}."]
+    else:
+        end = ["Nothing is critical, and there is nothing to repair here."]
+    return [*([verdict.strip()] if verdict.strip() else []), *_short(shown, LONGEST_VERDICT - len(end) - 1), *end]
+
+
+def _unknown(findings: list[dict[str, Any]]) -> list[str]:
+    """Return that the cause is not known, with the three likeliest differences from the last healthy state."""
+    differences = [finding for finding in findings if finding.get("difference")][:3]
+    told = [f"Differs from its healthy state: {finding['host']}: {finding['what']}" for finding in differences]
+    # What is certain, or keeps Ansible out, needs no other cause.
+    critical = [finding for finding in findings if finding["severity"] == CRITICAL]
+    known = any(finding.get("certain") or _layer(finding) == 0 for finding in critical)
+    return told if known else [f"I do not know the cause{'; the likeliest differences:' if told else '.'}", *told]
+
+
+def _short(lines: list[str], longest: int = LONGEST_VERDICT) -> list[str]:
+    if len(lines) <= longest:
+        return lines
+    return [*lines[: longest - 1], f"... and {len(lines) - longest + 1} more, which stand above."]
+
+
 def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
     name, examined = host["inventory_hostname"], host["doctor_examined"]
-    reason = " ".join(str(examined.get("stderr") or examined.get("msg") or "").split())[-LONGEST_REASON:]
-    reason = f": {reason}" if reason else ""
+    words = " ".join(str(examined.get(part) or "") for part in ("stderr", "module_stderr", "msg"))
+    words = " ".join(words.replace("Task failed: ", "").split())[-LONGEST_REASON:]
+    remedy = next((remedy for pattern, remedy in OBSTACLES.items() if re.search(pattern, words)), "")
+    reason = (f": {words}" if words else "") + (f" ({remedy.replace('HOST', name)})" if remedy else "")
     silent = {"host": name, "severity": CRITICAL, "runbook": "TargetDown", "layer": 0, "suspect": False}
     if examined.get("unreachable"):
         return [{**silent, "what": f"Ansible does not reach it{reason}"}]
+    if doctor_blind(host):
+        return [{**silent, "what": f"Ansible cannot look into it{reason}"}]
     found = []
     for answer in (examined, *(host.get(f"doctor_{part}", {}) for part in ("compared", "replication", "balancer"))):
         try:
@@ -72,7 +150,7 @@ def _of(host: Mapping[str, Any]) -> list[dict[str, Any]]:
             found.append(
                 {**silent, "severity": WARNING, "what": f"{failed}: {why}", "runbook": "drift", "layer": FILES}
             )
-    return found if examined.get("stdout") else [{**silent, "what": f"Ansible cannot look into it{reason}"}]
+    return found
 
 
 def _differences(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,4 +205,11 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about them."""
-        return {"doctor_findings": doctor_findings, "doctor_sentences": doctor_sentences}
+        return {
+            "doctor_blind": doctor_blind,
+            "doctor_findings": doctor_findings,
+            "doctor_seen": doctor_seen,
+            "doctor_sentences": doctor_sentences,
+            "doctor_verdict": doctor_verdict,
+            "runbook_lines": runbook_lines,
+        }

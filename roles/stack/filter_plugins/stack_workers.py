@@ -23,6 +23,7 @@ REMEDIES = {
 STATES = {
     "running": "runs",
     "starting": "starts just now",
+    "hanging": "does not get through its start",
     "stopping": "finishes its tasks, then stops",
     "stopped": "is stopped",
     "failed": "has failed",
@@ -116,7 +117,7 @@ def _remedy(worker: Mapping[str, Any], state: str, obstacle: Mapping[str, str]) 
         return ""
     if state in ("masked", "missing"):
         return "install"
-    if state == "crashing":
+    if state in ("crashing", "hanging"):
         return "memory" if worker["oom_kills"] else "examine"
     if state in ("silent", "halted"):
         return "restart"
@@ -136,9 +137,10 @@ def _sentence(worker: Mapping[str, Any], state: str, obstacle: Mapping[str, str]
     elif obstacle:
         waits = "and waits" if obstacle["kind"] == "redis" else "but could not start again"
         parts.append(f"{waits if state == 'running' else 'and cannot start'}: {obstacle['says']}")
-    elif state in ("crashing", "failed"):
-        memory = "the kernel killed it for want of memory; " if worker["oom_kills"] else ""
-        parts.append(f"- {memory}{worker['last_exit']}; its last words: {worker['last_log']}")
+    elif state in ("crashing", "failed", "hanging"):
+        memory = "the kernel killed it for want of memory" if worker["oom_kills"] else ""
+        words = f"its last words: {worker['last_log']}"
+        parts.append(f"- {'; '.join(filter(None, [memory, worker['last_exit'], words]))}")
     return " ".join(parts)
 
 
