@@ -2,8 +2,10 @@
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,15 @@ from app.masking import mask
 # Attributes of a record (``extra``) that tell what it is about.
 FIELDS = ("task_id", "task_name", "request_id", "queue")
 
+# Characters that are kept of a field, and of each thing that a stranger sends.
+LONGEST_FIELD, LONGEST_PIECE = 255, 200
+# Whether the running request has come with a valid key; set by app/api/security.py.
+is_known: ContextVar[bool] = ContextVar("is_known", default=False)
+# Loggers of servers, which write a line when anybody sends anything, and how many lines a process writes in a second
+# about requests without a valid key. Balancers and probes ask a few times a second.
+OF_STRANGERS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "tornado.access", "tornado.general"}
+LINES_PER_SECOND = 20
+
 Service = Literal["api", "celery_worker", "flower"]
 
 # Of each exception of a chain: where it was raised, and the last way there through this application.
@@ -24,6 +35,37 @@ LAST_FRAMES, OWN_FRAMES = 6, 3
 # Bytes. journald cuts a line after 48 KiB (LineMax), and half a line is no JSON any more.
 LONGEST_MESSAGE, LONGEST_EXCEPTION = 16 * 1024, 24 * 1024
 OWN = str(Path(__file__).parent)
+
+
+class StrangersFilter(logging.Filter):
+    """Keeps whoever has no key from filling the disk: what they send is cut, and lines about them are limited.
+
+    Errors, and lines about requests with a valid key, are never left out.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the first second."""
+        super().__init__()
+        self._second, self._lines, self._left_out = 0, 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is written, and shorten its parts."""
+        if record.name not in OF_STRANGERS:
+            return True
+        if isinstance(record.args, tuple):
+            record.args = tuple(_cut(part, LONGEST_PIECE) if isinstance(part, str) else part for part in record.args)
+        if record.levelno >= logging.ERROR or is_known.get():
+            return True
+        second = int(time.monotonic())
+        if second != self._second:
+            left_out, self._second, self._lines, self._left_out = self._left_out, second, 0, 0
+            if left_out:
+                logging.getLogger(__name__).warning(
+                    "%d lines about requests without a valid key were left out", left_out
+                )
+        self._lines += 1
+        self._left_out += self._lines > LINES_PER_SECOND
+        return self._lines <= LINES_PER_SECOND
 
 
 class JsonFormatter(BaseJsonFormatter):
@@ -46,7 +88,7 @@ class JsonFormatter(BaseJsonFormatter):
         log_data["module"] = record.module
         log_data["function"] = record.funcName
         log_data["line"] = record.lineno
-        log_data.update({name: value for name, value in _context(record).items() if value})
+        log_data.update({name: _cut(str(value), LONGEST_FIELD) for name, value in _context(record).items() if value})
         if exception := message_dict.get("exc_info"):
             log_data["exception"] = _bounded(mask(exception), LONGEST_EXCEPTION)
 
@@ -74,6 +116,11 @@ def _bounded(text: str, longest: int) -> str:
         room //= 2
         kept = f"{text[: room // 2]}\n[{len(text) - room} characters are left out]\n{text[-(room // 2) :]}"
     return kept
+
+
+def _cut(text: str, longest: int) -> str:
+    """Cut the end off a text that somebody else has chosen."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text) - longest} more characters)"
 
 
 def _context(record: logging.LogRecord) -> dict[str, str | None]:
@@ -107,7 +154,8 @@ def log_config(service: Service, level: str, logfile: str | None = None) -> dict
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "app.logs.JsonFormatter", "service": service}},
-        "handlers": {"json": {**target, "formatter": "json"}},
+        "filters": {"strangers": {"()": "app.logs.StrangersFilter"}},
+        "handlers": {"json": {**target, "formatter": "json", "filters": ["strangers"]}},
         "root": {"level": level.upper(), "handlers": ["json"]},
         "loggers": {
             # uvicorn brings handlers of its own.

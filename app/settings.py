@@ -6,6 +6,7 @@ Sources, the first that has a value wins: environment, ``.env`` in the working d
 import os
 import re
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -63,6 +64,14 @@ def _parse_json(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value
 
 
+def _check_network(value: object) -> object:
+    try:
+        return ip_network(str(value))
+    except ValueError:
+        raise ValueError("must be IP addresses and networks like 10.0.0.5 or 10.0.0.0/24") from None
+
+
+TrustedProxy = Annotated[IPv4Network | IPv6Network, BeforeValidator(_check_network)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
@@ -125,8 +134,9 @@ class Settings(BaseSettings):
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
     rate_limit: RateLimit = "1000/second"  # requests of one key
     failed_login_limit: RateLimit = "30/minute"  # requests without a valid key from one address
-    # Addresses of balancers, whose X-Forwarded-For Flower believes; the API's server is told by itself.
-    trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    # Addresses and networks of proxies whose X-Forwarded-For Flower believes, beyond this host's own; the API's server
+    # is told by itself (--forwarded-allow-ips).
+    trusted_proxies: Annotated[tuple[TrustedProxy, ...], NoDecode, BeforeValidator(_split)] = ()
     max_body_bytes: PositiveInt = 256 * 1024
     max_message_bytes: PositiveInt | None = None  # unset: what the largest body can grow to
     queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more

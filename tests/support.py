@@ -31,6 +31,9 @@ INLINE = {
     "ANSIBLE_DEPRECATION_WARNINGS": "false",
 }
 
+# How the units and containers run the API's server, beyond address and log.
+SERVER_OPTIONS = ["--http", "app.api.connections:Protocol", "--limit-concurrency", "500"]
+
 
 def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
     """Run ansible-playbook in the repository, in one process; return what its JSON callback reports."""
@@ -207,7 +210,7 @@ class Api:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.key = secrets.token_hex(16)
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", self.url.rpartition(":")[2]]
-        command += ["--log-config", "app/log_config.json", "--no-server-header"]
+        command += ["--log-config", "app/log_config.json", "--no-server-header", *SERVER_OPTIONS]
         self.program = Program(command, log, {"BACKEND_API_KEY": self.key, **env})
         self.program.wait_for_output("Uvicorn running")
         self.client = httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=10)

@@ -9,14 +9,19 @@ import hmac
 import math
 import time
 from base64 import b64decode, b64encode
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
+import flower.app
 from flower.app import Flower
 from flower.options import options
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPServerConnectionDelegate, HTTPServerRequest
+from tornado.iostream import IOStream
 from tornado.web import Application, OutputTransform, RequestHandler
 
+from app.api.clients import client_address, counted_as
+from app.api.connections import HEADERS_BUDGET
 from app.api.rate_limit import RateLimiter
 from app.settings import get_settings
 
@@ -25,9 +30,40 @@ READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 READING_POSTS = {"/tasks/datatable"}
 # Set by proxies: who they speak for is not on this host, or need not be.
 FORWARDING_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Via")
-LONGEST_ADDRESS = 45  # characters of an IPv6 address at most
+# A proxy on this host is believed, as by the API's server.
+HERE = (ip_network("127.0.0.1"), ip_network("::1"))
+# Connections from one client, and from all of them together; people look at Flower, and a balancer for them.
+MAX_PER_CLIENT = 64
+MAX_CONNECTIONS = 256
+# Bytes of a request's body: Flower's forms are small, and it reads a body before it asks for the password.
+MAX_BODY = 64 * 1024
 # The one script that stands in a page of Flower 2.2, as its template renders it.
 INLINE_SCRIPT = "\nvar autorefresh = {};\n"
+
+
+class _Server(HTTPServer):
+    """Tornado's server, which would wait an hour for a request's headers and take connections without end."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Set the limits that tornado has."""
+        kwargs |= {"idle_connection_timeout": HEADERS_BUDGET, "body_timeout": HEADERS_BUDGET, "max_body_size": MAX_BODY}
+        super().initialize(*args, **kwargs)
+        self._clients: dict[IOStream, str] = {}  # the oldest first
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Take a connection; where there are too many, the oldest of the same client or of all ends."""
+        client = self._clients[stream] = counted_as(str(address[0]))
+        same = [one for one, its_client in self._clients.items() if its_client == client]
+        oldest = same[0] if len(same) > MAX_PER_CLIENT else next(iter(self._clients))
+        if len(same) > MAX_PER_CLIENT or len(self._clients) > MAX_CONNECTIONS:
+            del self._clients[oldest]
+            oldest.close()
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: HTTPServerConnectionDelegate) -> None:
+        """Forget a connection that has ended."""
+        self._clients.pop(server_conn.stream, None)  # type: ignore[attr-defined]
+        super().on_close(server_conn)
 
 
 class _FailedLogins(RateLimiter):
@@ -80,17 +116,18 @@ class _SecurityHeaders(OutputTransform):
 
 
 def install() -> None:
-    """Ask the gate before Flower chooses a handler."""
+    """Ask the gate before Flower chooses a handler, and limit its connections."""
     failures = _FailedLogins(get_settings().failed_login_limit)
 
-    def find_handler(flower: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        if _SecurityHeaders not in flower.transforms:
-            flower.add_transform(_SecurityHeaders)
+    def find_handler(served: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        if _SecurityHeaders not in served.transforms:
+            served.add_transform(_SecurityHeaders)
         if refusal := _refusal(request, failures):
-            return flower.get_handler_delegate(request, _Refusal, refusal)
-        return Application.find_handler(flower, request, **kwargs)
+            return served.get_handler_delegate(request, _Refusal, refusal)
+        return Application.find_handler(served, request, **kwargs)
 
     Flower.find_handler = find_handler
+    flower.app.HTTPServer = _Server
 
 
 def _refusal(request: HTTPServerRequest, failures: _FailedLogins) -> dict[str, Any] | None:
@@ -124,11 +161,9 @@ def _is_local(request: HTTPServerRequest) -> bool:
 
 
 def _address(request: HTTPServerRequest) -> str:
-    """Return who counts as one client: behind a balancer or a proxy on this host, the address that it has seen."""
-    address = str(request.remote_ip)
-    seen: str = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-    trusted = ip_address(address).is_loopback or address in get_settings().trusted_proxies
-    return seen[:LONGEST_ADDRESS] if seen and trusted else address
+    """Return who counts as one client."""
+    forwarded = ",".join(request.headers.get_list("X-Forwarded-For"))
+    return counted_as(client_address(str(request.remote_ip), forwarded, (*HERE, *get_settings().trusted_proxies)))
 
 
 def _is_password(offered: str) -> bool:

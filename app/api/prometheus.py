@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.agents import broker as keys
 from app.agents.config import DEFAULT_QUEUE
@@ -36,6 +37,8 @@ ALIVE_SECONDS = 15
 REMEMBERED_SECONDS = 24 * 3600
 # Set for several processes of one API: each keeps its counts in files of this directory.
 MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+# RFC 9110, section 9.3, and PATCH.
+METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 
 HISTOGRAMS = {
     "run": ("celery_task_run_seconds", "Seconds that a run of a task took."),
@@ -46,6 +49,19 @@ HISTOGRAMS = {
 def instrument(app: FastAPI) -> None:
     """Count the requests of an application: those that were answered, their durations, and those that run."""
     Instrumentator(excluded_handlers=["/metrics$"], should_instrument_requests_inprogress=True).instrument(app)
+    app.add_middleware(_KnownMethods)
+
+
+class _KnownMethods:
+    """Stands in front of what counts: each method has counters of its own, and a client can invent any number."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in METHODS:
+            scope = {**scope, "method": "OTHER"}
+        await self.app(scope, receive, send)
 
 
 @dataclass

@@ -12,7 +12,9 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.clients import counted_as
 from app.api.rate_limit import RateLimiter
+from app.logs import is_known
 from app.settings import Settings, get_settings
 
 OPEN_ENVIRONMENT = "development"
@@ -51,6 +53,7 @@ class Guard:
                 else "An API key is needed, as X-API-Key: KEY or Authorization: Bearer KEY."
             )
             raise HTTPException(401, detail, headers={"WWW-Authenticate": challenge})
+        is_known.set(bool(self._keys))
         if seconds := self._requests.hit(client):
             raise _too_many(f"There were more requests than {self._requests.rate}", seconds)
 
@@ -83,7 +86,7 @@ class ProtectedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
             key = _offered_key(request.headers, "Basic" in self.schemes)
-            guard.admit(key, request.client.host if request.client else "", self.challenge)
+            guard.admit(key, counted_as(request.client.host) if request.client else "", self.challenge)
             return await handle(request)
 
         return guarded

@@ -68,6 +68,20 @@ class Scanner:
         answer = json.loads(run.stdout)
         return Scan(set(answer["open"]), set(answer["refused"]), answer["silent"], answer["seconds"])
 
+    def hold(self, address: str, port: int, count: int) -> int:
+        """Open so many connections, keep them all, and return how many there are; then close them."""
+        program = (
+            "import contextlib, socket, sys\n"
+            "held = []\n"
+            "for _ in range(int(sys.argv[3])):\n"
+            "    with contextlib.suppress(OSError):\n"
+            "        held.append(socket.create_connection((sys.argv[1], int(sys.argv[2])), 2))\n"
+            "print(len(held))\n"
+        )
+        podman = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "scripts/podman.sh"
+        command = [str(podman), "exec", self.name, "python3", "-c", program, address, str(port), str(count)]
+        return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout)
+
 
 @contextlib.contextmanager
 def stranger(name: str, system: str = "debian13") -> Iterator[Scanner]:

@@ -41,6 +41,12 @@ CASES = {
         {"api_bind": "0.0.0.0", "api_clients": ["balancer"]},  # noqa: S104 - the reason for the rule
         ["'api'", "balancer", "10.0.0.0/24"],
     ),
+    "proxy-that-is-a-name": Case({"trusted_proxies": ["ingress"]}, ["trusted_proxies", "'ingress'", "10.0.0.0/24"]),
+    "proxies-that-are-everybody": Case({"trusted_proxies": ["*"]}, ["trusted_proxies", "'*'"]),
+    "no-connections": Case({"client_connection_limit": 0}, ["client_connection_limit is 0", "at least 1"]),
+    "connections-of-udp": Case(
+        {"host_firewall_allow": [{"name": "dns", "port": 53, "protocol": "udp", "connections": 3}]}, ["'dns'", "tcp"]
+    ),
     "network-with-host-bits": Case(
         {"flower_bind": "10.0.0.9", "flower_clients": ["10.0.0.9/24"]}, ["'flower'", "10.0.0.9/24"]
     ),

@@ -23,6 +23,7 @@ PEER = {"hardening-debian12": "hardening-debian13", "hardening-debian13": "harde
 # What listens on the test hosts, declared or not: Redis, API, Flower and a program that nobody knows.
 LISTENING = {6379, 6380, 8000, 5555, 9999}
 UDP_LISTENING = {5353, 9999}
+CONNECTION_LIMIT = 20  # the inventory's client_connection_limit
 UDP_OF_INTEREST = {53, 67, 69, 111, 123, 137, 161, 500, 514, 631, 1900, 5353, 6379, 9999, 11211}
 
 SERVER = f"""
@@ -67,7 +68,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 def rules(host: Host) -> str:
-    return str(host.run("nft --stateless list table inet platform").stdout)
+    return str(host.run("nft --stateless --terse list table inet platform").stdout)
 
 
 # The network
@@ -88,6 +89,20 @@ def test_a_peer_reaches_what_it_needs(host: Host, name: str) -> None:
     scan = portscan.Scanner(PEER[name]).scan(portscan.address(host), LISTENING | {22, 1234})
     assert scan.open == DECLARED[name]
     assert scan.refused == set()
+
+
+@pytest.mark.once("hardening-debian12")
+def test_one_address_has_so_many_connections_and_others_have_theirs(
+    host: Host, name: str, stranger: portscan.Scanner
+) -> None:
+    """The API's port, that everybody reaches; the host itself has no limit, nor has a port that clients do not use."""
+    address = portscan.address(host)
+    assert stranger.hold(address, 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT
+    assert portscan.Scanner(PEER[name]).hold(address, 8000, 5) == 5
+    # What was closed does not count any longer.
+    wait_for(lambda: stranger.hold(address, 8000, 5) == 5, "new connections")
+    assert portscan.Scanner(name).hold("127.0.0.1", 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
+    assert portscan.Scanner(PEER[name]).hold(address, 6380, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
 
 
 def test_the_host_reaches_itself(host: Host, name: str) -> None:

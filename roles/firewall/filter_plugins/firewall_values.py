@@ -64,6 +64,11 @@ def firewall_refusals(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list
         if rule.get("protocol") != "vrrp" and not 1 <= int(rule.get("port", 0)) <= 65535:
             given = rule.get("port", "not given")
             refusals.append(f"The port of '{name}' is {given}, but a port is a number from 1 to 65535.")
+        if "connections" in rule and (int(rule["connections"]) < 1 or rule.get("protocol", "tcp") != "tcp"):
+            refusals.append(
+                f"'{name}' has connections: {rule['connections']}, but it must be at least 1, and there are connections"
+                " with the protocol tcp alone."
+            )
         if wrong := malformed(rule.get("from", [])):
             refusals.append(
                 f"'{name}' may be reached from {', '.join(wrong)}, but that must be IP addresses and networks like"

@@ -1,8 +1,9 @@
-"""Filter of the stack role: whom a balancer sends requests to."""
+"""Filters of the stack role: whom a balancer sends requests to, and whose word on clients is believed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from typing import Any
 
 LOOPBACK = ("127.", "[::1]", "::1", "localhost")
@@ -32,6 +33,19 @@ def balancer_servers(
     return servers
 
 
+def no_networks(values: list[str]) -> list[str]:
+    """Return the entries that are neither an address nor a network."""
+
+    def is_network(value: str) -> bool:
+        try:
+            ip_network(value)
+        except ValueError:
+            return False
+        return True
+
+    return [str(value) for value in values if not is_network(str(value))]
+
+
 def _address(host: Mapping[str, Any]) -> str:
     route = host.get("ansible_facts", {}).get("default_ipv4", {})
     return str(host.get("private_address") or route.get("address", ""))
@@ -42,4 +56,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about it."""
-        return {"balancer_servers": balancer_servers}
+        return {"balancer_servers": balancer_servers, "no_networks": no_networks}
