@@ -4,12 +4,13 @@ The guide wants Redis and a worker to run before the integration tests. Here the
 with a random password, so that they need no preparation and touch nothing else. Nothing starts until a test asks.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import Api, Program, RedisServer, start_worker
+from tests.support import Api, Program, RedisServer, Stack, start_worker
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +50,16 @@ def api(stack_env: dict[str, str], worker: Program, tmp_path_factory: pytest.Tem
     server = Api(tmp_path_factory.mktemp("api") / "api.log", stack_env)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Redis of this test alone."""
+    stack = Stack(tmp_path)
+    yield stack
+    for worker in stack.workers:
+        worker.stop(signal.SIGKILL)
+    stack.redis.stop()
 
 
 @pytest.fixture

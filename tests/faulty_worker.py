@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker.control import control_command
 
 from app.agents.tasks.example_task import example_agent_task
@@ -79,6 +79,50 @@ def sleeping(seconds: float) -> str:
     """Work for a while without looking at anything."""
     time.sleep(seconds)
     return "done"
+
+
+class BeyondException(BaseException):
+    """Neither an Exception nor one that Python knows, like gevent's GreenletExit."""
+
+
+RAISES: dict[str, BaseException] = {
+    "failure": ValueError("on purpose"),
+    "outage of its own": ConnectionResetError("an upstream API hung up"),
+    "ignore": Ignore(),
+    "reject": Reject("on purpose", requeue=False),
+    "memory": MemoryError(),
+    "exit": SystemExit(3),
+    "interrupt": KeyboardInterrupt(),
+    "beyond": BeyondException(),
+    "generator exit": GeneratorExit(),
+}
+
+
+def end(task: Task[Any, Any], how: str, ledger: str) -> str:
+    """Write down that ``task`` runs, then end it in one of many ways."""
+    with Path(ledger).open("a") as file:
+        print("start", task.request.id, file=file, flush=True)
+    if how in RAISES:
+        raise RAISES[how]
+    if how == "retry" and not task.request.retries:
+        raise task.retry(countdown=1, max_retries=1)
+    if how == "death" and not task.request.retries:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while how in ("soft limit", "hard limit"):
+        time.sleep(0.05)
+    return "done"
+
+
+@celery_app.task(bind=True, default_retry_delay=0, track_started=False)
+def ends(self: Task[Any, Any], how: str, ledger: str) -> str:
+    """End in one of many ways."""
+    return end(self, how, ledger)
+
+
+@celery_app.task(bind=True, default_retry_delay=0, track_started=False, acks_late=False)
+def ends_early(self: Task[Any, Any], how: str, ledger: str) -> str:
+    """End in one of many ways, acknowledged before."""
+    return end(self, how, ledger)
 
 
 @control_command()

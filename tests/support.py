@@ -18,7 +18,8 @@ import httpx
 import redis
 import trustme
 
-from app.agents.broker import LEASES, UNACKED
+from app.agents.broker import ACCEPTED, LEASES, UNACKED
+from app.agents.config import DEFAULT_QUEUE
 
 REPOSITORY = Path(__file__).parent.parent
 T = TypeVar("T")
@@ -200,6 +201,65 @@ def start_worker(
     worker = Program([*command, *options], log, env)
     worker.wait_for_output("ready.")
     return worker
+
+
+class Stack:
+    """A durable Redis and the programs that use it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start Redis alone."""
+        self.directory = directory
+        self.redis = RedisServer(directory, durable=True)
+        self.env = self.redis.environment(0, 1)
+        self.workers: list[Program] = []
+
+    def start_worker(self, *options: str, name: str = "test") -> Program:
+        """Start a worker of tests.faulty_worker; all are killed at the end."""
+        log = self.directory / f"worker-{len(self.workers)}.log"
+        worker = start_worker(log, self.env, *options, app="tests.faulty_worker", name=name)
+        self.workers.append(worker)
+        return worker
+
+    def send(self, *calls: str) -> list[str]:
+        """Send tasks, like ``dying.delay(1)``, and return their ids."""
+        code = f"from tests.faulty_worker import *; print(*[call.id for call in [{', '.join(calls)}]])"
+        program = Program([sys.executable, "-c", code], self.directory / "send.log", self.env)
+        assert program.process.wait(20) == 0
+        return program.output().split()
+
+    @property
+    def ledger(self) -> Path:
+        """Where ``recorded`` tasks write down each start and end, outside of Redis."""
+        return self.directory / "ledger"
+
+    def events(self, event: str) -> list[str]:
+        """Return what was written down, in order: ``start`` or ``end``."""
+        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        return [line.partition(" ")[2] for line in lines if line.startswith(event)]
+
+    def dead_letters(self, *arguments: str) -> str:
+        """Run the operator's command and return what it says."""
+        log = self.directory / "dead_letters.log"
+        program = Program([sys.executable, "-m", "app.agents.dead_letters", *arguments], log, self.env)
+        assert program.process.wait(20) == 0, program.output()
+        return program.output()
+
+    def result(self, task_id: str, *states: str, timeout: float = 30) -> dict[str, Any]:
+        """Wait until the task is in one of ``states`` (SUCCESS unless said otherwise); return what is stored of it."""
+
+        def reached() -> dict[str, Any] | None:
+            stored = self.redis.client(1).get(f"celery-task-meta-{task_id}")
+            meta = json.loads(str(stored)) if stored else {}
+            return meta if meta.get("status") in (states or ("SUCCESS",)) else None
+
+        found = wait_until(reached, timeout)
+        assert found
+        return found
+
+    def nothing_waits(self) -> bool:
+        """Tell whether the broker holds no message, queued or unacknowledged."""
+        broker = self.redis.client(0)
+        return broker.llen(DEFAULT_QUEUE) == 0 and nothing_is_held(broker) and broker.hlen(ACCEPTED) == 0
 
 
 class Api:

@@ -7,91 +7,20 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.agents.broker import ACCEPTED, DEAD_LETTERS
+from app.agents.broker import DEAD_LETTERS
 from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
 from app.agents.deliveries import MAX_REDELIVERIES
 from app.agents.transport import RECLAIM_INTERVAL
-from tests.support import Program, RedisServer, nothing_is_held, start_worker, wait_until
+from tests.support import Program, RedisServer, Stack, wait_until
 
 pytestmark = pytest.mark.integration
-
-
-class Stack:
-    """A durable Redis and the programs that use it."""
-
-    def __init__(self, directory: Path) -> None:
-        """Start Redis alone."""
-        self.directory = directory
-        self.redis = RedisServer(directory, durable=True)
-        self.env = self.redis.environment(0, 1)
-        self.workers: list[Program] = []
-
-    def start_worker(self, *options: str, name: str = "test") -> Program:
-        """Start a worker of tests.faulty_worker; all are killed at the end."""
-        log = self.directory / f"worker-{len(self.workers)}.log"
-        worker = start_worker(log, self.env, *options, app="tests.faulty_worker", name=name)
-        self.workers.append(worker)
-        return worker
-
-    def send(self, *calls: str) -> list[str]:
-        """Send tasks, like ``dying.delay(1)``, and return their ids."""
-        code = f"from tests.faulty_worker import *; print(*[call.id for call in [{', '.join(calls)}]])"
-        program = Program([sys.executable, "-c", code], self.directory / "send.log", self.env)
-        assert program.process.wait(20) == 0
-        return program.output().split()
-
-    @property
-    def ledger(self) -> Path:
-        """Where ``recorded`` tasks write down each start and end, outside of Redis."""
-        return self.directory / "ledger"
-
-    def events(self, event: str) -> list[str]:
-        """Return what was written down, in order: ``start`` or ``end``."""
-        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
-        return [line.partition(" ")[2] for line in lines if line.startswith(event)]
-
-    def dead_letters(self, *arguments: str) -> str:
-        """Run the operator's command and return what it says."""
-        log = self.directory / "dead_letters.log"
-        program = Program([sys.executable, "-m", "app.agents.dead_letters", *arguments], log, self.env)
-        assert program.process.wait(20) == 0, program.output()
-        return program.output()
-
-    def result(self, task_id: str, *states: str, timeout: float = 30) -> dict[str, Any]:
-        """Wait until the task is in one of ``states`` (SUCCESS unless said otherwise); return what is stored of it."""
-
-        def reached() -> dict[str, Any] | None:
-            stored = self.redis.client(1).get(f"celery-task-meta-{task_id}")
-            meta = json.loads(str(stored)) if stored else {}
-            return meta if meta.get("status") in (states or ("SUCCESS",)) else None
-
-        found = wait_until(reached, timeout)
-        assert found
-        return found
-
-    def nothing_waits(self) -> bool:
-        """Tell whether the broker holds no message, queued or unacknowledged."""
-        broker = self.redis.client(0)
-        return broker.llen(DEFAULT_QUEUE) == 0 and nothing_is_held(broker) and broker.hlen(ACCEPTED) == 0
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    """Redis of this test alone."""
-    stack = Stack(tmp_path)
-    yield stack
-    for worker in stack.workers:
-        worker.stop(signal.SIGKILL)
-    stack.redis.stop()
 
 
 def test_a_task_whose_process_was_killed_runs_again(stack: Stack) -> None:

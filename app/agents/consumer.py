@@ -4,13 +4,11 @@ import logging
 from functools import partial
 from typing import Any, ClassVar
 
-from celery.concurrency import prefork
 from celery.worker import consumer, heartbeat
-from redis.exceptions import RedisError
 
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import deliveries
-from app.agents.pool import Pool
+from app.agents.redis_connection import is_outage
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -26,9 +24,8 @@ class Heart(heartbeat.Heart):
         return super()._send(event, retry=False)
 
 
-# Celery has no settings for them.
+# Celery has no setting for it.
 heartbeat.Heart = Heart
-prefork.TaskPool.Pool = Pool
 
 
 class Consumer(consumer.Consumer):
@@ -70,9 +67,9 @@ class Consumer(consumer.Consumer):
         def handle_or_bury(message: Any) -> None:
             try:
                 handle(message)
-            except (RedisError, OSError):
-                raise
             except Exception as error:
+                if is_outage(error):
+                    raise
                 logger.exception("A message cannot be handled")
                 deliveries.bury(message.delivery_tag, f"It cannot be handled: {type(error).__name__}: {error}")
                 if not message.acknowledged:

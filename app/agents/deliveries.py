@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from app.agents import broker, signatures
 from app.agents.figures import figures
-from app.agents.redis_connection import broker_client
+from app.agents.redis_connection import broker_client, is_outage
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ SWEEP_INTERVAL = 5.0
 # Seconds on top of a task's hard limit before another worker takes it from a worker that is silent: its clock may have
 # started a little later than the last sign of life, and killing takes time. With SWEEP_INTERVAL below 30 in all.
 LEASE_MARGIN = 15
+# Seconds that a task may run which has no hard limit, when its worker is silent: what kombu takes for every message.
+NO_LIMIT = 3600
 # A message that was in the hands of that many workers when they died is what kills them.
 MAX_REDELIVERIES = 10
 # Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
@@ -89,6 +91,8 @@ class Deliveries:
         # What Redis is still to be told. The keeper does it, many at once: the main loop waits for no answer, and a
         # Redis that is away is told when it is back. A task whose worker dies before that has its result already.
         self._notices: deque[Notice] = deque()
+        # What Redis refuses to be told, for a reason that does not pass by itself: it is tried again now and then.
+        self._refused: list[Notice] = []
         self._flushing = threading.Lock()
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -179,8 +183,10 @@ class Deliveries:
     def give_back(self) -> None:
         """Requeue everything; nothing of it runs any more."""
         try:
+            refused = {notice.tag for notice in self._refused}
             for tag in tuple(self._held):
-                self.requeue(tag)
+                if tag not in refused:
+                    self.requeue(tag)
             self.reclaim()
         except RedisError as error:
             logger.warning("Messages will be requeued when this worker is back: %s", error)
@@ -204,7 +210,7 @@ class Deliveries:
     def _let_go(self, waiting: Collection[str]) -> None:
         running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
         with self._flushing:
-            kept = {*waiting, *running, *(notice.tag for notice in tuple(self._notices))}
+            kept = {*waiting, *running, *(notice.tag for notice in (*self._notices, *self._refused))}
             started = time.monotonic() - START_ALLOWANCE
             self._held = {tag: held for tag, held in self._held.items() if tag in kept or held.since > started}
 
@@ -219,32 +225,49 @@ class Deliveries:
                 pipeline = self._redis.pipeline(transaction=False)
                 for notice in notices:
                     pipeline.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
-                pipeline.execute()
-                for notice in notices:
+                for notice, reply in zip(notices, pipeline.execute(raise_on_error=False), strict=True):
                     self._notices.popleft()
-                    self._held.pop(notice.tag, None)
+                    if isinstance(reply, Exception):
+                        # The others need not wait for it. It stays in our hands, so that it does not run again.
+                        self._refused.append(notice)
+                        logger.error("Redis cannot be told what became of a message: %s", reply)
+                    else:
+                        self._held.pop(notice.tag, None)
 
     def _keep(self) -> None:
         renewed = swept = 0.0
         while True:
             self._wake.wait(RENEW_INTERVAL)
             self._wake.clear()
-            try:
-                self._flush()
-                if time.monotonic() - renewed > RENEW_INTERVAL:
-                    self._renew_leases()
-                    since = [delivery.since + delivery.countdown for delivery in tuple(self._held.values())]
-                    figures.report(self._redis, self._node, min(since, default=None))
-                    renewed = time.monotonic()
-                if time.monotonic() - swept > SWEEP_INTERVAL:
-                    swept = time.monotonic()
-                    self._sweep()
-            except RedisError as error:
-                logger.warning("Redis will be told later what became of %d messages: %s", len(self._notices), error)
-                time.sleep(RENEW_INTERVAL)
-            except Exception:
-                logger.exception("Looking after messages failed; it is tried again")
-                time.sleep(RENEW_INTERVAL)
+            duties: list[Callable[[], None]] = [self._flush]
+            now = time.monotonic()
+            if now - renewed > RENEW_INTERVAL:
+                renewed = now
+                duties += [self._renew_leases, self._report]
+            if now - swept > SWEEP_INTERVAL:
+                swept = now
+                duties += [self._try_refused_again, self._sweep]
+            for duty in duties:
+                # What Redis refuses for good keeps nobody from the rest.
+                try:
+                    duty()
+                except (RedisError, OSError) as error:
+                    logger.warning("Redis will be told later what became of %d messages: %s", len(self._notices), error)
+                    time.sleep(RENEW_INTERVAL)
+                    if is_outage(error):
+                        break
+                except Exception:
+                    logger.exception("Looking after messages failed; it is tried again")
+                    time.sleep(RENEW_INTERVAL)
+
+    def _report(self) -> None:
+        since = [delivery.since + delivery.countdown for delivery in tuple(self._held.values())]
+        figures.report(self._redis, self._node, min(since, default=None))
+
+    def _try_refused_again(self) -> None:
+        with self._flushing:
+            self._notices.extend(self._refused)
+            self._refused.clear()
 
     def report(self) -> None:
         """Tell Redis of a start before the first task runs: that may be the worker's last."""
@@ -265,9 +288,23 @@ class Deliveries:
                 continue
             queue = broker.queue_of(unacked)
             for raw in self._messages(unacked):
-                if age > _time_limit(queue, raw, self._app.conf.task_time_limit) + LEASE_MARGIN:
+                if age > self._time_limit(queue, raw) + LEASE_MARGIN:
                     self._return(unacked, raw)
             self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+
+    def _time_limit(self, queue: str, raw: bytes) -> float:
+        """Return the seconds after which the task's process is killed; none for what no process gets."""
+        if signatures.refusal(queue, raw):
+            return 0
+        message = signatures.parse(raw)
+        headers: dict[str, Any] = message["headers"] if message else {}
+        task = self._app.tasks.get(_shown(headers.get("task")))
+        default = (task and task.time_limit) or self._app.conf.task_time_limit or NO_LIMIT
+        try:
+            hard, _soft = headers["timelimit"]
+            return float(hard or default)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return float(default)
 
     def _return(self, unacked: str, raw: bytes) -> None:
         """Requeue a message whose worker died, unless it is what kills them."""
@@ -288,7 +325,13 @@ class Deliveries:
             self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
-        self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
+        try:
+            self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            logger.exception("The end of task %s cannot be stored", task_id, extra=_log_fields(headers, queue))
+            reason += f" That cannot be stored: {type(error).__name__}: {error}"
         self._bury(unacked, raw, reason)
 
     def _bury(self, unacked: str, raw: bytes, reason: str) -> None:
@@ -357,15 +400,3 @@ def _shown(value: object) -> str:
     """Return what a message says in a form that an operator's terminal can show."""
     text = value if isinstance(value, str) else ""
     return "".join(char if char.isprintable() else "?" for char in text[:LONGEST_SHOWN])
-
-
-def _time_limit(queue: str, raw: bytes, default: int) -> float:
-    """Return the seconds after which the task's process is killed; none for what no process gets."""
-    if signatures.refusal(queue, raw):
-        return 0
-    message = signatures.parse(raw)
-    try:
-        hard, _soft = message["headers"]["timelimit"] if message else (None, None)
-        return float(hard or default)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return default

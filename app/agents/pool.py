@@ -1,8 +1,19 @@
-"""The prefork pool, which forgets no task that a child has been given."""
+"""Pools that forget no task: neither what a child was just given, nor one that ends in an unusual way in a thread."""
 
+import os
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
+from celery.concurrency import prefork, solo, thread
 from celery.concurrency.asynpool import AsynPool
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+
+
+class TaskExitedError(Exception):
+    """A task raised what is no error, like SystemExit. In a process of its own that would have ended the process."""
 
 
 class Pool(AsynPool):
@@ -23,3 +34,51 @@ class Pool(AsynPool):
         self._cache.update(given)
         # Nothing more is given to a child that is busy.
         self._busy_workers.update(job._write_to.inqW_fd for job in given.values())  # noqa: SLF001
+
+
+def run(
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    callback: Callable[..., Any],
+    accept_callback: Callable[..., Any],
+    error_callback: Callable[..., Any],
+    **_: Any,
+) -> None:
+    """Run a task in this thread and tell its request how it ended; the arguments are a pool's.
+
+    Celery's own function tells it of no error: its message would stay in our hands, and its thread's slot taken.
+    """
+    accept_callback(os.getpid(), time.monotonic())
+    try:
+        ended = _errors_only(target, *args, **kwargs)
+    except (WorkerShutdown, WorkerTerminate):
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, the request wants to know
+        error_callback(ExceptionInfo())
+    else:
+        callback(ended)
+
+
+def _errors_only(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return target(*args, **kwargs)
+    except Exception:
+        raise
+    except BaseException as error:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and isinstance(error, WorkerShutdown | WorkerTerminate):
+            raise  # how a signal ends a solo worker
+        raise TaskExitedError(f"The task raised {error!r}.") from error
+
+
+def _submit(self: thread.TaskPool, target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
+    return thread.ApplyResult(self.executor.submit(run, target, args, kwargs or {}, **options))
+
+
+def install() -> None:
+    """Make every worker of this process use them; Celery has no settings for it."""
+    prefork.TaskPool.Pool = Pool
+    thread.TaskPool.on_apply = _submit  # type: ignore[method-assign,assignment]
+    solo.apply_target = run

@@ -8,6 +8,8 @@ dropped.
 from typing import Any
 
 import redis
+from celery.exceptions import BackendError
+from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.retry import Retry
@@ -21,6 +23,13 @@ REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 # Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
 # new connection may have to wait so long for each one that is dead.
 SENTINEL_TIMEOUT = 0.3
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error passes by itself: Redis or the network is away. A missing right does not."""
+    if isinstance(error, BackendError | OperationalError):
+        return error.__cause__ is None or is_outage(error.__cause__)
+    return isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
 
 
 class _RefusalIsOutage:

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from celery.exceptions import (
-    BackendError,
     Ignore,
     InvalidTaskError,
     Reject,
@@ -14,12 +13,12 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.states import READY_STATES
 from celery.worker import request
-from kombu.exceptions import OperationalError
-from redis.exceptions import DataError, RedisError
 
 from app.agents.deliveries import deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
+from app.agents.redis_connection import is_outage
 from app.agents.task_ids import MADE
 from app.masking import mask, mask_all
 
@@ -38,8 +37,6 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "stamps": (dict, type(None)),
     **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "eta", "expires", "argsrepr", "kwargsrepr"), TEXT),
 }
-# Redis or the network, not the task: it is worth another run.
-OUTAGES = (RedisError, OSError, BackendError, OperationalError)
 # Outcomes after which a task does not run again.
 FINAL_FAILURES = (FAILED, TIMED_OUT, DIED)
 
@@ -65,6 +62,19 @@ class Request(request.Request):
         self._acknowledge_later = False
         self._outcome: str | None = SUCCEEDED  # unless we are told otherwise
         self._error = ""
+        self._counted = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Celery makes a subclass for each task, with an ``on_success`` of its own."""
+        super().__init_subclass__(**kwargs)
+        handle = cls.on_success
+
+        def on_success(self: Request, ended: Any, **options: Any) -> None:
+            handle(self, ended, **options)
+            if not ended[0]:
+                self._count()
+
+        cls.on_success = on_success  # type: ignore[method-assign,assignment]
 
     def _check_form(self) -> None:
         headers = self._request_dict
@@ -97,25 +107,61 @@ class Request(request.Request):
         if self._storing:
             self._acknowledge_later = True
             return
-        if not self.acknowledged and self.time_start and self._outcome:
-            figures.ended(self.name, self._outcome, time.time() - self.time_start)
-            if self._outcome in FINAL_FAILURES:
-                figures.failed(self.name, self.id, self._outcome, self._error)
         super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, or put it among the dead letters."""
+        if requeue:
+            self._outcome = None
+        super().reject(requeue)
+
+    def _count(self) -> None:
+        if self._counted or not self.time_start or not self._outcome:
+            return
+        self._counted = True
+        figures.ended(self.name, self._outcome, time.time() - self.time_start)
+        if self._outcome in FINAL_FAILURES:
+            figures.failed(self.name, self.id, self._outcome, self._error)
+
+    def _bury(self, reason: str) -> None:
+        # Whoever acknowledges early keeps nothing to be buried.
+        if not self.acknowledged:
+            deliveries.bury(self.message.delivery_tag, reason)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
         self._outcome, self._error = self._outcome_of(error), _one_line(error)
+        if isinstance(error, Reject) and not error.requeue:
+            self._bury(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
-                tag = self.message.delivery_tag
-                deliveries.bury(tag, f"Its process died in each of {self._context.retries + 1} runs: {error}")
+                self._bury(f"Its process died in each of {self._context.retries + 1} runs: {error}")
             self.acknowledge()
+        self._count()
+
+    def _announce_revoked(self, *args: Any) -> None:
+        """It is not run, or was terminated."""
+        self._outcome = None
+        if self._stored(super()._announce_revoked, *args):
+            self.acknowledge()
+
+    def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
+        """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
+        runs_again = bool(self.task.acks_late) and super()._retry_worker_lost(exc, exc_info)
+        if runs_again:
+            self._outcome = RETRIED
+        return runs_again
+
+    def _success_was_stored(self) -> Any:
+        """Return what is stored of a success, after which the task's process died."""
+        if success := super()._success_was_stored():
+            self._outcome = SUCCEEDED
+        return success
 
     def _outcome_of(self, error: BaseException) -> str | None:
         if isinstance(error, WorkerLostError):
-            return RETRIED if self._context.retries < (self.task.max_retries or 0) else DIED
+            return DIED  # unless it runs again
         if isinstance(error, Ignore | Reject):
             return None
         if isinstance(error, Retry):
@@ -128,6 +174,8 @@ class Request(request.Request):
             self._outcome = TIMED_OUT
         if self._stored(super().on_timeout, soft, timeout):
             self.acknowledge()
+        if not soft:
+            self._count()
 
     def _log_fields(self) -> dict[str, Any]:
         return {"task_id": self.id, "task_name": self.name, "request_id": self._request_dict.get("request_id")}
@@ -142,13 +190,16 @@ class Request(request.Request):
             logger.warning("Task %s ran out of memory", self.id, extra=self._log_fields())
             self._acknowledge_later = True
         except Exception as error:
-            if not isinstance(error, OUTAGES) or isinstance(error, DataError):
-                logger.exception("The end of task %s cannot be handled", self.id, extra=self._log_fields())
-                deliveries.bury(
-                    self.message.delivery_tag, f"Its end cannot be handled: {type(error).__name__}: {error}"
-                )
-                return True
             extra = self._log_fields()
+            if self._end_is_stored():
+                # A handler of the application's, which runs in the main process when the task's process is gone.
+                logger.exception("The end of task %s is stored, but a handler of it failed", self.id, extra=extra)
+                return True
+            if not is_outage(error):
+                # It would fail as often as the task runs.
+                logger.exception("The end of task %s cannot be stored", self.id, extra=extra)
+                self._bury(f"Its end cannot be stored: {_one_line(error)}")
+                return True
             logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
             self._storing = False
             self.reject(requeue=True)
@@ -157,11 +208,18 @@ class Request(request.Request):
             self._storing = False
         return self._acknowledge_later
 
+    def _end_is_stored(self) -> bool:
+        task_id, state = getattr(self.task.backend, "last_stored", None) or ("", "")
+        # A part of a chord is counted after it is stored.
+        return task_id == self.id and state in READY_STATES and not self.chord
+
 
 def _one_line(error: BaseException) -> str:
     """Describe an exception without its secrets."""
     try:
         text = mask(str(error)).strip().partition("\n")[0]
+        # redis-py shows the beginning of what was to be stored.
+        text = text.rpartition("of pipeline caused error: ")[2]
     except Exception:  # noqa: BLE001 - what makes the text is the task's own code
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,13 +1,22 @@
 """Where results are stored: Celery's Redis backend, which never drops one because Redis is away or refuses to write."""
 
+import logging
 from typing import Any
 
 import redis
-from celery import Celery, current_app, signals
+from celery import Celery, current_app, signals, states
 from celery.backends.redis import RedisBackend, SentinelBackend
 
-from app.agents.redis_connection import Connection, SentinelConnection, SentinelSslConnection, SslConnection
+from app.agents.redis_connection import (
+    Connection,
+    SentinelConnection,
+    SentinelSslConnection,
+    SslConnection,
+    is_outage,
+)
 from app.masking import mask_all
+
+logger = logging.getLogger(__name__)
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
 MAIN_PROCESS_RETRIES = 5
@@ -19,6 +28,28 @@ class ResultStore(RedisBackend):
     plain_connection: type[redis.Connection] = Connection
     tls_connection: type[redis.Connection] = SslConnection
 
+    # The task and the state that this thread has stored last.
+    last_stored: tuple[str, str] | None = None
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Tell whether it is worth while to try again; Celery would try again after a KeyError, too."""
+        return is_outage(exc)
+
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, *_: Any, **__: Any
+    ) -> None:
+        """Store that a task is to run again. Its message was sent before: whatever happens here, this run has ended."""
+        try:
+            result = self.encode_result(exc, states.RETRY)
+            self._ensure_retryable(
+                self._store_result,
+                *(task_id, result, states.RETRY, traceback),
+                request=request,
+                max_retries=MAIN_PROCESS_RETRIES,
+            )
+        except Exception:
+            logger.exception("That task %s will run again cannot be stored", task_id, extra={"task_id": task_id})
+
     def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
         """Make an error fit for storage. A client of a provider may have put its key into the message."""
         return mask_all(super().prepare_exception(*args, **kwargs))
@@ -26,7 +57,9 @@ class ResultStore(RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        return super()._store_result(task_id, result, state, mask_all(traceback), *args, **kwargs)
+        stored = super()._store_result(task_id, result, state, mask_all(traceback), *args, **kwargs)
+        self.last_stored = task_id, state
+        return stored
 
     def _get_pool(self, **params: Any) -> Any:
         encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
