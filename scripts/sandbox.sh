@@ -51,7 +51,7 @@ up() {
     ansible-playbook --inventory inventories/sandbox playbooks/smoke.yml
   local key="${secrets#"$root"/}/backend_api_key" task
   # The key goes through a pipe: arguments are for everybody to see.
-  task=$(curl --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \
+  task=$(curl --noproxy '*' --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \
     --header @<(printf 'X-API-Key: %s\n' "$(<"$key")") --header 'Content-Type: application/json' --data '{"data": {"key": "value"}}' | grep -oP '"task_id":"\K[^"]+') ||
     die "the API does not answer on 127.0.0.1:8000, although it does inside the host: see scripts/podman.sh port $name."
   cat <<TEXT

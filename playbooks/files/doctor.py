@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+# The platform's own addresses are never behind a proxy, whatever the environment says.
+OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 # A note is told only beside something critical; facts are for the comparison between hosts.
 FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
 HOST, NETWORK, REDIS, REACH, RIGHTS, FILES, UNITS, WORKERS, QUEUES, LATER = range(1, 11)
@@ -1054,9 +1056,8 @@ def facts(app: str) -> Iterator[dict[str, object]]:
 
 def ask(url: str, headers: dict[str, str]) -> tuple[int, str]:
     """Return status and body of a GET; 0 and why when nobody answers, or no HTTP. No proxy is asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+        with OPEN(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -28,7 +28,8 @@ def balancer_servers(
         bind = str(variables.get(f"{service}_bind", "127.0.0.1"))
         if bind.startswith(LOOPBACK) and host != balancer:
             continue
-        address = _address(variables) if bind in ANY else bind
+        address = (_address(variables) if bind in ANY else bind).strip("[]")
+        address = f"[{address}]" if ":" in address else address
         servers.append({"name": host, "address": f"{address}:{variables.get(f'{service}_port', port)}"})
     return servers
 

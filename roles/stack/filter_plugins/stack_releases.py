@@ -64,8 +64,9 @@ def releases_running(hosts: list[Host]) -> str:
 
 def own_url(host: Host, service: str, port: int) -> str:
     """Return where a service (api, flower) of a host of a host listens for the host itself."""
-    address = host.get(f"{service}_bind", "127.0.0.1")
-    address = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(address, address)  # noqa: S104 - what is replaced
+    address = str(host.get(f"{service}_bind", "127.0.0.1")).strip("[]")
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - what is replaced
+    address = f"[{address}]" if ":" in address else address
     return f"http://{address}:{host.get(f'{service}_port', port)}"
 
 

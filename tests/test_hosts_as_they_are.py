@@ -1,0 +1,145 @@
+"""What hosts and controllers bring along: umask, proxies, a package manager that is busy."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import INLINE, REPOSITORY, load_plugin
+
+TASK_FILES = sorted(
+    file
+    for folder in ("roles", "playbooks")
+    for file in (REPOSITORY / folder).rglob("*.yml")
+    if {"tasks", "handlers"} & set(file.parts) or folder == "playbooks"
+)
+
+
+def tasks(entries: Any) -> Iterator[dict[str, Any]]:
+    """Return every task below a list of plays, blocks and tasks."""
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            yield entry
+            for part in ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always"):
+                yield from tasks(entry.get(part))
+
+
+def uses(module: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the arguments of each task that uses a module, with its file and name."""
+    found = [
+        (f"{file.relative_to(REPOSITORY)}: {task.get('name')}", task[module])
+        for file in TASK_FILES
+        for task in tasks(yaml.safe_load(file.read_text()))
+        if module in task
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(("where", "arguments"), uses("ansible.builtin.uri"))
+def test_no_request_of_the_platform_to_itself_uses_a_proxy(where: str, arguments: dict[str, Any]) -> None:
+    assert arguments.get("use_proxy") is False, where
+
+
+@pytest.mark.parametrize(("where", "arguments"), uses("ansible.builtin.apt"))
+def test_apt_waits_for_its_lock_for_minutes(where: str, arguments: dict[str, Any]) -> None:
+    """On a new machine unattended-upgrades has it for as long as its updates take."""
+    assert arguments.get("lock_timeout", 0) >= 600, where
+
+
+@pytest.mark.parametrize("name", ["task_story", "balancer", "doctor", "task_times"])
+def test_programs_on_hosts_use_no_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ok(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Ok) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing listens
+        monkeypatch.delenv("no_proxy", raising=False)
+        program = load_plugin(f"playbooks/files/{name}.py")
+        assert program.OPEN(f"http://127.0.0.1:{server.server_port}/", timeout=5).status == 200
+        server.shutdown()
+
+
+def test_nothing_asks_in_another_way() -> None:
+    """Whoever adds a client of HTTP adds it to the tests above."""
+    for file in [*REPOSITORY.glob("playbooks/files/*.py"), *REPOSITORY.glob("roles/*/files/*")]:
+        assert "urlopen(" not in file.read_text(), file
+    for file in [*TASK_FILES, *REPOSITORY.glob("roles/*/templates/*")]:
+        for line in file.read_text().splitlines():
+            if "curl --" in line:
+                assert "--noproxy" in line, f"{file}: {line}"
+
+
+def release(directory: Path) -> Path:
+    """Make the archive of a release that needs no wheels."""
+    archive = directory / "release.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in {"app/__init__.py": b"x = 1\n", "requirements.txt": b"", "wheels/none": b""}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = 0o644
+            tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+@pytest.mark.integration
+def test_a_release_is_readable_whatever_the_umask_is(tmp_path: Path) -> None:
+    root = tmp_path / "opt"
+    (root / "releases").mkdir(parents=True)
+    # What a run has left that ended in the middle.
+    (left := root / "releases/one/venv/lib").mkdir(parents=True)
+    (left / "module.py").write_text("")
+    (left / "module.py").chmod(0o600)
+    left.chmod(0o700)
+    (tmp_path / "backend.env").write_text("")
+    playbook = tmp_path / "unpack.yml"
+    variables = {
+        "__app_release_directory": str(root / "releases/one"),
+        "app_release_packed": {"id": "one", "archive": str(release(tmp_path))},
+        "app_release_package": "app",
+        "app_release_config_directory": str(tmp_path),
+        "app_release_services": {"operator": {"user": "root"}},
+        "app_release_check": "import app",
+    }
+    unpack = {"ansible.builtin.include_tasks": str(REPOSITORY / "roles/app_release/tasks/unpack.yml")}
+    facts = {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "python"]}}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": variables}
+    playbook.write_text(yaml.safe_dump([{**play, "tasks": [facts, unpack]}]))
+    # The files belong to root, who need not be the real one.
+    prefix = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
+    result = subprocess.run(
+        [*prefix, "ansible-playbook", "--inventory=localhost,", playbook],
+        cwd=REPOSITORY,
+        env={**os.environ, **INLINE},
+        umask=0o077,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    hidden = [
+        path
+        for path in (root / "releases/one").rglob("*")
+        if not path.is_symlink()
+        and (path.stat().st_mode & 0o044 != 0o044 or (path.is_dir() and path.stat().st_mode & 0o011 != 0o011))
+    ]
+    assert hidden == []
+    assert (root / "releases/one/.complete").exists()
