@@ -3,7 +3,7 @@
 uvicorn waits for a request's headers for ever and counts connections without a request against --limit-concurrency:
 whoever opens enough of them and sends nothing keeps everybody else out. Here a connection has HEADERS_BUDGET for each
 request's headers, running requests alone count against the limit, and where connections become too many, the one that
-has waited longest without a request is closed: of the same client first, and of all clients then.
+has waited longest without a request is closed: of the same client first, then of the client that has most of them.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ HEADERS_BUDGET = 10.0
 READING_BUDGET = 10.0
 # Connections of one process: from one client (a balancer opens 256 at most), and from all of them together.
 MAX_PER_CLIENT = 256
+# Seconds that a new connection may always wait for its request: those of a burst are accepted before any is read.
+GRACE = 1.0
 MAX_CONNECTIONS = 800
 # Files that the process may open: asyncio accepts the whole backlog of 2,048 connections before any is looked at.
 OPEN_FILES = 4096
@@ -65,10 +67,12 @@ class Protocol(H11Protocol):
         self._clients[self._client] += 1
         self._becomes_idle()
         self._timer = self.loop.call_later(HEADERS_BUDGET, self._check)
-        if self._clients[self._client] > MAX_PER_CLIENT:
-            self._longest_idle(self._client)._drop()  # noqa: SLF001 - of this class
-        elif len(self.connections) > MAX_CONNECTIONS:
-            self._longest_idle(None)._drop()  # noqa: SLF001
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._longest_idle(max(self._clients, key=self._clients.__getitem__))._drop()  # noqa: SLF001 - of this class
+        elif self._clients[self._client] > MAX_PER_CLIENT:
+            longest = self._longest_idle(self._client)
+            if self.loop.time() - self._idle[longest] > GRACE:
+                longest._drop()  # noqa: SLF001
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -122,9 +126,9 @@ class Protocol(H11Protocol):
         else:
             self._drop()
 
-    def _longest_idle(self, client: str | None) -> "Protocol":
-        """Return the connection, of one client or of all, that is without a request for longest; else this one."""
-        return next((one for one in self._idle if client is None or one._client == client), self)  # noqa: SLF001
+    def _longest_idle(self, client: str) -> "Protocol":
+        """Return the connection of a client that is without a request for longest; this one if it has none."""
+        return next((one for one in self._idle if one._client == client), self)  # noqa: SLF001
 
     def _drop(self) -> None:
         self._idle.pop(self, None)
