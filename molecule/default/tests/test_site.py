@@ -41,6 +41,13 @@ def test_nothing_in_the_journal_tells_a_secret(host: Host, secret: Callable[[str
     assert secret("flower_password") not in journal
 
 
+def test_a_run_that_shows_everything_shows_no_secret(converge: Converge) -> None:
+    run = converge("-vvv", "--diff")
+    assert run.returncode == 0, run.stdout[-4000:]
+    made = {file.name: file.read_text().split()[0] for file in (EPHEMERAL / "secrets").iterdir()}
+    assert [name for name, value in made.items() if value in run.stdout] == []
+
+
 def test_the_guides_commands_work_on_the_host(host: Host) -> None:
     assert host.run("systemctl status typesafe-celery").succeeded
     assert "ready." in host.check_output("journalctl --no-pager -u typesafe-celery")
