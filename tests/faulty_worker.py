@@ -1,6 +1,7 @@
 """A worker application with tasks that misbehave: ``celery -A tests.faulty_worker worker``."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task
+from celery.app.task import Task as BaseTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker.control import control_command
+from celery.worker.request import Request as CeleryRequest
 
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
@@ -125,11 +128,48 @@ def ends_early(self: Task[Any, Any], how: str, ledger: str) -> str:
     return end(self, how, ledger)
 
 
+@celery_app.task(bind=True)
+def rejecting_once(self: Task[Any, Any], ledger: str) -> None:
+    """Put the message back when it comes for the first time."""
+    with Path(ledger).open("a") as file:
+        print("start", self.request.id, file=file, flush=True)
+    if not self.request.delivery_info["redelivered"]:  # type: ignore[index]
+        raise Reject("later", requeue=True)
+
+
+class Own(BaseTask):  # type: ignore[type-arg]
+    """A base class that does not come from the application."""
+
+
+class OwnRequest(CeleryRequest):
+    """A request of the application's own."""
+
+    def on_accepted(self, pid: Any, time_accepted: Any) -> None:
+        """Leave a trace, as applications do."""
+        super().on_accepted(pid, time_accepted)
+        logging.getLogger(__name__).warning("OwnRequest knows that %s has begun", self.name)
+
+
+class Requesting(Own):
+    """One that brings its request along."""
+
+    Request = OwnRequest  # type: ignore[assignment]
+
+
+own = celery_app.task(base=Own, name="own")(recorded.run)
+requesting = celery_app.task(base=Requesting, name="requesting")(recorded.run)
+own_dying = celery_app.task(base=Own, name="own_dying", default_retry_delay=0)(dying_until.run)
+
+
 @control_command()
 def freeze(_state: Any, seconds: float = 60) -> str:
     """Hold the worker's main loop, as a dead lock in it would."""
     time.sleep(seconds)
     return "thawed"
+
+
+if os.environ.get("WITHOUT_RESULTS"):
+    celery_app.conf.result_backend = "disabled"  # type: ignore[misc]
 
 
 def _fail_first_attempt() -> float:

@@ -82,7 +82,7 @@ def test_a_task_in_a_thread_that_raises_what_is_no_error_fails_and_frees_its_slo
             assert stack.result(name)["result"] == "done"
 
 
-@pytest.mark.parametrize("fault", ["no such database"])
+@pytest.mark.parametrize("fault", ["wrong type", "no such database"])
 def test_a_result_that_can_never_be_stored_ends_its_task_once(stack: Stack, fault: str) -> None:
     if fault == "wrong type":
         stack.redis.client(1).lpush("celery-task-meta-nightly", "x")

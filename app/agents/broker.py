@@ -4,6 +4,7 @@
 ``<queue>``               list    messages that wait; pushed on the left, taken from the right
 ``unacked:<node>:<queue>`` list   messages that a worker holds: taken from ``<queue>`` in one step, never in
                                   its memory alone
+``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (app/agents/deliveries.py)
 ``unacked_leases``        zset    the lists above, by the time of their worker's last sign of life
 ``accepted``              hash    task id -> number of its messages in the broker; the answer to "is it still
                                   on its way?"
@@ -25,6 +26,7 @@ ACCEPTED = "accepted"
 DEAD_LETTERS = "dead_letters"
 LEASES = "unacked_leases"
 UNACKED = "unacked:"
+IDLE = "unacked_idle:"
 DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
 ALERTS = "alerts"
@@ -104,15 +106,28 @@ end
 return ages
 """
 
-# KEYS leases, unacked list. The last one out forgets the lease.
+# KEYS leases, unacked list, its idle set. The last one out forgets the lease.
 FORGET = """
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('ZREM', KEYS[1], KEYS[2]) end
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('ZREM', KEYS[1], KEYS[2])
+  redis.call('DEL', KEYS[3])
+end
+"""
+
+# KEYS idle set; ARGV how many digests are new in it, these, and those that are not in it any more.
+NOTE_IDLE = """#!lua flags=allow-oom
+for i = 2, #ARGV do redis.call(i <= ARGV[1] + 1 and 'SADD' or 'SREM', KEYS[1], ARGV[i]) end
 """
 
 
 def unacked_list(node: str, queue: str) -> str:
     """Return the name of the list of messages that ``node`` has taken from ``queue``."""
     return f"{UNACKED}{node}:{queue}"
+
+
+def idle_set(unacked: str) -> str:
+    """Return the name of the set that tells which messages of an unacked list no process runs."""
+    return f"{IDLE}{unacked.removeprefix(UNACKED)}"
 
 
 def node_of(unacked: str) -> str:

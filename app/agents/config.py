@@ -40,8 +40,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_retry_on_worker_lost": True,
         "task_default_rate_limit": settings.task_default_rate_limit,
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
-        # One that has succeeded does not run again when its message comes a second time.
-        "worker_deduplicate_successful_tasks": True,
+        # Celery goes by the task's id, which may be sent again; app/agents/request.py goes by the message.
+        "worker_deduplicate_successful_tasks": False,
         # Worker
         "worker_consumer": "app.agents.consumer:Consumer",
         "worker_concurrency": settings.worker_concurrency,

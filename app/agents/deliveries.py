@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -44,6 +45,10 @@ LEASE_MARGIN = 15
 NO_LIMIT = 3600
 # A message that was in the hands of that many workers when they died is what kills them.
 MAX_REDELIVERIES = 10
+# The header that counts them.
+REDELIVERIES = "redeliveries"
+# Seconds between two notes of what no process runs.
+NOTE_INTERVAL = 0.1
 # Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
 REDIS_TIMEOUT = 2
 # Seconds in which a task that was given to the pool is known to run.
@@ -56,6 +61,11 @@ LONGEST_SHOWN = 500
 FLUSH_AT_ONCE = 100
 
 
+def digest_of(raw: bytes) -> str:
+    """Return a short name of a message's text."""
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
 @dataclass
 class Delivery:
     """A message in this worker's hands."""
@@ -65,6 +75,20 @@ class Delivery:
     task_id: str
     since: float = field(default_factory=time.monotonic)
     countdown: float = 0.0  # seconds from then until it may run
+    given_back: bool = False
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        """Name the text once: it is asked for often."""
+        self.digest = digest_of(self.raw)
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended, as far as Redis knows."""
+
+    idle: Collection[bytes]  # digests of messages that no process of its own ran
+    at: float  # its last sign of life, in seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,10 @@ class Deliveries:
         self._notices: deque[Notice] = deque()
         # What Redis refuses to be told, for a reason that does not pass by itself: it is tried again now and then.
         self._refused: list[Notice] = []
+        # Of our lists, how an earlier worker of our name left them; none of those that we have looked through.
+        self._deaths: dict[str, Death] = {}
+        # What Redis knows of messages that no process runs: list -> digests.
+        self._idle: dict[str, set[str]] = {}
         self._flushing = threading.Lock()
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -113,6 +141,8 @@ class Deliveries:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
                 self._keeper.start()
+            # An earlier worker of our name: how it ended is asked before its lease is ours.
+            self._deaths[self._unacked[queue]] = self._death_of(self._unacked[queue])
             self._renew_leases()
         return self._unacked[queue]
 
@@ -121,7 +151,7 @@ class Deliveries:
 
         Nothing is returned for one that is in our hands already: Redis has lost the end of its append-only file.
         """
-        if any(delivery.raw == raw for delivery in tuple(self._held.values())):
+        if any(delivery.raw == raw and not delivery.given_back for delivery in tuple(self._held.values())):
             return None
         tag = str(uuid.uuid4())
         self._held[tag] = Delivery(self._unacked[queue], raw, task_id)
@@ -140,9 +170,13 @@ class Deliveries:
 
     def requeue(self, tag: str) -> None:
         """Give the message back; it is the next to be taken."""
-        if delivery := self._held.get(tag):
-            keys = [delivery.unacked, broker.queue_of(delivery.unacked)]
-            self._tell(Notice(tag, broker.REQUEUE, keys, [delivery.raw, delivery.raw]))
+        if (delivery := self._held.get(tag)) and not delivery.given_back:
+            delivery.given_back = True
+            queue = broker.queue_of(delivery.unacked)
+            again: str | bytes = delivery.raw
+            if message := None if signatures.refusal(queue, delivery.raw) else signatures.parse(delivery.raw):
+                again = _returned(queue, message)
+            self._tell(Notice(tag, broker.REQUEUE, [delivery.unacked, queue], [delivery.raw, again]))
 
     def bury(self, tag: str, reason: str) -> None:
         """Put the message where only an operator takes it from."""
@@ -167,17 +201,21 @@ class Deliveries:
         held = {delivery.raw: delivery.unacked for delivery in tuple(self._held.values())}
         for unacked in self._unacked.values():
             if self._redis.llen(unacked) != list(held.values()).count(unacked):
+                death = self._deaths.get(unacked)
                 for raw in self._messages(unacked):
                     if raw not in held:
-                        self._return(unacked, raw)
+                        self._return(unacked, raw, death)
+                if death:
+                    self._redis.delete(broker.idle_set(unacked))
+            self._deaths.pop(unacked, None)
 
     def take_over(self, app: Celery, unacked: str) -> int:
         """Requeue what lies in the list of a worker that is gone, for an operator who knows that; return how many."""
         self._app = app
-        messages = self._messages(unacked)
+        messages, death = self._messages(unacked), self._death_of(unacked)
         for raw in messages:
-            self._return(unacked, raw)
-        self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+            self._return(unacked, raw, death)
+        self._redis.eval(broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
         return len(messages)
 
     def give_back(self) -> None:
@@ -207,8 +245,38 @@ class Deliveries:
         messages: list[bytes] = self._redis.lrange(unacked, 0, -1)  # type: ignore[assignment]
         return messages
 
+    def _ages(self) -> dict[str, float]:
+        """Return the unacked lists of all workers, with the seconds since their last sign of life."""
+        found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
+        return dict(zip(map(bytes.decode, found[::2]), found[1::2], strict=True))
+
+    def _death_of(self, unacked: str) -> Death:
+        idle: set[bytes] = self._redis.smembers(broker.idle_set(unacked))  # type: ignore[assignment]
+        return Death(idle, time.time() - self._ages().get(unacked, 0))
+
+    def started(self, tag: str, in_this_process: bool) -> None:
+        """A task begins to run. What could end this process itself is written down before."""
+        delivery = self._held.get(tag)
+        if in_this_process and delivery and delivery.digest in self._idle.get(delivery.unacked, ()):
+            with suppress(RedisError):
+                self._note_idle(but=tag)
+
+    def _note_idle(self, but: str = "") -> None:
+        """Write down which messages no process runs: they have nothing to do with this worker's death."""
+        running = {*_running(), but}
+        idle: dict[str, set[str]] = {unacked: set() for unacked in self._unacked.values()}
+        for tag, delivery in tuple(self._held.items()):
+            if tag not in running:
+                idle[delivery.unacked].add(delivery.digest)
+        for unacked, digests in idle.items():
+            known = self._idle.get(unacked, set())
+            new, gone = digests - known, known - digests
+            if new or gone:
+                self._redis.eval(broker.NOTE_IDLE, 1, broker.idle_set(unacked), len(new), *new, *gone)
+                self._idle[unacked] = digests
+
     def _let_go(self, waiting: Collection[str]) -> None:
-        running = {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
+        running = _running()
         with self._flushing:
             kept = {*waiting, *running, *(notice.tag for notice in (*self._notices, *self._refused))}
             started = time.monotonic() - START_ALLOWANCE
@@ -235,12 +303,15 @@ class Deliveries:
                         self._held.pop(notice.tag, None)
 
     def _keep(self) -> None:
-        renewed = swept = 0.0
+        noted = renewed = swept = 0.0
         while True:
-            self._wake.wait(RENEW_INTERVAL)
+            self._wake.wait(NOTE_INTERVAL)
             self._wake.clear()
             duties: list[Callable[[], None]] = [self._flush]
             now = time.monotonic()
+            if now - noted > NOTE_INTERVAL:
+                noted = now
+                duties += [self._note_idle]
             if now - renewed > RENEW_INTERVAL:
                 renewed = now
                 duties += [self._renew_leases, self._report]
@@ -282,15 +353,15 @@ class Deliveries:
 
     def _sweep(self) -> None:
         """Requeue the messages of workers that have been silent for longer than their tasks may run."""
-        found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
-        for unacked, age in zip(map(bytes.decode, found[::2]), found[1::2], strict=True):
+        for unacked, age in self._ages().items():
             if unacked in tuple(self._unacked.values()) or age <= LEASE_MARGIN:
                 continue
             queue = broker.queue_of(unacked)
+            death = self._death_of(unacked)
             for raw in self._messages(unacked):
                 if age > self._time_limit(queue, raw) + LEASE_MARGIN:
-                    self._return(unacked, raw)
-            self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+                    self._return(unacked, raw, death)
+            self._redis.eval(broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
 
     def _time_limit(self, queue: str, raw: bytes) -> float:
         """Return the seconds after which the task's process is killed; none for what no process gets."""
@@ -306,8 +377,14 @@ class Deliveries:
         except (ValueError, TypeError, KeyError, OverflowError):
             return float(default)
 
-    def _return(self, unacked: str, raw: bytes) -> None:
-        """Requeue a message whose worker died, unless it is what kills them."""
+    def _return(self, unacked: str, raw: bytes, death: Death | None) -> None:
+        """Requeue a message that its worker does not run any more, unless it is what kills them.
+
+        Args:
+            unacked: the list that it lies in.
+            raw: the message.
+            death: how its worker ended; None when none did.
+        """
         queue = broker.queue_of(unacked)
         refusal = signatures.refusal(queue, raw)
         message = None if refusal else signatures.parse(raw)
@@ -316,13 +393,14 @@ class Deliveries:
             return
         headers = message["headers"]
         task_id = headers.get("id", "")
-        deaths = headers["redeliveries"] = int(headers.get("redeliveries", 0)) + 1
-        # How a task that has succeeded already is recognized (worker_deduplicate_successful_tasks).
-        message["properties"]["delivery_info"]["redelivered"] = True
+        deaths = deaths_of(headers)
+        if death and digest_of(raw).encode() not in death.idle and not _waited(headers, death.at):
+            deaths += 1
+            headers[REDELIVERIES] = deaths
         if deaths <= MAX_REDELIVERIES:
             extra = _log_fields(headers, queue)
             logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id, extra=extra)
-            self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
+            self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, _returned(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
         try:
@@ -388,6 +466,35 @@ def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
     extra = _log_fields(headers, queue)
     logger.error("Task %s becomes a dead letter: %s", letter["id"], letter["reason"], extra=extra)
     return [raw, json.dumps(letter), task_id]
+
+
+def deaths_of(headers: dict[str, Any]) -> int:
+    """Return how many workers have died while they ran a task, or had just taken it."""
+    deaths = headers.get(REDELIVERIES)
+    return deaths if isinstance(deaths, int) else 0
+
+
+def _returned(queue: str, message: dict[str, Any]) -> str:
+    """Return the entry of a message that goes back, different from all that it had: Redis may be told so twice."""
+    properties = message["properties"]
+    properties["delivery_info"]["redelivered"] = True
+    returns = properties.get("returns")
+    properties["returns"] = returns + 1 if isinstance(returns, int) else 1
+    return signatures.changed(queue, message)
+
+
+def _waited(headers: dict[str, Any], at: float) -> bool:
+    """Tell whether a task's time had not come at ``at``, in seconds since 1970."""
+    try:
+        eta = datetime.fromisoformat(headers["eta"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp() > at
+
+
+def _running() -> set[str]:
+    """Return the delivery tags of what runs."""
+    return {request.message.delivery_tag for request in tuple(worker_state.active_requests)}
 
 
 def _log_fields(headers: dict[str, Any], queue: str) -> dict[str, Any]:

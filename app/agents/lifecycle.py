@@ -14,7 +14,7 @@ from typing import Any
 from celery import signals
 from cysystemd.daemon import Notification
 
-from app.agents import pool, systemd
+from app.agents import systemd
 from app.settings import get_settings
 
 # Seconds between the moment the last task must have ended and QUIT.
@@ -25,14 +25,20 @@ _stopping = threading.Event()
 
 def connect() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
-    signals.celeryd_init.connect(_use_our_pools)
+    signals.celeryd_init.connect(_use_our_classes)
     signals.worker_init.connect(_push_retries_however_long_it_takes)
     signals.worker_init.connect(_share_memory)
     signals.worker_shutting_down.connect(_shutting_down)
 
 
-def _use_our_pools(**_: Any) -> None:
+def _use_our_classes(**_: Any) -> None:
+    # Only a worker needs them.
+    from celery.worker import strategy  # noqa: PLC0415
+
+    from app.agents import pool, request  # noqa: PLC0415
+
     pool.install()
+    strategy.create_request_cls = request.request_class  # type: ignore[attr-defined]
 
 
 def _push_retries_however_long_it_takes(sender: Any, **_: Any) -> None:

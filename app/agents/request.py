@@ -1,9 +1,12 @@
 """A task in the worker's hands: its result is stored before its message is done with."""
 
 import logging
+import os
 import time
 from typing import Any
 
+from celery import current_app
+from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import (
     Ignore,
     InvalidTaskError,
@@ -13,13 +16,13 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.states import READY_STATES
+from celery.states import READY_STATES, SUCCESS
 from celery.worker import request
+from celery.worker.request import create_request_cls
 
 from app.agents.deliveries import deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
 from app.agents.redis_connection import is_outage
-from app.agents.task_ids import MADE
 from app.masking import mask, mask_all
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,6 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "task": (str,),
     "retries": NUMBER,
-    MADE: NUMBER,
     "timelimit": (list, tuple, type(None)),
     "group_index": NUMBER,
     "stamped_headers": (list, type(None)),
@@ -99,7 +101,8 @@ class Request(request.Request):
         super().on_accepted(pid, time_accepted)
         due = self.eta.timestamp() if self.eta else None
         # A message that comes back has waited since it was lost: nobody knows for how long.
-        came_back = "redeliveries" in self._request_dict
+        came_back = self.delivery_info["redelivered"]
+        deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
         figures.started(self.name, None if came_back else waited(self._request_dict, due))
 
     def acknowledge(self) -> None:
@@ -212,6 +215,37 @@ class Request(request.Request):
         task_id, state = getattr(self.task.backend, "last_stored", None) or ("", "")
         # A part of a chord is counted after it is stored.
         return task_id == self.id and state in READY_STATES and not self.chord
+
+
+def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[Request]:
+    """Do what Celery's strategy does, with our Request in front of one that a task brings, and with our ``trace``."""
+    kind = base if issubclass(base, Request) else type(base.__name__, (Request, base), {})
+    made: type[Request] = create_request_cls(kind, *args, trace=trace, **options)
+    return made
+
+
+def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
+    """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
+    if _is_done(name, task_id, message):
+        logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
+        return 0, "None", 0.0
+    run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
+    return run(name, task_id, message, *args, **options)
+
+
+def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
+    """Tell whether a message that came back, or may have, is one whose success is stored."""
+    properties = message["properties"]
+    if not (properties.get("doubtful") or message["delivery_info"]["redelivered"]):
+        return False
+    try:
+        meta = current_app.tasks[name].backend.get_task_meta(task_id, cache=False)
+        # Without its message's name it was stored by another version or backend.
+        is_same: bool = meta.get("message", properties["message_id"]) == properties["message_id"]
+        return is_same and meta["status"] == SUCCESS
+    except Exception as error:  # noqa: BLE001 - no backend, or one that has no answer: it runs, at least once
+        logger.debug("Nobody knows whether task %s is done: %r", task_id, error)
+        return False
 
 
 def _one_line(error: BaseException) -> str:

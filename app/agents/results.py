@@ -61,6 +61,12 @@ class ResultStore(RedisBackend):
         self.last_stored = task_id, state
         return stored
 
+    def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> dict[str, Any]:
+        # Two messages may have the same task id.
+        meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **options)
+        meta["message"] = (getattr(request, "properties", None) or {}).get("message_id")
+        return meta
+
     def _get_pool(self, **params: Any) -> Any:
         encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
         kind = self.tls_connection if encrypted else self.plain_connection

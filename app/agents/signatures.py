@@ -56,7 +56,6 @@ def parse(raw: bytes) -> dict[str, Any] | None:
         message = loads(raw.decode())
         headers = message["headers"]
         headers.get("id", "").encode()
-        int(headers.get("redeliveries", 0))
         message["properties"]["delivery_info"].get("redelivered")
     except Exception:  # noqa: BLE001 - whatever an attacker makes the decoder raise
         return None

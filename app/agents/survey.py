@@ -17,7 +17,7 @@ from celery.states import READY_STATES
 
 from app.agents import broker, signatures
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES
+from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES, deaths_of
 from app.agents.figures import FIGURES, SEPARATOR, WORKERS
 from app.agents.task_ids import created, made
 from app.settings import get_settings
@@ -282,7 +282,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
 
 def _why_stuck(headers: dict[str, Any], seconds: float | None, held_too_long: bool) -> str:
     """Return what is wrong with a task; nothing where nothing is."""
-    if (deaths := _deaths(headers)) >= POISON:
+    if (deaths := deaths_of(headers)) >= POISON:
         return (
             f"comes back again and again: {deaths} workers have died with it (after {MAX_REDELIVERIES} it is put aside)"
         )
@@ -379,7 +379,7 @@ def _waiting(client: redis.Redis, queue: str, name: str) -> Waiting:
         length=int(client.llen(name)),
         oldest=age(headers[-1:]),
         kinds=Counter(header.get("task", NOT_OURS) for header in headers),
-        returned=[header for header in headers if _deaths(header)],
+        returned=[header for header in headers if deaths_of(header)],
     )
 
 
@@ -395,12 +395,8 @@ def _limit(headers: dict[str, Any]) -> float:
     return float(hard or get_settings().task_time_limit)
 
 
-def _deaths(headers: dict[str, Any]) -> int:
-    return int(headers.get("redeliveries", 0))
-
-
 def _culprit(headers: dict[str, Any], node: str, reason: str) -> dict[str, Any]:
-    return {"id": headers["id"], "node": node, "reason": reason, "poison": _deaths(headers) >= POISON}
+    return {"id": headers["id"], "node": node, "reason": reason, "poison": deaths_of(headers) >= POISON}
 
 
 def _dead_letter(client: redis.Redis, task_id: str) -> dict[str, Any] | None:

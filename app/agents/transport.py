@@ -16,7 +16,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
 from app.agents import broker, signatures
-from app.agents.deliveries import deliveries
+from app.agents.deliveries import REDELIVERIES, deliveries
 from app.agents.redis_connection import (
     Connection,
     SentinelConnection,
@@ -205,10 +205,10 @@ class Channel(kombu_redis.Channel):
             deliveries.bury(tag, refusal or signatures.MALFORMED)
             return
         try:
-            payload["properties"]["delivery_tag"] = tag
+            # What its sender called it is the same however often it comes.
+            payload["properties"] |= {"message_id": payload["properties"].get("delivery_tag"), "delivery_tag": tag}
             if time.monotonic() - self._connected < DOUBT:
-                # A message that came a second time is not run again if its success is stored.
-                payload["properties"]["delivery_info"]["redelivered"] = True
+                payload["properties"]["doubtful"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
             deliveries.bury(tag, signatures.MALFORMED)
@@ -220,6 +220,8 @@ class Channel(kombu_redis.Channel):
         if task_id is None:
             super()._put(queue, message, **kwargs)
             return
+        # A retry inherits the headers of the run before.
+        message["headers"].pop(REDELIVERIES, None)
         if created(task_id) is None:
             message["headers"].setdefault(MADE, time.time())
         entry = signatures.new_entry(queue, message)

@@ -1,0 +1,110 @@
+"""A message that comes again: for what counts as a death, and what as the same message."""
+
+import json
+import signal
+from collections import Counter
+
+import pytest
+
+from app.agents.broker import DEAD_LETTERS
+from app.agents.config import DEFAULT_QUEUE
+from app.agents.deliveries import MAX_REDELIVERIES
+from tests.support import Stack, wait_until
+
+pytestmark = pytest.mark.integration
+
+
+def send_with_one_death_left(stack: Stack, call: str) -> str:
+    """Send a task with which so many workers have died that one more makes it a dead letter."""
+    (task_id,) = stack.send(call)
+    broker = stack.redis.client(0)
+    entry = json.loads(str(broker.lpop(DEFAULT_QUEUE)))
+    entry["headers"]["redeliveries"] = MAX_REDELIVERIES
+    broker.lpush(DEFAULT_QUEUE, json.dumps(entry))
+    return task_id
+
+
+def test_a_task_that_only_waits_dies_with_nobody(stack: Stack) -> None:
+    name = send_with_one_death_left(stack, f"recorded.apply_async(('a', '{stack.ledger}', 0), countdown=25)")
+    worker = stack.start_worker()
+    for times in range(3):
+        wait_until(lambda: worker.output().count(f"{name}] received") > times)  # noqa: B023 - called at once
+        stack.redis.client(0).client_kill_filter(_type="normal", skipme=True)
+    worker.stop(signal.SIGKILL)
+    stack.start_worker()
+    stack.result(name, "SUCCESS", "FAILURE")
+    assert stack.events("end") == ["a"]
+    wait_until(stack.nothing_waits)
+
+
+def test_the_task_that_ran_is_what_killed_its_worker_and_not_the_one_behind_it(stack: Stack) -> None:
+    culprit = send_with_one_death_left(stack, f"recorded.delay('culprit', '{stack.ledger}', 60)")
+    behind = send_with_one_death_left(stack, f"recorded.delay('behind', '{stack.ledger}', 0)")
+    options = "--pool=threads", "--concurrency=1", "--prefetch-multiplier=4"
+    worker = stack.start_worker(*options)
+    wait_until(lambda: stack.redis.client(0).smembers(f"unacked_idle:{hostname(stack)}:{DEFAULT_QUEUE}"))
+    worker.stop(signal.SIGKILL)
+    stack.start_worker(*options)
+    assert "workers died" in stack.result(culprit, "FAILURE")["result"]["exc_message"][0]
+    stack.result(behind)
+    assert stack.events("start") == ["culprit", "behind"]
+    assert stack.redis.client(0).llen(DEAD_LETTERS) == 1
+    wait_until(stack.nothing_waits)
+
+
+def hostname(stack: Stack) -> str:
+    """Return the name of the stack's worker."""
+    [lease] = stack.redis.client(0).zrange("unacked_leases", 0, -1)
+    return str(lease).split(":")[1]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_that_rejects_its_message_once_runs_twice(stack: Stack, pool: str) -> None:
+    stack.start_worker(f"--pool={pool}", "--prefetch-multiplier=4")
+    ids = stack.send(f"*[rejecting_once.delay('{stack.ledger}') for _ in range(20)]")
+    wait_until(lambda: len(stack.events("start")) >= 2 * len(ids))
+    wait_until(stack.nothing_waits)
+    assert Counter(stack.events("start")) == dict.fromkeys(ids, 2)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_an_id_that_is_sent_again_runs_again_but_a_message_that_comes_again_does_not(stack: Stack, pool: str) -> None:
+    call = f"recorded.apply_async(('a', '{stack.ledger}', 0), task_id='nightly')"
+    stack.send(call)
+    broker = stack.redis.client(0)
+    [entry] = broker.lrange(DEFAULT_QUEUE, 0, -1)
+    worker = stack.start_worker(f"--pool={pool}")
+    stack.result("nightly")
+    wait_until(stack.nothing_waits)
+    # Redis had not written that it was taken.
+    broker.lpush(DEFAULT_QUEUE, entry)
+    worker.wait_for_output("does not run again")
+    wait_until(stack.nothing_waits)
+    assert stack.events("end") == ["a"]
+    stack.send(call)
+    wait_until(lambda: stack.events("end") == ["a", "a"])
+    wait_until(stack.nothing_waits)
+
+
+def test_tasks_run_without_a_store_for_results(stack: Stack) -> None:
+    stack.env["WITHOUT_RESULTS"] = "yes"
+    stack.start_worker()
+    stack.send(f"recorded.delay('a', '{stack.ledger}', 0)")
+    wait_until(lambda: stack.events("end") == ["a"])
+    wait_until(stack.nothing_waits)
+    assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
+
+
+def test_a_task_with_a_base_class_of_its_own_is_as_safe_as_any(stack: Stack) -> None:
+    worker = stack.start_worker()
+    (died, *_) = stack.send(
+        f"own_dying.delay('{stack.directory / 'mended'}')",
+        *[f"{task}.delay('{task}', '{stack.ledger}', 0)" for task in ("own", "requesting")],
+    )
+    worker.wait_for_output("OwnRequest knows")
+    stack.result(died, "FAILURE")
+    wait_until(stack.nothing_waits)
+    assert "Its process died in each of" in stack.dead_letters("list")
+    counted = stack.redis.client(0)
+    wanted = {f"ended\x1f{task}\x1fsucceeded" for task in ("own", "requesting")}
+    wait_until(lambda: wanted <= set(counted.hkeys("figures")))
