@@ -25,6 +25,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -84,13 +85,14 @@ class Finding:
     layer: int = LATER
     suspect: bool = False
     certain: bool = False
+    difference: bool = False
 
 
 # What still runs when the time is up.
 RUNNING: set[subprocess.Popen[str]] = set()
 
 
-def say(*command: str, **environment: str) -> tuple[bool, str]:
+def say(*command: str, patience: float = PATIENCE, **environment: str) -> tuple[bool, str]:
     """Run a command; return whether it succeeded and what it says, also when it takes too long or is not there."""
     try:
         with subprocess.Popen(
@@ -104,7 +106,7 @@ def say(*command: str, **environment: str) -> tuple[bool, str]:
         ) as run:
             RUNNING.add(run)
             try:
-                told, _ = run.communicate(timeout=PATIENCE)
+                told, _ = run.communicate(timeout=patience)
                 return run.returncode == 0, told.strip()
             except subprocess.TimeoutExpired as error:
                 run.kill()
@@ -1468,6 +1470,16 @@ def _colons(lines: str) -> Iterator[tuple[str, str]]:
         yield name, rest
 
 
+def differences(source: str, arguments: list[str]) -> Iterator[Finding]:
+    """Compare this host with its last healthy state."""
+    done, told = say(sys.executable, "-c", source, *arguments, patience=WITHIN)
+    if not done:
+        what = f"how this host differs from its healthy state cannot be seen: {quote(told[-LONGEST_QUOTE:])}"
+        yield Finding(WARNING, what, "drift")
+    for found in json.loads(told) if done else []:
+        yield Finding(**found)
+
+
 def careful(check: Check, found: list[Finding] | None = None) -> list[Finding]:
     """Run one check; what goes wrong in it must not hide what it and the others find."""
     found = [] if found is None else found
@@ -1512,6 +1524,8 @@ def main() -> None:
     parser.add_argument("--hard-limit", type=int, default=60, metavar="SECONDS")
     parser.add_argument("--flower", metavar="URL")
     parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
+    parser.add_argument("--record", default="", metavar="DIRECTORY", help="of the last healthy state")
+    parser.add_argument("--state", default="", metavar="SOURCE", help="of playbooks/files/state.py")
     given = parser.parse_args()
     checks: dict[str, Check] = {
         "the host": host,
@@ -1536,6 +1550,10 @@ def main() -> None:
         checks["Flower"] = lambda: flower(given.flower, given.app)
     if given.monitoring:
         checks["monitoring"] = lambda: monitoring(*given.monitoring.split(","))
+    if given.state:
+        known = [f"--{name}={value}" for name in ("unit", "redis") for value in getattr(given, name)]
+        arguments = [given.record, f"--app={given.app}", f"--monitoring={given.monitoring or ''}", *known]
+        checks["what differs from the healthy state"] = lambda: differences(given.state, arguments)
     findings = [asdict(finding) for finding in within(WITHIN, checks)]
     with contextlib.suppress(Exception):
         findings += facts(given.app) if given.service else []
