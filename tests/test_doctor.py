@@ -604,6 +604,9 @@ def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
         f"{packages}/other.py, of the package other, was changed by hand",
         f"{packages}/some_one.py is missing, of the package some-one",
     }
+    (packages / "some_one-1.0.dist-info").rename(packages / "some_one-0.9.dist-info")
+    told = {found.what for found in script.packages(tmp_path)}
+    assert f"the package some-one in {packages} is 0.9, the release needs 1.0" in told
     (packages / "other-1.0.dist-info/RECORD").unlink()
     (packages / "other-1.0.dist-info").rmdir()
     assert f"the package other is missing in {packages}" in {found.what for found in script.packages(tmp_path)}
@@ -748,6 +751,18 @@ def test_a_chain_of_exceptions_is_quoted_whole(
     assert told.endswith('in wrapped: raise RuntimeError("the worker cannot start") from error]')
     assert "RuntimeError: the worker cannot start [" in told
     assert told.index(words) < told.index("RuntimeError")
+
+
+def test_who_holds_the_connections_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        told = script.holders(port)
+        for connection in held:
+            connection.close()
+    assert told.startswith(": most are 5 from 127.0.0.1; 5 of ")
+    assert f"process {os.getpid()} of " in told
+    assert script.holders(port) == ""
 
 
 def test_a_quoted_path_of_this_host_is_no_secret(tmp_path: Path) -> None:
