@@ -24,7 +24,6 @@ from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_w
 
 doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 script = load_plugin("playbooks/files/doctor.py")
-manifest = load_plugin("playbooks/files/manifest.py")
 LAYERS = ("HOST", "NETWORK", "REDIS", "REACH", "RIGHTS", "FILES", "UNITS", "WORKERS", "QUEUES", "LATER")
 
 
@@ -277,9 +276,8 @@ def test_what_hangs_is_told_and_hides_nothing() -> None:
     assert told[2] == "seen beside"
 
 
-def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "PATIENCE", 0.2)
-    done, said = script.say("sleep", "60")
+def test_a_command_that_hangs_is_ended() -> None:
+    done, said = script.say("sleep", "60", patience=0.2)
     assert not done
     assert "timed out" in said
     assert not script.RUNNING
@@ -309,49 +307,29 @@ def test_a_worker_that_is_silent_for_a_second_is_no_failure(monkeypatch: pytest.
         assert script.questions("app", "active_queues") == []
 
 
-def test_the_manifest_tells_each_kind_of_change(tmp_path: Path) -> None:
-    etc, place = tmp_path / "etc", tmp_path / "manifest"
-    etc.mkdir()
-    for name in ("changed", "opened", "removed", "same"):
-        (etc / name).write_text(name)
-    (etc / "link").symlink_to("same")
-    assert manifest.write(place, "app", [f"{etc}/**"])
-    assert not manifest.write(place, "app", [f"{etc}/**"])
-    assert list(manifest.compare(place)) == []
-
-    (etc / "changed").write_text("by hand")
-    (etc / "opened").chmod(0o666)
-    (etc / "removed").unlink()
-    (etc / "added").write_text("")
-    (etc / "link").unlink()
-    (etc / "link").symlink_to("changed")
-    said = {one["what"].split()[0].rpartition("/")[2]: one["what"] for one in manifest.compare(place)}
-    assert said.keys() == {"changed", "opened", "removed", "added", "link"}
-    assert "was changed by hand" in said["changed"]
-    assert "0666 instead of" in said["opened"]
-    assert "was removed by hand" in said["removed"]
-    assert "was added by hand" in said["added"]
-    assert "leads to changed instead of same" in said["link"]
-
-
 def test_the_debug_mode_is_no_change_by_hand(tmp_path: Path) -> None:
-    manifest.write(tmp_path / "manifest", "app", [f"{tmp_path}/*.conf"])
-    (tmp_path / "typesafe-celery~debug-mode.conf").symlink_to("/run/typesafe-90-debug-mode.conf")
-    assert list(manifest.compare(tmp_path / "manifest")) == []
     drop_in = tmp_path / "90-debug-mode.conf"
     drop_in.write_text("[Service]\nExecStart=celery --loglevel=debug\n")
     (found,) = script.drop_ins("typesafe-celery", script.WORKERS, [str(drop_in)])
     assert (found.severity, found.runbook) == (script.NOTE, "debug-mode")
 
 
-def test_without_a_manifest_nothing_is_compared(tmp_path: Path) -> None:
-    assert list(manifest.compare(tmp_path / "none")) == []
-
-
-def test_a_comparison_that_fails_is_told() -> None:
-    broken = {**host("a"), "doctor_compared": {"rc": 1, "stdout": "", "stderr": "JSONDecodeError: Expecting value"}}
-    (sentence,) = doctor.doctor_sentences(doctor.doctor_findings([broken]))
-    assert sentence.startswith("warning a: its files cannot be compared with what was installed: JSONDecodeError")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import sys; print('[]')", []),
+        ("raise SystemExit(3)", ["cannot be seen"]),
+        ("import time; time.sleep(60)", ["cannot be seen: Command"]),
+        ('print(\'[{"severity": 2, "what": "x differs", "runbook": "drift", "difference": true}]\')', ["x differs"]),
+    ],
+)
+def test_what_differs_is_looked_up_beside_the_rest(
+    source: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "WITHIN", 1)
+    found = [finding.what for finding in script.differences(source, [])]
+    assert len(found) == len(words)
+    assert all(word in what for word, what in zip(words, found, strict=True))
 
 
 def test_what_redis_says_goes_before_what_its_clients_meet() -> None:
@@ -633,6 +611,9 @@ def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
         f"{packages}/other.py, of the package other, was changed by hand",
         f"{packages}/some_one.py is missing, of the package some-one",
     }
+    (packages / "some_one-1.0.dist-info").rename(packages / "some_one-0.9.dist-info")
+    told = {found.what for found in script.packages(tmp_path)}
+    assert f"the package some-one in {packages} is 0.9, the release needs 1.0" in told
     (packages / "other-1.0.dist-info/RECORD").unlink()
     (packages / "other-1.0.dist-info").rmdir()
     assert f"the package other is missing in {packages}" in {found.what for found in script.packages(tmp_path)}
@@ -777,6 +758,18 @@ def test_a_chain_of_exceptions_is_quoted_whole(
     assert told.endswith('in wrapped: raise RuntimeError("the worker cannot start") from error]')
     assert "RuntimeError: the worker cannot start [" in told
     assert told.index(words) < told.index("RuntimeError")
+
+
+def test_who_holds_the_connections_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        told = script.holders(port)
+        for connection in held:
+            connection.close()
+    assert told.startswith(": most are 5 from 127.0.0.1; 5 of ")
+    assert f"process {os.getpid()} of " in told
+    assert script.holders(port) == ""
 
 
 def test_a_quoted_path_of_this_host_is_no_secret(tmp_path: Path) -> None:

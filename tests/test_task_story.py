@@ -183,6 +183,13 @@ def test_a_task_without_a_line_is_one_of_old_or_of_elsewhere() -> None:
     assert "it was never accepted here" in elsewhere
 
 
+@pytest.mark.parametrize("state", ["SUCCESS", "PENDING", "FAILURE: broken", "410: its result has ended"])
+def test_a_task_that_the_api_knows_was_accepted_whatever_the_logs_have_lost(state: str) -> None:
+    told = stack_story.task_story([host("one", [], state), host("two", [])], TASK)
+    assert "but it was accepted" in told[0]
+    assert not any("never accepted" in sentence for sentence in told)
+
+
 def test_nothing_is_said_of_what_could_not_be_read() -> None:
     failed = {"inventory_hostname": "two", "story_read": {"rc": 1, "stdout": "Traceback (most recent call last):"}}
     without_logs = host("redis", [], oldest="")

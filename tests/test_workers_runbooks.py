@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from app.logs import JsonFormatter
 from tests.support import REPOSITORY, load_plugin
 
 examiner = load_plugin("playbooks/files/workers.py")
+finished = load_plugin("playbooks/files/releases.py")
 debug_mode = load_plugin("playbooks/files/debug_mode.py")
 workers = load_plugin("roles/stack/filter_plugins/stack_workers.py")
 
@@ -313,3 +315,19 @@ def test_the_last_words_of_a_worker_are_its_exceptions_whole() -> None:
     )
     told = examiner.last_line(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
     assert told.endswith("PermissionError: [Errno 13] Permission denied: '/dev/shm/sem'")
+
+
+def test_no_runbook_chooses_a_release_that_was_gone_back_from_or_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(["live", "older", "before", "failed", "rolled-back"]):
+        (tmp_path / "releases" / name).mkdir(parents=True)
+        (tmp_path / "releases" / name / ".complete").touch()
+        if name == "rolled-back":
+            (tmp_path / "releases" / name / ".rolled-back").touch()
+        moment = 315532800 if name == "failed" else 1.8e9 + number
+        os.utime(tmp_path / "releases" / name, (moment, moment))
+    (tmp_path / "backend").symlink_to(tmp_path / "releases/live")
+    monkeypatch.setattr(finished, "starts", lambda *_: "")
+    assert examiner.releases(f"..{tmp_path}") == {"live": "live", "others": ["before", "older"]}
+    assert finished.previous(tmp_path, "x", tmp_path / "releases/live") == str(tmp_path / "releases/before")

@@ -25,6 +25,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -86,13 +87,14 @@ class Finding:
     layer: int = LATER
     suspect: bool = False
     certain: bool = False
+    difference: bool = False
 
 
 # What still runs when the time is up.
 RUNNING: set[subprocess.Popen[str]] = set()
 
 
-def say(*command: str, **environment: str) -> tuple[bool, str]:
+def say(*command: str, patience: float = PATIENCE, **environment: str) -> tuple[bool, str]:
     """Run a command; return whether it succeeded and what it says, also when it takes too long or is not there."""
     try:
         with subprocess.Popen(
@@ -106,7 +108,7 @@ def say(*command: str, **environment: str) -> tuple[bool, str]:
         ) as run:
             RUNNING.add(run)
             try:
-                told, _ = run.communicate(timeout=PATIENCE)
+                told, _ = run.communicate(timeout=patience)
                 return run.returncode == 0, told.strip()
             except subprocess.TimeoutExpired as error:
                 run.kill()
@@ -479,13 +481,31 @@ def redis(name: str, port: int) -> Iterator[Finding]:
             yield from instance(name, config, connection)
     except RefusedError as error:
         layer = REDIS if "max number of clients" in str(error) or "LOADING" in str(error) else RIGHTS
-        yield Finding(CRITICAL, f"Redis {name} refuses: {error}", "RedisDown", layer)
+        whose = holders(port) if "max number of clients" in str(error) else ""
+        yield Finding(CRITICAL, f"Redis {name} refuses: {error}{whose}", "RedisDown", layer)
     except TimeoutError:
         slow = f"Redis {name} does not answer within {PATIENCE} s: {silence(suffix)}"
         yield Finding(CRITICAL, slow, "RedisDown", REACH)
     except OSError as error:
         what = f"Redis {name} does not answer at {way} ({error.strerror or error})"
         yield Finding(CRITICAL, what, "RedisDown", REACH)
+
+
+def holders(port: int) -> str:
+    """Say who has most of the connections to a port, here and from where."""
+    lines = say("ss", "-tnpH", "state", "established", f"( sport = :{port} or dport = :{port} )")[1].splitlines()
+    peers, here = Counter[str](), Counter[tuple[str, str]]()
+    for line in lines:
+        words = line.split()
+        if len(words) > 3 and words[2].endswith(f":{port}"):
+            peers[words[3].rpartition(":")[0]] += 1
+        elif user := re.search(r'"([^"]+)",pid=(\d+)', line):
+            here[user[1], user[2]] += 1
+    told = [f"{count} from {peer}" for peer, count in peers.most_common(1)]
+    for (program, number), count in here.most_common(1):
+        group = text(f"/proc/{number}/cgroup").strip().rpartition("/")[2]
+        told.append(f"{count} of {program}, process {number} of {group or 'no unit'}")
+    return f": most are {'; '.join(told)}" if told else ""
 
 
 def silence(suffix: str) -> str:
@@ -513,6 +533,8 @@ def instance(name: str, config: Path, connection: Connection) -> Iterator[Findin
         yield Finding(CRITICAL, f"Redis {name} holds commands back (CLIENT PAUSE): CLIENT UNPAUSE", "RedisDown", REDIS)
     if int(info["connected_clients"]) > 0.95 * int(info.get("maxclients", 0) or 1e9):
         full = f"Redis {name} has {info['connected_clients']} of {info['maxclients']} possible clients"
+        port = re.search(r"^(?:tls-)?port ([1-9]\d*)", text(config), re.MULTILINE)
+        full += holders(int(port[1])) if port else ""
         yield Finding(CRITICAL, full, "RedisDown", REDIS)
     for field in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
         if info.get(field, "ok") != "ok":
@@ -969,10 +991,11 @@ def packages(live: Path) -> Iterator[Finding]:
     """Look whether the packages that the release names are whole: each has a list of its files and their sizes."""
     page = "failed-deploy"
     for place in live.glob("venv/lib/python3*/site-packages"):
-        installed = set()
+        installed = {}
         for package in place.glob("*.dist-info"):
-            name = re.sub(r"[-_.]+", "-", package.name.rpartition("-")[0].partition("-")[0]).lower()
-            installed.add(name)
+            name, _, version = package.name.removesuffix(".dist-info").partition("-")
+            name = re.sub(r"[-_.]+", "-", name).lower()
+            installed[name] = version
             for line in text(package / "RECORD").splitlines():
                 file, _, size = line.rsplit(",", 2) if line.count(",") > 1 else (line, "", "")
                 seen = _lstat(place / file.strip('"'))
@@ -985,9 +1008,14 @@ def packages(live: Path) -> Iterator[Finding]:
                     what = f"{place / file}, of the package {name}, was changed by hand"
                     yield Finding(WARNING, what, page, FILES, suspect=True)
                     break
-        for name in re.findall(r"^([\w.-]+)(?:\[.*\])?==[^;\n]+$", text(live / "requirements.txt"), re.MULTILINE):
-            if re.sub(r"[-_.]+", "-", name).lower() not in installed:
+        pins = re.findall(r"^([\w.-]+)(?:\[.*\])?==([^;\s]+)[^;\n]*$", text(live / "requirements.txt"), re.MULTILINE)
+        for name, version in pins:
+            here = installed.get(re.sub(r"[-_.]+", "-", name).lower())
+            if here is None:
                 yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES, certain=True)
+            elif here != version:
+                what = f"the package {name} in {place} is {here}, the release needs {version}"
+                yield Finding(WARNING, what, page, FILES, suspect=True)
 
 
 @apart
@@ -1478,6 +1506,16 @@ def _colons(lines: str) -> Iterator[tuple[str, str]]:
         yield name, rest
 
 
+def differences(source: str, arguments: list[str]) -> Iterator[Finding]:
+    """Compare this host with its last healthy state."""
+    done, told = say(sys.executable, "-c", source, *arguments, patience=WITHIN)
+    if not done:
+        what = f"how this host differs from its healthy state cannot be seen: {quote(told[-LONGEST_QUOTE:])}"
+        yield Finding(WARNING, what, "drift")
+    for found in json.loads(told) if done else []:
+        yield Finding(**found)
+
+
 def careful(check: Check, found: list[Finding] | None = None) -> list[Finding]:
     """Run one check; what goes wrong in it must not hide what it and the others find."""
     found = [] if found is None else found
@@ -1522,6 +1560,8 @@ def main() -> None:
     parser.add_argument("--hard-limit", type=int, default=60, metavar="SECONDS")
     parser.add_argument("--flower", metavar="URL")
     parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
+    parser.add_argument("--record", default="", metavar="DIRECTORY", help="of the last healthy state")
+    parser.add_argument("--state", default="", metavar="SOURCE", help="of playbooks/files/state.py")
     given = parser.parse_args()
     checks: dict[str, Check] = {
         "the host": host,
@@ -1546,6 +1586,10 @@ def main() -> None:
         checks["Flower"] = lambda: flower(given.flower, given.app)
     if given.monitoring:
         checks["monitoring"] = lambda: monitoring(*given.monitoring.split(","))
+    if given.state:
+        known = [f"--{name}={value}" for name in ("unit", "redis") for value in getattr(given, name)]
+        arguments = [given.record, f"--app={given.app}", f"--monitoring={given.monitoring or ''}", *known]
+        checks["what differs from the healthy state"] = lambda: differences(given.state, arguments)
     findings = [asdict(finding) for finding in within(WITHIN, checks)]
     with contextlib.suppress(Exception):
         findings += facts(given.app) if given.service else []

@@ -19,6 +19,7 @@ from pathlib import Path
 PATIENCE = 60
 # Restarts without anybody's doing since the last start by hand: more is a loop.
 RESTARTS = 3
+NEVER_LIVE = 1e9
 
 
 @dataclass
@@ -70,8 +71,10 @@ def starts(release: Path, prefix: str) -> str:
 
 def previous(root: Path, prefix: str, live: Path) -> str:
     """Return the release before, or an older one, that is complete and starts; nothing when there is none."""
+    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml), 1980 of one that has
+    # failed its gates. Somebody has gone back from one that is marked so (playbooks/tasks/roll_host.yml).
     others = [marker.parent for marker in root.glob("releases/*/.complete") if marker.parent != live]
-    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml).
+    others = [one for one in others if not (one / ".rolled-back").exists() and one.stat().st_mtime > NEVER_LIVE]
     last_live = sorted(others, key=lambda release: release.stat().st_mtime, reverse=True)
     return next((str(release) for release in last_live if not starts(release, prefix)), "")
 

@@ -25,6 +25,7 @@ PATIENCE = 20  # seconds for each command
 NO_PROGRAM, TOO_LONG = 127, 124  # as shells and timeout(1) say it
 # The alert's (roles/monitoring/templates/alerts.yml.j2): more ends than that within that many seconds are a loop.
 LOOP_ENDS, LOOP_SECONDS = 3, 15 * 60
+NEVER_LIVE = 1e9
 SETTLED_SECONDS = 60  # a process that is older has outlived its start
 # systemd's message ids: a restart is scheduled, a main process has ended.
 RESTART_SCHEDULED, PROCESS_EXIT = "5eb03494b6584870a536b337290809b3", "98e322203f7a4ed290d09fe03c09fe15"
@@ -141,8 +142,10 @@ def releases(prefix: str) -> dict[str, Any]:
     """Return the live release and the other complete ones, the one that was live last first."""
     root = Path(f"/opt/{prefix}")
     live = (root / "backend").resolve().name
-    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml).
+    # A directory's time is when the release was last live (roles/app_release/tasks/switch.yml), the oldest of one that
+    # has failed its gates. Somebody has gone back from one that is marked so (playbooks/tasks/roll_host.yml).
     complete = [mark.parent for mark in root.glob("releases/*/.complete") if mark.parent.name != live]
+    complete = [path for path in complete if not (path / ".rolled-back").exists() and path.stat().st_mtime > NEVER_LIVE]
     return {"live": live, "others": [path.name for path in sorted(complete, key=lambda path: -path.stat().st_mtime)]}
 
 

@@ -32,7 +32,7 @@ def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
     about_task = [moment for moment, line in lines.items() if not line["about_unit"]]
     state = next((host["state"] for host in told.values() if host["state"]), "")
     if not about_task:
-        end.append(_nothing(told, task, certain=not silent))
+        end.append(_nothing(told, task, state, certain=not silent))
     shown = [
         moment
         for moment, line in sorted(lines.items(), key=lambda item: (item[0][0], item[0][2]))
@@ -53,13 +53,16 @@ def _table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _nothing(told: Mapping[str, Mapping[str, str]], task: str, *, certain: bool) -> str:
+def _nothing(told: Mapping[str, Mapping[str, str]], task: str, state: str, *, certain: bool) -> str:
     created = next(iter(told.values()))["created"]
     # The host whose logs are the shortest may have had it.
     back, host = max((story["oldest"], name) for name, story in told.items())
     if created < back:
         return f"No log has a line about {task}: it is of {created}, and the logs of {host} reach back to {back} only."
-    if not certain or not back:
+    # Of a task that it does not know the API says 404, 410 of one whose result has ended.
+    if state and not state.startswith(("404", "The API")):
+        return f"No log has a line about {task}, but it was accepted: its lines were removed, or written elsewhere."
+    if not certain or not back or state.startswith("The API"):
         return f"No log that could be read has a line about {task}: whether it was accepted here is not known."
     return f"No log has a line about {task}, though all reach back to {back}: it was never accepted here."
 
