@@ -245,18 +245,20 @@ def _is_strong(key: str) -> bool:
 def _secrets_directory() -> Path | None:
     """Return the directory of secret files, by the same order as all settings: environment before ``.env``.
 
-    A unit's credentials (CREDENTIALS_DIRECTORY, set by systemd) thus win over the directory that ``.env`` names for
-    commands that an operator runs by hand.
+    A unit's credentials (CREDENTIALS_DIRECTORY, set by systemd) thus win over the directories that ``.env`` names for
+    commands by hand: the first that the user may read.
     """
     for name, chosen in (
         ("SECRETS_DIRECTORY", os.environ.get("SECRETS_DIRECTORY")),
         ("CREDENTIALS_DIRECTORY", os.environ.get("CREDENTIALS_DIRECTORY")),
         ("SECRETS_DIRECTORY", dotenv_values(ENV_FILE).get("SECRETS_DIRECTORY")),
     ):
-        if chosen and not Path(chosen).is_dir():
-            raise SettingsError(f"{name}={chosen!r} is refused: it must name a directory that exists.")
-        if chosen:
-            return Path(chosen)
+        if not chosen:
+            continue
+        for place in map(Path, chosen.split(":")):
+            if place.is_dir() and os.access(place, os.R_OK | os.X_OK):
+                return place
+        raise SettingsError(f"{name}={chosen!r} is refused: it must name a directory that this user can read.")
     return None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from celery.exceptions import Retry
 from hypothesis.strategies import integers, text
 from kombu.transport.redis import Channel
 from pydantic import SecretStr
+from pydantic_settings import SettingsError
 
 from app.agents.config import celery_config
 from app.agents.figures import size_of
@@ -128,6 +130,21 @@ class TestSettings:
         assert Settings().groq_api_key == SecretStr("operators")
         bare_environment.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
         assert Settings().groq_api_key == SecretStr("credentials")
+
+    def test_of_several_directories_the_first_that_can_be_read_counts(
+        self, bare_environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for directory in ("operators", "workers"):
+            (tmp_path / directory).mkdir()
+            (tmp_path / directory / "GROQ_API_KEY").write_text(directory)
+        bare_environment.setenv("SECRETS_DIRECTORY", f"{tmp_path}/none:{tmp_path}/operators:{tmp_path}/workers")
+        assert Settings().groq_api_key == SecretStr("operators")
+        closed = {str(tmp_path / "operators")}
+        bare_environment.setattr(os, "access", lambda place, _: str(place) not in closed)
+        assert Settings().groq_api_key == SecretStr("workers")
+        closed.add(str(tmp_path / "workers"))
+        with pytest.raises(SettingsError, match="must name a directory that this user can read"):
+            Settings()
 
     def test_empty_counts_as_unset(self, bare_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("GROQ_API_KEY=\nWORKER_CONCURRENCY=\n")

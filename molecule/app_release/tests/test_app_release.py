@@ -54,8 +54,8 @@ def test_secrets_are_for_their_service_alone(host: Host, service: str, user: str
     assert (file.user, file.group, file.mode) == ("root", user, 0o640)
     readers = {"typesafe", "typesafe-api", "typesafe-flower", "typesafe-operator", "nobody"}
     allowed = {reader for reader in readers if host.run(f"sudo -u {reader} cat {path}").succeeded}
-    # Commands by hand may also be run as the workers' user.
-    assert allowed == ({user, "typesafe"} if service == "operator" else {user})
+    assert allowed == {user}
+    assert host.user("typesafe").groups == ["typesafe"]
 
 
 @pytest.mark.parametrize("name", ["redis_worker_password", "redis_api_password", "backend_api_key", "task_signing_key"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 
@@ -104,11 +105,18 @@ def test_the_sandbox_is_in_force(
     host: Host, supervised: bool, worker: Supervision, process: Callable[[str], Process]
 ) -> None:
     if supervised:
-        # Supervisor has no sandbox; what can be had is a user of its own, a closed umask and no way to more rights.
+        # No filter for system calls; what the program worker-sandbox makes (tests/test_worker_sandbox.py) has this worker in it.
         status = host.check_output(f"cat /proc/{worker.pid()}/status")
         assert "Umask:\t0077" in status
         assert "NoNewPrivs:\t1" in status
         assert "CapEff:\t0000000000000000" in status
+        assert "CapBnd:\t0000000000000000" in status
+        assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
+        assert host.check_output(f"stat -c %U /proc/{worker.pid()}") == "typesafe"
+        inside = f"nsenter --target {worker.pid()} --mount"
+        assert host.run(f"{inside} touch /etc/x /opt/x").failed
+        assert host.run(f"{inside} ls /etc/typesafe/secrets/operator").stdout == ""
+        assert "CELERY_BROKER_URL" in host.check_output(f"{inside} ls /etc/typesafe/secrets/worker")
         assert host.check_output("systemctl show --value --property OOMPolicy supervisor") == "continue"
     else:
         process(worker.unit).assert_sandboxed("typesafe")
