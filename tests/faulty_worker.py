@@ -81,6 +81,12 @@ def sleeping(seconds: float) -> str:
     return "done"
 
 
+@celery_app.task
+def collect(results: list[str]) -> list[str]:
+    """End a chord."""
+    return results
+
+
 @control_command()
 def freeze(_state: Any, seconds: float = 60) -> str:
     """Hold the worker's main loop, as a dead lock in it would."""

@@ -24,12 +24,13 @@ from celery import Celery, bootsteps, signals, states
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from app.agents import broker, signatures
 from app.agents.figures import figures
 from app.agents.redis_connection import broker_client
+from app.agents.scripts import digest, load, run
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Deliveries:
         messages = self._messages(unacked)
         for raw in messages:
             self._return(unacked, raw)
-        self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+        run(self._redis, broker.FORGET, 2, broker.LEASES, unacked)
         return len(messages)
 
     def give_back(self) -> None:
@@ -218,8 +219,12 @@ class Deliveries:
                 # Told twice is told once: the scripts do nothing for a message that is not there any more.
                 pipeline = self._redis.pipeline(transaction=False)
                 for notice in notices:
-                    pipeline.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
-                pipeline.execute()
+                    pipeline.evalsha(digest(notice.script), len(notice.keys), *notice.keys, *notice.arguments)
+                try:
+                    pipeline.execute()
+                except NoScriptError:
+                    load(self._redis)
+                    continue
                 for notice in notices:
                     self._notices.popleft()
                     self._held.pop(notice.tag, None)
@@ -255,11 +260,11 @@ class Deliveries:
         lists = list(self._unacked.values())
         bindings = [f"_kombu.binding.{exchange}" for exchange in (*self._unacked, "celery.pidbox", "celeryev")]
         keys = [broker.LEASES, *lists, *self._unacked, *bindings, broker.ACCEPTED, broker.DEAD_LETTERS]
-        self._redis.eval(broker.RENEW, len(keys), *keys, len(lists))
+        run(self._redis, broker.RENEW, len(keys), *keys, len(lists))
 
     def _sweep(self) -> None:
         """Requeue the messages of workers that have been silent for longer than their tasks may run."""
-        found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
+        found = run(self._redis, broker.LEASE_AGES, 1, broker.LEASES)
         for unacked, age in zip(map(bytes.decode, found[::2]), found[1::2], strict=True):
             if unacked in tuple(self._unacked.values()) or age <= LEASE_MARGIN:
                 continue
@@ -267,7 +272,7 @@ class Deliveries:
             for raw in self._messages(unacked):
                 if age > _time_limit(queue, raw, self._app.conf.task_time_limit) + LEASE_MARGIN:
                     self._return(unacked, raw)
-            self._redis.eval(broker.FORGET, 2, broker.LEASES, unacked)
+            run(self._redis, broker.FORGET, 2, broker.LEASES, unacked)
 
     def _return(self, unacked: str, raw: bytes) -> None:
         """Requeue a message whose worker died, unless it is what kills them."""
@@ -285,7 +290,7 @@ class Deliveries:
         if deaths <= MAX_REDELIVERIES:
             extra = _log_fields(headers, queue)
             logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id, extra=extra)
-            self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
+            run(self._redis, broker.REQUEUE, 2, unacked, queue, raw, signatures.changed(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
         self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
@@ -293,7 +298,7 @@ class Deliveries:
 
     def _bury(self, unacked: str, raw: bytes, reason: str) -> None:
         keys = (unacked, broker.DEAD_LETTERS, broker.ACCEPTED)
-        self._redis.eval(broker.BURY, len(keys), *keys, *dead_letter(broker.queue_of(unacked), raw, reason))
+        run(self._redis, broker.BURY, len(keys), *keys, *dead_letter(broker.queue_of(unacked), raw, reason))
 
 
 deliveries = Deliveries()
