@@ -12,6 +12,7 @@ import site
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 APPLICATION = Path(__file__).parent
@@ -39,7 +40,9 @@ def scripts(application: Path, *packages: Path) -> dict[str, str]:
         for file in directory.rglob("*.py"):
             source = file.read_bytes()
             if b"register_script" in source:
-                found += registered(source.decode())
+                # A package may ship templates, or files for another Python: nothing runs those.
+                with suppress(SyntaxError, ValueError):
+                    found += registered(source.decode())
     return {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in sorted(found)}
 
 
