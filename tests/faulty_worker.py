@@ -161,6 +161,12 @@ requesting = celery_app.task(base=Requesting, name="requesting")(recorded.run)
 own_dying = celery_app.task(base=Own, name="own_dying", default_retry_delay=0)(dying_until.run)
 
 
+@celery_app.task
+def collect(results: list[str]) -> list[str]:
+    """End a chord."""
+    return results
+
+
 @control_command()
 def freeze(_state: Any, seconds: float = 60) -> str:
     """Hold the worker's main loop, as a dead lock in it would."""

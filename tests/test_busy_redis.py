@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support import Api, Program, RedisServer, start_worker, wait_until
+from tests.support import Api, Program, RedisServer, load_plugin, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -90,6 +91,18 @@ def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> No
     api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
     assert worker.process.poll() is None
     assert "Unrecoverable" not in worker.output()
+
+
+def test_the_runbook_names_it(server: RedisServer) -> None:
+    connection = load_plugin("playbooks/files/redis_connection.py")
+    script = run_script(server)
+    wait_until(lambda: answers_busy(server))
+    cause, what = connection.hops(urlsplit(server.url(0)))
+    server.client(0).script_kill()
+    script.join()
+    assert (cause, what.startswith("BUSY ")) == ("busy", True)
+    assert cause in connection.RANKS
+    assert connection.hops(urlsplit(server.url(0))) == ("", "")
 
 
 def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp_path: Path) -> None:

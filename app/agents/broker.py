@@ -22,6 +22,8 @@ A script runs as a whole or not at all, and its writes reach the append-only fil
 run when Redis has no memory left: without them it could never get any back.
 """
 
+from app.agents.scripts import register_script
+
 ACCEPTED = "accepted"
 DEAD_LETTERS = "dead_letters"
 LEASES = "unacked_leases"
@@ -33,7 +35,7 @@ ALERTS = "alerts"
 
 # KEYS queue, accepted[, idempotency key]; ARGV message, task id[, value, seconds to keep].
 # Returns the idempotency key's earlier value, or nothing when the message was pushed.
-ENQUEUE = """
+ENQUEUE = register_script("""
 if KEYS[3] then
   local earlier = redis.call('SET', KEYS[3], ARGV[3], 'NX', 'GET', 'EX', ARGV[4])
   if earlier then return earlier end
@@ -41,43 +43,43 @@ end
 redis.call('HINCRBY', KEYS[2], ARGV[2], 1)
 redis.call('LPUSH', KEYS[1], ARGV[1])
 return false
-"""
+""")
 
 # KEYS and ARGV as for ENQUEUE, for a message that Redis may have forgotten. Nothing happens when it is there.
-ENQUEUE_AGAIN = """
+ENQUEUE_AGAIN = register_script("""
 if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
 if KEYS[3] then redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[4]) end
 redis.call('HINCRBY', KEYS[2], ARGV[2], 1)
 redis.call('LPUSH', KEYS[1], ARGV[1])
 return 1
-"""
+""")
 
 # KEYS unacked list, accepted; ARGV message, task id. Nothing happens when the message is not there any more.
-ACKNOWLEDGE = """#!lua flags=allow-oom
+ACKNOWLEDGE = register_script("""#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 and redis.call('HINCRBY', KEYS[2], ARGV[2], -1) <= 0 then
   redis.call('HDEL', KEYS[2], ARGV[2])
 end
-"""
+""")
 
 # KEYS unacked list, queue; ARGV message, the message with what changed of it. It will be the next to be taken.
-REQUEUE = """#!lua flags=allow-oom
+REQUEUE = register_script("""#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('RPUSH', KEYS[2], ARGV[2])
   return 1
 end
 return 0
-"""
+""")
 
 # KEYS unacked list, dead letters, accepted; ARGV message, dead letter, task id.
-BURY = """#!lua flags=allow-oom
+BURY = register_script("""#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('LPUSH', KEYS[2], ARGV[2])
   if redis.call('HINCRBY', KEYS[3], ARGV[3], -1) <= 0 then redis.call('HDEL', KEYS[3], ARGV[3]) end
 end
-"""
+""")
 
 # KEYS list, other list; ARGV messages, the oldest first. Returns how many were still there to be moved.
-MOVE = """#!lua flags=allow-oom
+MOVE = register_script("""#!lua flags=allow-oom
 local moved = 0
 for _, message in ipairs(ARGV) do
   if redis.call('LREM', KEYS[1], -1, message) == 1 then
@@ -86,38 +88,38 @@ for _, message in ipairs(ARGV) do
   end
 end
 return moved
-"""
+""")
 
 # KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
 # ARGV number of lists. Redis's own clock counts: hosts may disagree.
-RENEW = """#!lua flags=allow-oom
+RENEW = register_script("""#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])
 for i = 2, ARGV[1] + 1 do redis.call('ZADD', KEYS[1], now, KEYS[i]) end
 redis.call('TOUCH', unpack(KEYS))
-"""
+""")
 
 # KEYS leases. Returns the lists with the seconds since their worker's last sign of life.
-LEASE_AGES = """
+LEASE_AGES = register_script("""
 local now = tonumber(redis.call('TIME')[1])
 local ages = {}
 for i, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')) do
   ages[i] = i % 2 == 1 and entry or now - tonumber(entry)
 end
 return ages
-"""
+""")
 
 # KEYS leases, unacked list, its idle set. The last one out forgets the lease.
-FORGET = """
+FORGET = register_script("""
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('ZREM', KEYS[1], KEYS[2])
   redis.call('DEL', KEYS[3])
 end
-"""
+""")
 
 # KEYS idle set; ARGV how many digests are new in it, these, and those that are not in it any more.
-NOTE_IDLE = """#!lua flags=allow-oom
+NOTE_IDLE = register_script("""#!lua flags=allow-oom
 for i = 2, #ARGV do redis.call(i <= ARGV[1] + 1 and 'SADD' or 'SREM', KEYS[1], ARGV[i]) end
-"""
+""")
 
 
 def unacked_list(node: str, queue: str) -> str:

@@ -1,6 +1,7 @@
 """The worker's consumer: what it cannot run becomes a dead letter that says why, and it reconnects soon."""
 
 import logging
+import time
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from celery.worker import consumer, heartbeat
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import deliveries
 from app.agents.redis_connection import is_outage
+from app.agents.scripts import MISSING
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ class Consumer(consumer.Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Stop consuming before the clean-up, which may take as long as Redis hangs."""
         self.reporter.stop(self)
+        logger.warning("The broker is lost: %s", exc)
+        if MISSING in str(exc):
+            time.sleep(NEXT_RETRY)  # it would connect at once, to no end
         super().on_connection_error_after_connected(exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:

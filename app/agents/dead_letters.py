@@ -10,18 +10,19 @@ import redis
 
 from app.agents import broker, signatures
 from app.agents.redis_connection import broker_client
+from app.agents.scripts import register_script, run
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
 # KEYS dead letters, queue, accepted; ARGV dead letter, message, task id.
-REQUEUE = """
+REQUEUE = register_script("""
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('LPUSH', KEYS[2], ARGV[2])
   if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[3], ARGV[3], 1) end
   return 1
 end
 return 0
-"""
+""")
 
 every = click.option("--all", "every", is_flag=True, help="All dead letters.")
 ids = click.argument("ids", nargs=-1, metavar="[ID]...")
@@ -68,7 +69,7 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
         if task_id:
             celery_app.backend.forget(task_id)  # the failure that is stored of it
         keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
-        if client.eval(REQUEUE, len(keys), *keys, raw, message, task_id):
+        if run(client, REQUEUE, len(keys), *keys, raw, message, task_id):
             click.echo(f"{letter['id']} is in the queue {letter['queue']} again.")
     if stay:
         raise click.exceptions.Exit(1)

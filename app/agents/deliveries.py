@@ -25,12 +25,13 @@ from celery import Celery, bootsteps, signals, states
 from celery.exceptions import WorkerLostError
 from celery.worker import state as worker_state
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from app.agents import broker, signatures
 from app.agents.figures import figures
 from app.agents.redis_connection import broker_client, is_outage
+from app.agents.scripts import digest, load, run
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ class Deliveries:
         messages, death = self._messages(unacked), self._death_of(unacked)
         for raw in messages:
             self._return(unacked, raw, death)
-        self._redis.eval(broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
+        run(self._redis, broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
         return len(messages)
 
     def give_back(self) -> None:
@@ -247,7 +248,7 @@ class Deliveries:
 
     def _ages(self) -> dict[str, float]:
         """Return the unacked lists of all workers, with the seconds since their last sign of life."""
-        found = self._redis.eval(broker.LEASE_AGES, 1, broker.LEASES)
+        found = run(self._redis, broker.LEASE_AGES, 1, broker.LEASES)
         return dict(zip(map(bytes.decode, found[::2]), found[1::2], strict=True))
 
     def _death_of(self, unacked: str) -> Death:
@@ -272,7 +273,7 @@ class Deliveries:
             known = self._idle.get(unacked, set())
             new, gone = digests - known, known - digests
             if new or gone:
-                self._redis.eval(broker.NOTE_IDLE, 1, broker.idle_set(unacked), len(new), *new, *gone)
+                run(self._redis, broker.NOTE_IDLE, 1, broker.idle_set(unacked), len(new), *new, *gone)
                 self._idle[unacked] = digests
 
     def _let_go(self, waiting: Collection[str]) -> None:
@@ -292,8 +293,12 @@ class Deliveries:
                 # Told twice is told once: the scripts do nothing for a message that is not there any more.
                 pipeline = self._redis.pipeline(transaction=False)
                 for notice in notices:
-                    pipeline.eval(notice.script, len(notice.keys), *notice.keys, *notice.arguments)
-                for notice, reply in zip(notices, pipeline.execute(raise_on_error=False), strict=True):
+                    pipeline.evalsha(digest(notice.script), len(notice.keys), *notice.keys, *notice.arguments)
+                replies = pipeline.execute(raise_on_error=False)
+                if any(isinstance(reply, NoScriptError) for reply in replies):
+                    load(self._redis)
+                    continue
+                for notice, reply in zip(notices, replies, strict=True):
                     self._notices.popleft()
                     if isinstance(reply, Exception):
                         # The others need not wait for it. It stays in our hands, so that it does not run again.
@@ -349,7 +354,7 @@ class Deliveries:
         lists = list(self._unacked.values())
         bindings = [f"_kombu.binding.{exchange}" for exchange in (*self._unacked, "celery.pidbox", "celeryev")]
         keys = [broker.LEASES, *lists, *self._unacked, *bindings, broker.ACCEPTED, broker.DEAD_LETTERS]
-        self._redis.eval(broker.RENEW, len(keys), *keys, len(lists))
+        run(self._redis, broker.RENEW, len(keys), *keys, len(lists))
 
     def _sweep(self) -> None:
         """Requeue the messages of workers that have been silent for longer than their tasks may run."""
@@ -361,7 +366,7 @@ class Deliveries:
             for raw in self._messages(unacked):
                 if age > self._time_limit(queue, raw) + LEASE_MARGIN:
                     self._return(unacked, raw, death)
-            self._redis.eval(broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
+            run(self._redis, broker.FORGET, 3, broker.LEASES, unacked, broker.idle_set(unacked))
 
     def _time_limit(self, queue: str, raw: bytes) -> float:
         """Return the seconds after which the task's process is killed; none for what no process gets."""
@@ -400,7 +405,7 @@ class Deliveries:
         if deaths <= MAX_REDELIVERIES:
             extra = _log_fields(headers, queue)
             logger.warning("Task %s goes back to its queue: its worker died or lost it", task_id, extra=extra)
-            self._redis.eval(broker.REQUEUE, 2, unacked, queue, raw, _returned(queue, message))
+            run(self._redis, broker.REQUEUE, 2, unacked, queue, raw, _returned(queue, message))
             return
         reason = f"{deaths} workers died while they held it."
         try:
@@ -414,7 +419,7 @@ class Deliveries:
 
     def _bury(self, unacked: str, raw: bytes, reason: str) -> None:
         keys = (unacked, broker.DEAD_LETTERS, broker.ACCEPTED)
-        self._redis.eval(broker.BURY, len(keys), *keys, *dead_letter(broker.queue_of(unacked), raw, reason))
+        run(self._redis, broker.BURY, len(keys), *keys, *dead_letter(broker.queue_of(unacked), raw, reason))
 
 
 deliveries = Deliveries()

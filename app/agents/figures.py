@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from celery.worker import state as worker_state
 
+from app.agents.scripts import register_script, run
 from app.agents.task_ids import made
 
 # Keys in the broker: field -> number; the same for one minute of Redis's clock, without the tasks' names; node ->
@@ -43,7 +44,7 @@ SEPARATOR = "\x1f"
 # KEYS figures, workers, failures, what the names of the minutes' keys begin with; ARGV node, its state, three JSON
 # arrays: words for the figures and words for the minute, each pairs of a field and what is to be added to it, and
 # failures, oldest first; then the seconds that a minute is kept, and the number of failures that are.
-REPORT = """#!lua flags=allow-oom
+REPORT = register_script("""#!lua flags=allow-oom
 local now = redis.call('TIME')[1]
 redis.call('HSET', KEYS[2], ARGV[1], now .. ' ' .. ARGV[2])
 local function add(key, words)
@@ -58,7 +59,7 @@ end
 local failures = cjson.decode(ARGV[5])
 for _, failure in ipairs(failures) do redis.call('LPUSH', KEYS[3], failure) end
 if #failures > 0 then redis.call('LTRIM', KEYS[3], 0, ARGV[7] - 1) end
-"""
+""")
 
 
 class Figures:
@@ -124,7 +125,7 @@ class Figures:
         told = json.dumps(state), _words(counts), _words(_of_all_tasks(counts)), json.dumps([*failures])
         try:
             keys = FIGURES, WORKERS, FAILURES, MINUTE
-            client.eval(REPORT, len(keys), *keys, node, *told, str(MINUTE_KEPT), str(FAILURES_KEPT))
+            run(client, REPORT, len(keys), *keys, node, *told, str(MINUTE_KEPT), str(FAILURES_KEPT))
         except redis.RedisError:
             with self._lock:
                 self._counts += counts

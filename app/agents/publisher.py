@@ -9,13 +9,14 @@ import hashlib
 import json
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Task
 from prometheus_client import Counter
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.agents.admission import SAMPLE_INTERVAL, Admission
@@ -23,6 +24,7 @@ from app.agents.broker import ENQUEUE, IDEMPOTENCY
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.messages import task_message
 from app.agents.recovery import KEEP_SECONDS, Push, Recovery
+from app.agents.scripts import load_async
 from app.agents.task_ids import created, new_task_id
 from app.settings import get_settings
 
@@ -58,6 +60,8 @@ class KeyReusedError(Exception):
 
 # The earlier value of the idempotency key, or nothing when the message was pushed; and whether it is on the replicas.
 Answer = tuple[bytes | None, bool]
+# A message on its way, and who waits for that.
+Waiting = tuple[Push, asyncio.Future[Answer]]
 
 
 class Publisher:
@@ -71,7 +75,7 @@ class Publisher:
         self._broker = broker
         self._admission = Admission()
         self._recovery = Recovery(broker, results)
-        self._waiting: list[tuple[Push, asyncio.Future[Answer]]] = []
+        self._waiting: list[Waiting] = []
         self._sample_is_due = False
         self._writer: asyncio.Task[None] | None = None
 
@@ -122,6 +126,8 @@ class Publisher:
 
     async def watch(self) -> None:
         """Keep the figures of admission fresh, and bring back what a restarted Redis has lost; without end."""
+        with suppress(RedisError, OSError):
+            await load_async(self._broker)
         while True:
             self._sample_is_due = True
             self._start_writer()
@@ -177,10 +183,24 @@ class Publisher:
             if not replicated:
                 # It may be the primary no longer: who connects again asks the sentinels.
                 await self._broker.connection_pool.disconnect(inuse_connections=False)
+            batch, replies = await self._without_missing(batch, replies[: len(batch)])
             for (push, pushed), reply in zip(batch, replies, strict=False):
                 self._tell(push, pushed, reply, replicated)
             if answers:
                 self._learn(answers)
+
+    async def _without_missing(self, batch: list[Waiting], replies: list[Any]) -> tuple[list[Waiting], list[Any]]:
+        """Load the script where Redis lacks it; return what is done with, the rest goes into the next round trip."""
+        lacking = [entry for entry, reply in zip(batch, replies, strict=False) if isinstance(reply, NoScriptError)]
+        if not lacking:
+            return batch, replies
+        try:
+            await load_async(self._broker)
+        except (RedisError, OSError) as error:
+            return batch, [error if isinstance(reply, NoScriptError) else reply for reply in replies]
+        self._waiting = lacking + self._waiting
+        done = [pair for pair in zip(batch, replies, strict=False) if not isinstance(pair[1], NoScriptError)]
+        return [entry for entry, _ in done], [reply for _, reply in done]
 
     def _tell(self, push: Push, pushed: asyncio.Future[Answer], reply: Any, replicated: bool) -> None:
         if reply is None:

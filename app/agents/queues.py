@@ -16,6 +16,7 @@ from celery.exceptions import TaskRevokedError, Terminated
 from app.agents import broker, survey
 from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
 from app.agents.redis_connection import broker_client, results_client
+from app.agents.scripts import run
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
@@ -111,7 +112,7 @@ def drop(task: str, reason: str) -> None:
             for raw in messages:
                 task_id = _id(queue, raw)
                 celery_app.backend.store_result(task_id, TaskRevokedError(reason), states.REVOKED)
-                client.eval(broker.ACKNOWLEDGE, 2, deferred, broker.ACCEPTED, raw, task_id)
+                run(client, broker.ACKNOWLEDGE, 2, deferred, broker.ACCEPTED, raw, task_id)
             return len(messages)
 
         # Among the deferred no worker takes them, and each keeps its message until its status is stored.
@@ -142,7 +143,7 @@ def bury(task_id: str, reason: str) -> None:
             keys = (name, broker.DEAD_LETTERS, broker.ACCEPTED)
             for raw in messages:
                 celery_app.backend.store_result(task_id, Terminated(reason), states.FAILURE)
-                client.eval(broker.BURY, len(keys), *keys, *dead_letter(queue, raw, reason))
+                run(client, broker.BURY, len(keys), *keys, *dead_letter(queue, raw, reason))
                 click.echo(f"{task_id} was in {name} and is a dead letter now.")
             return len(messages)
 
@@ -186,7 +187,7 @@ def _move(client: redis.Redis, queue: str, source: str, target: str, wanted: Wan
     """Move messages of ``queue`` between two lists, the oldest first, while workers take others; return how many."""
 
     def move(messages: list[bytes]) -> int:
-        return int(client.eval(broker.MOVE, 2, source, target, *messages))
+        return int(run(client, broker.MOVE, 2, source, target, *messages))
 
     total = 0
     for _ in range(PASSES):

@@ -7,8 +7,10 @@ from typing import Any
 
 from celery.states import READY_STATES
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from app.agents.broker import ACCEPTED, ENQUEUE_AGAIN
+from app.agents.scripts import digest, load_async
 from app.agents.worker import celery_app
 
 logger = logging.getLogger(__name__)
@@ -30,13 +32,13 @@ class Push:
     at: float = field(default_factory=time.monotonic)
 
     def run(self, script: str, redis: Redis) -> Any:
-        """Give the script to ``redis``, which may be a pipeline."""
+        """Give the script to ``redis``, which may be a pipeline and must have it."""
         keys, values = [self.queue, ACCEPTED], [self.message, self.task_id]
         if self.idempotency:
             key, value, seconds = self.idempotency
             keys.append(key)
             values += [value, str(seconds)]
-        return redis.eval(script, len(keys), *keys, *values)
+        return redis.evalsha(digest(script), len(keys), *keys, *values)
 
 
 class Recovery:
@@ -95,12 +97,19 @@ class Recovery:
         there = await self._broker.hmget(ACCEPTED, list(self._suspects))
         for push, messages in zip(list(self._suspects.values()), there, strict=True):
             lost = messages is None and not await self._is_done(push.task_id)
-            if lost and await push.run(ENQUEUE_AGAIN, self._broker):
+            if lost and await self._run(push):
                 extra = {"task_id": push.task_id, "queue": push.queue}
                 logger.warning("Redis had lost task %s, it is in its queue again", push.task_id, extra=extra)
             del self._suspects[push.task_id]
             # It may be lost once more.
             self.remember(replace(push, at=time.monotonic()))
+
+    async def _run(self, push: Push) -> Any:
+        try:
+            return await push.run(ENQUEUE_AGAIN, self._broker)
+        except NoScriptError:
+            await load_async(self._broker)
+            return await push.run(ENQUEUE_AGAIN, self._broker)
 
     async def _is_done(self, task_id: str) -> bool:
         stored: Any = await self._results.get(f"celery-task-meta-{task_id}")

@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
+from app.agents.scripts import MISSING, is_named
 from app.redis_address import RedisAddress
 from app.settings import Settings
 
@@ -33,6 +34,16 @@ def is_outage(error: BaseException) -> bool:
 
 
 class _RefusalIsOutage:
+    def send_command(self, *words: Any, **kwargs: Any) -> None:
+        """Send a command.
+
+        Raises:
+            redis.ConnectionError: redis-py wants to load a script that Redis lacks, which is not a service's right.
+        """
+        if words[0] == "SCRIPT LOAD" and is_named(self.username):  # type: ignore[attr-defined]
+            raise redis.ConnectionError(MISSING)
+        super().send_command(*words, **kwargs)  # type: ignore[misc]
+
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """Read one answer.
 

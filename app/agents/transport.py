@@ -13,7 +13,7 @@ from typing import Any
 import redis
 from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from app.agents import broker, signatures
 from app.agents.deliveries import REDELIVERIES, deliveries
@@ -24,6 +24,7 @@ from app.agents.redis_connection import (
     SslConnection,
     sentinel_options,
 )
+from app.agents.scripts import digest, load, register_script, run
 from app.agents.task_ids import MADE, created
 from app.redis_address import RedisAddress
 from app.settings import get_settings
@@ -42,13 +43,13 @@ DOUBT = 60.0
 NOTHING = "unacked_nothing"
 
 # KEYS a queue and our list, in pairs. Returns the first message that there is and the number of its pair.
-TAKE = """#!lua flags=allow-oom
+TAKE = register_script("""#!lua flags=allow-oom
 for i = 1, #KEYS, 2 do
   local message = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'RIGHT', 'LEFT')
   if message then return {(i - 1) / 2, message} end
 end
 return false
-"""
+""")
 
 
 def install() -> None:
@@ -129,7 +130,7 @@ class Channel(kombu_redis.Channel):
         self._reclaim(lists)
         if (len(queues) > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
-            command: list[Any] = ["EVAL", TAKE, len(pairs), *pairs]
+            command: list[Any] = ["EVALSHA", digest(TAKE), len(pairs), *pairs]
         elif self._full:
             command = ["BRPOP", NOTHING, LOOK_INTERVAL]
             self._full = False
@@ -176,6 +177,10 @@ class Channel(kombu_redis.Channel):
                 raise kombu_redis.Empty from None
         try:
             reply = self.client.parse_response(self.client.connection, self._command, **options)
+        except NoScriptError:
+            with self.conn_or_acquire() as client:
+                load(client)
+            raise kombu_redis.Empty from None
         except self.connection_errors as error:
             if isinstance(error.__cause__, OutOfMemoryError):
                 self._full = True
@@ -185,7 +190,7 @@ class Channel(kombu_redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        self._looked_in_vain = self._command == "EVAL" and not reply
+        self._looked_in_vain = self._command == "EVALSHA" and not reply
         # What comes while we close stays in our list and is given back with it.
         if not reply or self._closing:
             raise kombu_redis.Empty
@@ -226,7 +231,7 @@ class Channel(kombu_redis.Channel):
             message["headers"].setdefault(MADE, time.time())
         entry = signatures.new_entry(queue, message)
         with self.conn_or_acquire() as client:
-            client.eval(broker.ENQUEUE, 2, queue, broker.ACCEPTED, entry, task_id)
+            run(client, broker.ENQUEUE, 2, queue, broker.ACCEPTED, entry, task_id)
 
 
 class Transport(kombu_redis.Transport):

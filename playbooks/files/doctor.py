@@ -480,6 +480,10 @@ def redis(name: str, port: int) -> Iterator[Finding]:
                 return
             yield from instance(name, config, connection)
     except RefusedError as error:
+        if str(error).startswith("BUSY "):
+            busy = f"Redis {name} is busy with a script, and refuses everything else: SCRIPT KILL"
+            yield Finding(CRITICAL, busy, "RedisBusy", REDIS, certain=True)
+            return
         layer = REDIS if "max number of clients" in str(error) or "LOADING" in str(error) else RIGHTS
         whose = holders(port) if "max number of clients" in str(error) else ""
         yield Finding(CRITICAL, f"Redis {name} refuses: {error}{whose}", "RedisDown", layer)

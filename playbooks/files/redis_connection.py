@@ -2,7 +2,8 @@
 """Which hop between a service and Redis is broken: prints causes as JSON, each with the rank of what it follows from.
 
 Runs on the host as root, with the system's Python alone, and changes nothing. On Redis' host it looks at each instance
-from within; on each host it goes every hop from the services there to Redis with their own URLs.
+from within; on each host it goes every hop from the services there to Redis with their own URLs. With --end-script it
+does nothing but kill the scripts that keep instances busy, and prints which of these do not answer then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ RANKS = (
     "data",
     "sentinels",
     "unit",
+    "busy",
     "hung",
     "loading",
     "maxclients",
@@ -47,7 +49,14 @@ DATA = re.compile(
 
 
 # What Redis answers, and the hop that it means.
-ANSWERS = {"max number": "maxclients", "LOADING": "loading", "WRONGPASS": "auth", "NOAUTH": "auth", "NOPERM": "auth"}
+ANSWERS = {
+    "BUSY ": "busy",
+    "max number": "maxclients",
+    "LOADING": "loading",
+    "WRONGPASS": "auth",
+    "NOAUTH": "auth",
+    "NOPERM": "auth",
+}
 
 
 @dataclass
@@ -108,6 +117,8 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
     answer = say(*client, "INFO", REDISCLI_AUTH=password[1] if password else "")
     if answer.startswith("LOADING") or "\nloading:1" in answer:
         yield broken("loading", f"{host}: {unit} is loading its data", name)
+    elif answer.startswith("BUSY "):
+        yield broken("busy", f"{host}: {unit} is busy with a script, and refuses everything else", name)
     elif "max number of clients" in answer:
         peers = say("ss", "--no-header", "--tcp", "--numeric", f"( sport = :{port} )")
         yield broken(
@@ -240,13 +251,34 @@ def lines(connection: socket.socket, *command: str) -> list[str]:
     return connection.recv(4096).decode(errors="replace").removesuffix("\r\n").split("\r\n")
 
 
+def end_script(name: str) -> bool:
+    """Kill the script that keeps an instance busy; return whether it answers then. One that has written goes on."""
+    suffix = "" if name == "main" else f"-{name}"
+    password = re.search(r"^requirepass (\S+)", Path(f"/etc/redis/redis{suffix}.conf").read_text(), re.MULTILINE)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(f"/run/redis{suffix}/redis-server.sock")
+            call(connection, "AUTH", password[1] if password else "")
+            call(connection, "SCRIPT", "KILL")
+            # A function is ended by a command of its own.
+            call(connection, "FUNCTION", "KILL")
+            return call(connection, "PING") == "+PONG"
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Look at the instances that the arguments name, and at every service that has secrets here."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", required=True, help="this host's name in the inventory")
     parser.add_argument("--prefix", required=True, help="the installation's name")
     parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE=PORT")
+    parser.add_argument("--end-script", action="append", default=[], metavar="INSTANCE")
     arguments = parser.parse_args()
+    if arguments.end_script:
+        print(json.dumps([name for name in arguments.end_script if not end_script(name)]))
+        return
     causes: list[Cause] = []
     for pair in arguments.redis:
         causes += instance(arguments.host, *pair.split("=", 1))

@@ -212,7 +212,7 @@ def test_each_redis_has_its_policy(stack: Compose) -> None:
 
 
 def test_containers_are_closed(stack: Compose) -> None:
-    for service in ("redis", "redis-broker", "celery-worker", "api", "flower"):
+    for service in ("redis", "redis-broker", "script-keeper", "celery-worker", "api", "flower"):
         (container,) = stack.containers(service)
         found = stack.inspect(container)
         host = found["HostConfig"]

@@ -157,7 +157,7 @@ def test_an_overlays_secrets_fit_together(tmp_path: Path) -> None:
 
 
 def test_who_may_talk_to_whom(manifests: dict[str, list[Manifest]]) -> None:
-    clients = ("celery-worker", "api", "flower")
+    clients = ("celery-worker", "api", "flower", "script-keeper")
     assert connections(manifests["production"]) == {
         (client, server, port) for client in clients for server, port in (("redis", 6379), ("redis-broker", 6380))
     }
@@ -221,5 +221,5 @@ def test_another_application_needs_another_inventory_only(manifests: dict[str, l
         [each for each in manifests["changed"] if each["kind"] not in {"Secret", "Ingress"}]
     )
     assert set(workloads(manifests["changed"])) == {
-        *("redis", "redis-broker", "celery-worker", "celery-worker-slow", "api", "flower"),
+        *("redis", "redis-broker", "celery-worker", "celery-worker-slow", "api", "flower", "script-keeper"),
     }

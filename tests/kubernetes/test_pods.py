@@ -215,6 +215,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) ->
         for name in ("redis", "redis-broker"):
             cluster.start(name)
             cluster.wait_for(name, "readinessProbe")
+        cluster.start("script-keeper")
+        cluster.wait_for("script-keeper", "readinessProbe")
         for name in ("celery-worker", "api", "flower"):
             cluster.start(name)
         yield cluster
@@ -252,7 +254,8 @@ def test_a_task_goes_through(api: Api) -> None:
 def test_the_probes_answer(cluster: Cluster, api: Api) -> None:
     for name in ("redis", "redis-broker"):
         assert cluster.probe(name, "livenessProbe") == 0
-    assert cluster.probe("celery-worker", "livenessProbe") == 0
+    for name in ("script-keeper", "celery-worker"):
+        assert cluster.probe(name, "livenessProbe") == 0
     assert api.get("/health").status_code == 200
     for probe in ("livenessProbe", "readinessProbe"):
         cluster.wait_for("flower", probe)

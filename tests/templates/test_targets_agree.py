@@ -81,8 +81,11 @@ def command(line: str | list[str]) -> list[str]:
 
 
 def redis(file: Path) -> dict[str, list[str]]:
-    """Return the options of a redis.conf that decide what Redis keeps, and whom it lets in."""
-    lines = [line.partition(" ") for line in file.read_text().splitlines()]
+    """Return the options of a redis.conf that decide what Redis keeps, and whom it lets in.
+
+    Where systemd does not give Redis its scripts, a client does, whose user may do nothing else.
+    """
+    lines = [line.partition(" ") for line in file.read_text().splitlines() if not line.startswith("user loader ")]
     return {option: [value for name, _, value in lines if name == option] for option in REDIS_OPTIONS}
 
 

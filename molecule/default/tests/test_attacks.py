@@ -94,7 +94,12 @@ FORBIDDEN = {
         ["REPLICAOF", "127.0.0.1", "1"],
         ["MONITOR"],
         ["SET", "foreign", "1"],
-        ["EVAL", "return redis.call('SET', 'foreign', '1')", "0"],
+        ["EVAL", "while true do end", "0"],
+        ["EVAL", "return 1", "1", "celery"],
+        ["EVAL", "return 1", "1", "app:1"],
+        ["EVAL_RO", "return 1", "1", "celery-task-meta-1"],
+        ["SCRIPT", "LOAD", "while true do end"],
+        ["FUNCTION", "LOAD", "#!lua name=own\nredis.register_function('own', function() while true do end end)"],
     ],
     "worker": [["DEL", "idempotency:1"]],
     "api": [["RPOP", "celery"], ["LRANGE", "celery", "0", "-1"], ["DEL", "accepted"], ["LPUSH", "dead_letters", "x"]],
@@ -145,6 +150,15 @@ def test_a_service_cannot_read_the_secrets_of_another(host: Host) -> None:
         ("typesafe-api", "worker/CONTROL_SIGNING_KEY"),
     ):
         assert host.run(f"sudo -u {user} cat /etc/typesafe/secrets/{foreign}").failed, (user, foreign)
+
+
+def test_the_operator_may_kill_a_script_and_services_may_not(host: Host, put: Callable[..., None]) -> None:
+    put("/run/try.py", TRY, "644")
+    for service in ("worker", "api", "flower", "operator"):
+        for secret in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
+            command = f'{PYTHON} /run/try.py /etc/typesafe/secrets/{service}/{secret} \'[["SCRIPT", "KILL"]]\''
+            # "No scripts in execution right now" is the answer to who may.
+            assert ("NOTBUSY" in host.check_output(command)) == (service == "operator"), service
 
 
 # Messages that nobody has handed in

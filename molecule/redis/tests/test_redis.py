@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -125,6 +126,44 @@ def test_an_operator_can_look_inside(instance: Instance) -> None:
         "CONFIG GET save",
     ):
         assert not instance.run(f"redis-cli {command}").startswith(("NOPERM", "ERR")), command
+
+
+# Scripts
+
+
+KNOWN = hashlib.sha1(b"return 'known'", usedforsecurity=False).hexdigest()
+
+
+def test_scripts_are_there_after_each_start_and_come_back(host: Host, instance: Instance, converge: Converge) -> None:
+    assert instance.run(f"redis-cli EVALSHA {KNOWN} 0") == "known"
+    assert host.run(f"systemctl restart {instance.unit}").succeeded
+    assert instance.run(f"redis-cli EVALSHA {KNOWN} 0") == "known"
+    instance.run("redis-cli SCRIPT FLUSH")
+    assert converge().returncode == 0
+    assert instance.run(f"redis-cli EVALSHA {KNOWN} 0") == "known"
+
+
+def test_a_script_that_never_ends_can_be_killed_and_does_not_keep_the_unit_from_stopping(
+    host: Host, broker: Instance
+) -> None:
+    broker.run("redis-cli SET kept 1")
+    busy = f"REDISCLI_AUTH=$(sed -n 's/^requirepass //p' {broker.config_file}) setsid redis-cli -p {broker.port} EVAL"
+
+    def keep_busy(script: str) -> None:
+        host.check_output(f"{busy} '{script}' 0 >/dev/null 2>&1 </dev/null &")
+        broker.run("timeout 20 sh -c 'until redis-cli PING | grep -q BUSY; do sleep 1; done'")
+
+    keep_busy("while true do end")
+    assert broker.run("redis-cli SCRIPT KILL") == "OK"
+    assert broker.run("redis-cli PING") == "PONG"
+    # It has written, so that Redis refuses to kill it, and it does not see SIGTERM.
+    keep_busy('redis.call("SET", "unfinished", 1) while true do end')
+    assert "UNKILLABLE" in broker.run("redis-cli SCRIPT KILL")
+    took = host.check_output(f"s=$(date +%s); systemctl restart {broker.unit}; echo $(($(date +%s) - s))")
+    assert 55 <= int(took) <= 75
+    assert broker.run("redis-cli GET kept") == "1"
+    assert broker.run("redis-cli GET unfinished") == ""
+    assert broker.run(f"redis-cli EVALSHA {KNOWN} 0") == "known"
 
 
 def test_listens_on_loopback_only(host: Host, instance: Instance) -> None:

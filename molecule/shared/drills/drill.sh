@@ -10,6 +10,15 @@ results() {
   port=6379 redis "$@"
 }
 
+# Has a user with all rights, whom the platform does not know, run a script; returns when Redis answers BUSY.
+drill_script() {
+  local user=drill password
+  password=$(head -c 30 /dev/urandom | base64 -w0)
+  redis ACL SETUSER "$user" on "#$(printf %s "$password" | sha256sum | cut -d' ' -f1)" '~*' +@all
+  REDISCLI_AUTH=$password setsid redis-cli --user "$user" -p 6380 EVAL "$1" 0 >/dev/null 2>&1 </dev/null &
+  until redis PING 2>&1 | grep -q BUSY; do sleep 1; done
+}
+
 used_memory() {
   redis INFO memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p'
 }

@@ -33,7 +33,7 @@ RESERVED_SETTINGS = {
     *("min-replicas-to-write", "min-replicas-max-lag", "repl-backlog-size"),
 }
 # Without these the role could not apply a change to a running server.
-NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping"}
+NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping", "script"}
 
 # Commands that an older Redis does not know; one unknown word makes it refuse the whole rule.
 COMMANDS_SINCE = {"client|setinfo": (7, 2)}
@@ -48,6 +48,12 @@ def redis_rules(rules: list[str], version: str) -> str:
 def redis_password_rules(passwords: list[str]) -> str:
     """Turn passwords into the rules that let them in: their SHA-256, each once."""
     return " ".join(dict.fromkeys("#" + hashlib.sha256(str(password).encode()).hexdigest() for password in passwords))
+
+
+def redis_script_files(texts: list[str], directory: str) -> list[dict[str, str]]:
+    """Return the files of Lua scripts, named after their digests as Redis names them."""
+    digests = {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in texts}
+    return [{"path": f"{directory}/{digest}.lua", "content": text} for digest, text in sorted(digests.items())]
 
 
 def is_strong(password: object) -> bool:
@@ -188,5 +194,6 @@ class FilterModule:
             "redis_password_rules": redis_password_rules,
             "redis_refusals": redis_refusals,
             "redis_rules": redis_rules,
+            "redis_script_files": redis_script_files,
             "redis_tls_refusals": redis_tls_refusals,
         }

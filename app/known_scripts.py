@@ -1,0 +1,58 @@
+"""The Lua scripts that the installed release may run in Redis: ``python -m app.known_scripts``.
+
+Prints JSON, the digest of each script (SHA-1, as Redis names it) and its text. Found are the texts that the application
+and the packages beside it give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's
+locks and of whatever else is installed), and the files ``*.lua`` of the application. Nothing is imported for it.
+"""
+
+import ast
+import hashlib
+import json
+import site
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+APPLICATION = Path(__file__).parent
+
+
+def registered(source: str) -> Iterator[str]:
+    """Return the texts that a module gives to ``register_script``: as a literal, or by the name of a constant in it."""
+    tree = ast.parse(source)
+    constants: defaultdict[str, list[str]] = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and (text := _literal(node.value)) is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                constants[_name(target)].append(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _name(node.func) == "register_script":
+            for given in (*node.args[:1], *(word.value for word in node.keywords if word.arg == "script")):
+                text = _literal(given)
+                yield from constants[_name(given)] if text is None else [text]
+
+
+def scripts(application: Path, *packages: Path) -> dict[str, str]:
+    """Return the scripts of an application and of the directories of packages, by their digests."""
+    found = [file.read_text() for file in application.rglob("*.lua")]
+    for directory in (application, *packages):
+        for file in directory.rglob("*.py"):
+            source = file.read_bytes()
+            if b"register_script" in source:
+                # A package may ship templates, or files for another Python: nothing runs those.
+                with suppress(SyntaxError, ValueError):
+                    found += registered(source.decode())
+    return {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in sorted(found)}
+
+
+def _literal(node: ast.expr | None) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+if __name__ == "__main__":
+    json.dump(scripts(APPLICATION, *map(Path, site.getsitepackages())), sys.stdout)
