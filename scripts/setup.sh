@@ -8,7 +8,7 @@ source "$(dirname "$0")/common.sh"
 
 kind=${1:-controller}
 # containers: podman with its network, DNS and runtime; images: mmdebstrap
-packages="ca-certificates curl iproute2 openssh-client python3-venv podman netavark aardvark-dns uidmap iptables nftables runc catatonit mmdebstrap"
+packages="age ca-certificates curl iproute2 openssh-client python3-venv podman netavark aardvark-dns uidmap iptables nftables runc catatonit mmdebstrap"
 requirements=controller
 if [ "$kind" = dev ]; then
   packages="$packages redis-server chromium"

@@ -164,7 +164,7 @@ def everything(host: Host, archive: Path) -> list[subprocess.CompletedProcess[st
     ran = [
         host.program("aof.py", "--host=h", "--redis=main", "--redis=broker"),
         host.program("redis_backup.py", "look", "main", "--host=h"),
-        host.program("redis_backup.py", "take", "main", "--host=h", f"--archive={archive}"),
+        host.program("redis_backup.py", "take", "main", "--host=h", f"--archive={archive}", "--recipient="),
         host.program("disk_full.py", "--host=h", "--prefix=typesafe"),
         host.program("doctor.py", "--help"),
     ]
@@ -215,6 +215,24 @@ def test_honest_data_goes_all_the_way(host: Host, tmp_path: Path) -> None:
     kept = host.lib / "redis-aside/now/main"
     assert (kept / "appendonlydir").is_dir()
     assert (host.lib / "redis/appendonlydir").owner() == "redis"
+
+
+def test_an_archive_leaves_the_host_encrypted(host: Host, tmp_path: Path) -> None:
+    made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
+    archive, recipient = tmp_path / "archive.tar.gz.age", made.stderr.split()[-1]
+    taken = host.program(
+        "redis_backup.py", "take", "main", "--host=h", f"--archive={archive}", f"--recipient={recipient}"
+    )
+    assert taken.returncode == 0, taken.stderr
+    decrypt = ["age", "--decrypt", "--identity", "-", str(archive)]
+    clear = subprocess.run(decrypt, input=made.stdout.encode(), capture_output=True, check=True).stdout
+    names = subprocess.run(["tar", "--list", "--gzip"], input=clear, capture_output=True, check=True).stdout.decode()
+    assert names.splitlines()[:1] == ["manifest.json"]
+    assert "dump.rdb" in names
+    refused = host.program(
+        "redis_backup.py", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x"
+    )
+    assert "age has not encrypted the archive" in refused.stderr
 
 
 def test_a_link_of_a_service_is_no_way_to_roots_files(host: Host) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,46 @@ def test_a_run_of_several_hosts_goes_back_to_the_one_that_is_named(tmp_path: Pat
         chosen(tmp_path, TWO)
     with pytest.raises(SystemExit, match="has an instance of several hosts"):
         chosen(tmp_path, ONE)
+
+
+@pytest.fixture(scope="module")
+def key() -> tuple[str, str]:
+    """A key of age, and its public part."""
+    made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
+    return made.stdout.splitlines()[-1], made.stderr.split()[-1]
+
+
+def test_an_encrypted_archive_needs_its_key(tmp_path: Path, key: tuple[str, str]) -> None:
+    identity, recipient = key
+    clear, closed = archive(tmp_path, "old", "main", filler="x" * 100_000), tmp_path / "old-broker.tar.gz.age"
+    manifest = {"host": "old", "instance": "broker", "files": {}}
+    with closed.open("wb") as file, backup.encrypted(file, recipient) as target:
+        backup.pack(target, manifest, tmp_path)
+    assert closed.read_bytes().startswith(b"age-encryption.org/v1")
+    assert b"broker" not in closed.read_bytes()
+    found = backup.choose(tmp_path, "", "", ONE, identity)
+    assert [entry["instance"] for entry in found["archives"]] == ["broker", "main"]
+    assert found["archives"][1]["file"] == str(clear)
+    with pytest.raises(SystemExit, match="is encrypted, and the inventory has no backup_key"):
+        backup.choose(tmp_path, "", "", ONE)
+    other = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True).stdout
+    for wrong in (other, "no key at all", "x" * 10000):
+        with pytest.raises(SystemExit, match=r"cannot be decrypted with backup_key: age: error: "):
+            backup.choose(closed, "", "", ONE, wrong)
+    whole = closed.read_bytes()
+    for cut in (0, 10, 100, len(whole) // 2):
+        closed.write_bytes(whole[:cut])
+        with pytest.raises(SystemExit, match=r"cannot be decrypted with backup_key: |is damaged, or no backup"):
+            backup.choose(closed, "", "", ONE, identity)
+
+
+def test_what_cannot_be_encrypted_is_no_backup(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "x.age").open("wb") as file,
+        pytest.raises(SystemExit, match="age has not encrypted the archive: "),
+        backup.encrypted(file, "age1wrong") as target,
+    ):
+        target.write(b"x" * 1_000_000)
 
 
 def test_what_is_not_for_this_inventory_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ DATA = ("appendonlydir", "dump.rdb", "appendonly.aof")
 FILE = re.compile(r"dump\.rdb|appendonlydir/[A-Za-z0-9._-]+")
 # What Redis calls its append-only files; a manifest that names others is not Redis'.
 APPEND_ONLY_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+ENCRYPTED = ".age"
 MANIFEST_SIZE = 1 << 20  # bytes; Redis' has a line for each file
 # Tasks and routes keep there what they like.
 OF_THE_APPLICATION = b"app:"
@@ -339,7 +340,7 @@ def digest(file: BinaryIO, target: BinaryIO | None = None) -> str:
     return found.hexdigest()
 
 
-def take(instance: Instance, host: str, archive: BinaryIO) -> dict[str, Any]:
+def take(instance: Instance, host: str, archive: BinaryIO, recipient: str = "") -> dict[str, Any]:
     """Write an archive of what an instance holds now; return its manifest."""
     os.nice(10)
     try:
@@ -377,7 +378,8 @@ def take(instance: Instance, host: str, archive: BinaryIO) -> dict[str, Any]:
             with open_file(file) as content:
                 entry = {"size": os.fstat(content.fileno()).st_size, "sha256": digest(content)}
             manifest["files"][str(file.relative_to(place))] = entry
-        pack(archive, manifest, place)
+        with encrypted(archive, recipient) as target:
+            pack(target, manifest, place)
     return manifest
 
 
@@ -394,9 +396,25 @@ def settle(directory: Path) -> dict[str, Any]:
     return figures
 
 
+@contextlib.contextmanager
+def encrypted(archive: BinaryIO, recipient: str) -> Iterator[BinaryIO]:
+    """Yield where to write what ``archive`` gets, encrypted for ``recipient`` unless that is empty."""
+    if not recipient:
+        yield archive
+        return
+    command = ["age", "--encrypt", "--recipient", recipient]
+    age: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=archive, stderr=subprocess.PIPE)
+    with age:
+        with contextlib.suppress(BrokenPipeError):  # it says why
+            yield age.stdin
+            age.stdin.close()
+        if age.wait() != 0:
+            refuse(f"age has not encrypted the archive: {last_line(age.stderr.read().decode(errors='replace'))}.")
+
+
 def pack(archive: BinaryIO, manifest: dict[str, Any], directory: Path) -> None:
     """Write an archive."""
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+    with tarfile.open(fileobj=archive, mode="w|gz") as tar:
         text = json.dumps(manifest, indent=2).encode()
         head = tarfile.TarInfo("manifest.json")
         head.size, head.mode, head.mtime = len(text), 0o600, int(time.time())
@@ -423,7 +441,34 @@ def head(tar: tarfile.TarFile) -> dict[str, Any]:
     return manifest
 
 
-def choose(path: Path, instance: str, host: str, known: dict[str, list[str]]) -> dict[str, Any]:
+def first(file: Path, identity: str) -> dict[str, Any]:
+    """Return the manifest of an archive, of which nothing is written down.
+
+    Raises:
+        OSError, EOFError, ValueError, tarfile.TarError: it is damaged.
+        SystemExit: it is encrypted for another key.
+    """
+    if file.suffix != ENCRYPTED:
+        with tarfile.open(file, "r:gz") as tar:
+            return head(tar)
+    if not identity:
+        refuse(f"{file.name} is encrypted, and the inventory has no backup_key: it is in the vault file of that time.")
+    command = ["age", "--decrypt", "--identity", "-", str(file)]
+    age: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with age:
+        age.stdin.write(identity.encode() + b"\n")
+        age.stdin.close()
+        try:
+            with tarfile.open(fileobj=age.stdout, mode="r|gz") as tar:
+                return head(tar)
+        except tarfile.ReadError:
+            said = next(iter(age.stderr.read().decode(errors="replace").splitlines()), "it says nothing")
+            refuse(f"{file.name} cannot be decrypted with backup_key: {said}.")
+        finally:
+            age.kill()
+
+
+def choose(path: Path, instance: str, host: str, known: dict[str, list[str]], identity: str = "") -> dict[str, Any]:
     """Return which archives of ``path`` are to be restored, and on which host.
 
     Args:
@@ -431,15 +476,15 @@ def choose(path: Path, instance: str, host: str, known: dict[str, list[str]]) ->
         instance: the only one that is wanted; empty for all.
         host: where to; empty for the host that they came from, or the only one there is.
         known: the inventory's hosts and instances.
+        identity: what age decrypts with, where an archive is encrypted.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.tar.gz"))
+    files = [path] if path.is_file() else sorted([*path.glob("*.tar.gz"), *path.glob(f"*.tar.gz{ENCRYPTED}")])
     if not files:
         refuse(f"{path} is no archive, and no directory with archives.")
     found = []
     for file in files:
         try:
-            with tarfile.open(file, "r:gz") as tar:
-                manifest = head(tar)
+            manifest = first(file, identity)
             found.append({"file": str(file), "host": manifest["host"], "instance": manifest["instance"]})
         except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
             refuse(f"{file.name} is damaged, or no backup: {error}.")
@@ -660,7 +705,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, does, options in (
         ("look", "whose data each instance has", ("host",)),
-        ("take", "write an archive", ("host", "archive")),
+        ("take", "write an archive", ("host", "archive", "recipient")),
         ("choose", "which archives are to be restored where", ("path", "instance", "host", "known")),
         ("try", "unpack and try an archive", ("archive", "directory")),
         ("put", "put data in place of what there is", ("directory", "aside")),
@@ -674,7 +719,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.verb == "choose":
         known = json.loads(arguments.known)
-        print(json.dumps(choose(Path(arguments.path), arguments.instance, arguments.host, known)))
+        # The key alone, on standard input: an argument is everybody's to see.
+        identity = sys.stdin.read().strip()
+        print(json.dumps(choose(Path(arguments.path), arguments.instance, arguments.host, known, identity)))
         return
     try:
         print(answer(arguments, [Instance.named(name) for name in arguments.instances]))
@@ -691,7 +738,7 @@ def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
     if arguments.verb == "take":
         with open_archive(Path(arguments.archive)) as archive:
             become_redis()
-            return json.dumps(take(instance, arguments.host, archive))
+            return json.dumps(take(instance, arguments.host, archive, arguments.recipient))
     directory = Path(arguments.directory)
     if arguments.verb == "put":
         aside = Path(arguments.aside)

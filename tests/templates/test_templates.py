@@ -83,7 +83,9 @@ def test_both_supervisions_start_the_same_worker(rendered: dict[str, Path]) -> N
     directory = rendered["changed"]
     under_systemd = service(directory, "worker.service")["ExecStart"][0].replace("@%H", "@HOST")
     under_supervisor = " ".join(program(directory)["command"].split()).replace("@%(host_node_name)s", "@HOST")
-    under_supervisor = under_supervisor.removeprefix("/usr/bin/setpriv --no-new-privs ")
+    sandbox = "/usr/local/sbin/worker-sandbox typesafe typesafe /etc/typesafe/secrets/worker "
+    assert under_supervisor.startswith(sandbox)
+    under_supervisor = under_supervisor.removeprefix(sandbox)
     assert under_systemd == under_supervisor
     assert "--concurrency=7" in under_systemd
     assert "--loglevel=warning" in under_systemd

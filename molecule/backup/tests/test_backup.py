@@ -60,7 +60,9 @@ with tempfile.TemporaryDirectory(dir="/var/lib/redis") as directory:
 def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
     """Run a playbook with the scenario's inventory."""
     command = ["ansible-playbook", "-vvv", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks" / name)]
-    command += [f"--extra-vars={json.dumps({'backup_directory': str(BACKUPS), **variables})}"]
+    # Tests look into archives; one has them encrypted.
+    common = {"backup_directory": str(BACKUPS), "backup_encrypted": False}
+    command += [f"--extra-vars={json.dumps({**common, **variables})}"]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
     )
@@ -171,6 +173,29 @@ def test_a_copy_may_end_anywhere_but_not_be_broken() -> None:
     command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", HOST, "python3", "-"]
     run = subprocess.run(command, input=script + TORN, capture_output=True, text=True, check=False, timeout=120)
     assert run.stderr.startswith("Redis cannot load the data: "), run.stderr
+
+
+def test_an_encrypted_backup_is_restored_with_the_key_alone(host: Host, api: Api) -> None:
+    refused = playbook("backup.yml", backup_encrypted=True)
+    assert refused.returncode != 0
+    assert "There is no backup_recipient" in refused.stdout
+    made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
+    key, recipient = made.stdout.splitlines()[-1], made.stderr.split()[-1]
+    host.check_output("systemctl stop typesafe-celery")
+    waiting = api.enqueue(number=1)
+    run = back_up(backup_encrypted=True, backup_recipient=recipient)
+    archives = sorted(run.iterdir())
+    assert [archive.name for archive in archives] == [f"{HOST}-broker.tar.gz.age", f"{HOST}-main.tar.gz.age"]
+    assert all(archive.read_bytes().startswith(b"age-encryption.org/v1") for archive in archives)
+    without = restore(run)
+    assert without.returncode != 0
+    assert "is encrypted, and the inventory has no backup_key" in without.stdout, without.stdout
+    ask(host, "broker", "DEL celery accepted")
+    restored = restore(run, backup_key=key)
+    assert restored.returncode == 0, restored.stdout
+    # All but the header of the extra variables, which the caller has given.
+    assert key not in restored.stdout
+    api.wait(waiting)
 
 
 def test_what_the_redis_user_has_put_there_is_not_followed(host: Host) -> None:
