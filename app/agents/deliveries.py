@@ -34,6 +34,7 @@ from app.agents import broker, node_owner, signatures
 from app.agents.figures import figures
 from app.agents.redis_connection import broker_client, is_outage
 from app.agents.revocations import revocations
+from app.agents.task_ids import task_of
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Delivery:
     since: float = field(default_factory=time.monotonic)
     countdown: float = 0.0  # seconds from then until it may run
     given_back: bool = False
+    buried: bool = False
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -231,8 +233,9 @@ class Deliveries:
             self._tell(Notice(tag, broker.REQUEUE, [delivery.unacked, queue], [delivery.raw, again]))
 
     def bury(self, tag: str, reason: str) -> None:
-        """Put the message where only an operator takes it from."""
-        if delivery := self._held.get(tag):
+        """Put the message where only an operator takes it from; the first reason counts."""
+        if (delivery := self._held.get(tag)) and not delivery.buried:
+            delivery.buried = True
             keys = [delivery.unacked, broker.DEAD_LETTERS, broker.ACCEPTED]
             letter = dead_letter(broker.queue_of(delivery.unacked), delivery.raw, reason)
             self._tell(Notice(tag, broker.BURY, keys, letter))
@@ -466,7 +469,7 @@ class Deliveries:
             self._bury(unacked, raw, refusal or signatures.MALFORMED)
             return
         headers = message["headers"]
-        task_id = headers.get("id", "")
+        task_id = task_of(message)
         deaths = deaths_of(headers)
         if death and digest_of(raw).encode() not in death.idle and not _waited(headers, death.at):
             deaths += 1
@@ -523,7 +526,7 @@ def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
     # What a forged message says of itself must change nothing: the id may be that of a task of ours.
     message = None if signatures.refusal(queue, raw) else signatures.parse(raw)
     headers = message["headers"] if message else {}
-    task_id, digest = headers.get("id", ""), hashlib.sha256(raw).hexdigest()
+    task_id, digest = task_of(message) if message else "", hashlib.sha256(raw).hexdigest()
     letter: dict[str, Any] = {
         "id": _shown(task_id) or digest[:32],
         "task": _shown(headers.get("task", "")),
