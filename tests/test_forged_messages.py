@@ -19,8 +19,8 @@ from app.agents.deliveries import KEPT_BYTES
 from app.agents.messages import task_message
 from app.agents.tasks.example_task import example_agent_task
 from app.settings import Settings, get_settings
-from tests.support import Api, Program, wait_until
-from tests.test_task_safety import POISON, Stack, message
+from tests.support import Api, Program, Stack, wait_until
+from tests.test_task_safety import POISON, message
 
 KEY, OLD_KEY, FOREIGN_KEY = (letter * 32 for letter in "kof")
 FUZZED = 1000

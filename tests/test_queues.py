@@ -20,8 +20,8 @@ from app.agents import survey
 from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.task_ids import new_task_id
-from tests.support import Api, Program, wait_until
-from tests.test_task_safety import POISON, Stack
+from tests.support import Api, Program, Stack, wait_until
+from tests.test_task_safety import POISON
 
 pytestmark = pytest.mark.integration
 

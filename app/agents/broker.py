@@ -5,6 +5,8 @@
 ``unacked:<node>:<queue>`` list   messages that a worker holds: taken from ``<queue>`` in one step, never in
                                   its memory alone
 ``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (app/agents/deliveries.py)
+``unacked_owner:<node>``  zset    the worker that has this name, by the time of its last sign of life
+``unacked_revoked``       zset    tasks and stamps that were revoked, by the time (app/agents/revocations.py)
 ``unacked_leases``        zset    the lists above, by the time of their worker's last sign of life
 ``accepted``              hash    task id -> number of its messages in the broker; the answer to "is it still
                                   on its way?"
@@ -29,6 +31,7 @@ DEAD_LETTERS = "dead_letters"
 LEASES = "unacked_leases"
 UNACKED = "unacked:"
 IDLE = "unacked_idle:"
+OWNER = "unacked_owner:"
 DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
 ALERTS = "alerts"
@@ -93,19 +96,21 @@ return moved
 # KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
 # ARGV number of lists. Redis's own clock counts: hosts may disagree.
 RENEW = register_script("""#!lua flags=allow-oom
-local now = tonumber(redis.call('TIME')[1])
-for i = 2, ARGV[1] + 1 do redis.call('ZADD', KEYS[1], now, KEYS[i]) end
+local time = redis.call('TIME')
+for i = 2, ARGV[1] + 1 do redis.call('ZADD', KEYS[1], time[1] + time[2] / 1e6, KEYS[i]) end
 redis.call('TOUCH', unpack(KEYS))
 """)
 
-# KEYS leases. Returns the lists with the seconds since their worker's last sign of life.
-LEASE_AGES = register_script("""
-local now = tonumber(redis.call('TIME')[1])
-local ages = {}
-for i, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')) do
-  ages[i] = i % 2 == 1 and entry or now - tonumber(entry)
-end
-return ages
+# KEYS owner of a name; ARGV who wants it or has it, and who is known to be dead. Returns another owner and the time of
+# its last sign of life, or nothing when the name is ours from now on.
+OWN = register_script("""#!lua flags=allow-oom
+local found = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+if found[1] and found[1] ~= ARGV[1] and found[1] ~= ARGV[2] then return found end
+local time = redis.call('TIME')
+redis.call('DEL', KEYS[1])
+redis.call('ZADD', KEYS[1], time[1] + time[2] / 1e6, ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+return false
 """)
 
 # KEYS leases, unacked list, its idle set. The last one out forgets the lease.

@@ -5,10 +5,12 @@ import time
 from functools import partial
 from typing import Any, ClassVar
 
+from celery.exceptions import WorkerShutdown
 from celery.worker import consumer, heartbeat
 
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import deliveries
+from app.agents.node_owner import NameTakenError
 from app.agents.redis_connection import is_outage
 from app.agents.scripts import MISSING
 from app.settings import get_settings
@@ -46,6 +48,16 @@ class Consumer(consumer.Consumer):
             logger.warning("The worker does not take from the queue %.100r, which no setting names", queue)
             return None
         return super().add_task_queue(queue)
+
+    def connect(self) -> Any:
+        """Connect, as the only worker of our name."""
+        connection = super().connect()
+        try:
+            deliveries.begin()
+        except NameTakenError as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(1) from error
+        return connection
 
     def ensure_connected(self, conn: Any) -> Any:
         """Try to connect until it succeeds."""

@@ -19,6 +19,7 @@ from kombu.matcher import match
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
+from app.agents.revocations import revocations
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ class Node(pidbox.Node):
 
     def _answer(self, method: str, arguments: dict[str, Any]) -> Any:
         try:
-            return self.handle(method, arguments)
+            answer = self.handle(method, arguments)
+            revocations.followed(method, arguments)
+            return answer
         except Exception as error:  # noqa: BLE001 - whatever a handler makes of the arguments
             logger.warning("The command %.100r failed: %.200r", method, error)
             return {"error": repr(error)}

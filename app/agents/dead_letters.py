@@ -11,6 +11,7 @@ import redis
 from app.agents import broker, signatures
 from app.agents.redis_connection import broker_client
 from app.agents.scripts import register_script, run
+from app.agents.task_ids import task_of
 from app.agents.worker import celery_app
 from app.settings import get_settings
 
@@ -112,7 +113,7 @@ def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
     if message is None:
         return raw, ""
     message["headers"].update(retries=0, redeliveries=0)
-    return signatures.changed(queue, message), message["headers"].get("id", "")
+    return signatures.changed(queue, message), task_of(message)
 
 
 if __name__ == "__main__":

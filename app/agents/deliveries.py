@@ -9,6 +9,8 @@ import base64
 import hashlib
 import json
 import logging
+import os
+import signal
 import threading
 import time
 import uuid
@@ -28,10 +30,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
-from app.agents import broker, signatures
+from app.agents import broker, node_owner, signatures
 from app.agents.figures import figures
 from app.agents.redis_connection import broker_client, is_outage
+from app.agents.revocations import revocations
 from app.agents.scripts import digest, load, run
+from app.agents.task_ids import task_of
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,8 @@ logger = logging.getLogger(__name__)
 # Seconds between two signs of life, and between two looks for workers that gave none.
 RENEW_INTERVAL = 1.0
 SWEEP_INTERVAL = 5.0
+# Seconds in which a worker on another machine that has our name must give a sign of life, or it is dead.
+OWNER_PATIENCE = 5.0
 # Seconds on top of a task's hard limit before another worker takes it from a worker that is silent: its clock may have
 # started a little later than the last sign of life, and killing takes time. With SWEEP_INTERVAL below 30 in all.
 LEASE_MARGIN = 15
@@ -77,6 +83,7 @@ class Delivery:
     since: float = field(default_factory=time.monotonic)
     countdown: float = 0.0  # seconds from then until it may run
     given_back: bool = False
+    buried: bool = False
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -122,6 +129,10 @@ class Deliveries:
         self._deaths: dict[str, Death] = {}
         # What Redis knows of messages that no process runs: list -> digests.
         self._idle: dict[str, set[str]] = {}
+        # Of others' leases, where they stood and since when, by our clock.
+        self._looks: dict[str, tuple[float, float]] = {}
+        # Our right to our name; empty until we have it.
+        self._token = ""
         self._flushing = threading.Lock()
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -134,6 +145,49 @@ class Deliveries:
     def serving(self) -> bool:
         """Tell whether this process is a worker."""
         return bool(self._node)
+
+    def begin(self) -> None:
+        """Take our name and learn what was revoked; called with every new connection, before anything is taken.
+
+        Raises:
+            NameTakenError: a worker that lives has our name.
+            redis.exceptions.RedisError: the broker does not answer.
+        """
+        if not self._token:
+            self._token = self._claim(node_owner.token())
+        revocations.load(self._redis)
+
+    def _claim(self, token: str) -> str:
+        found = self._own(token)
+        until = time.monotonic() + OWNER_PATIENCE
+        while found:
+            owner, last = found
+            alive = node_owner.lives(owner)
+            if alive is None and time.monotonic() < until:
+                # On another machine: it lives if it gives a sign of life.
+                time.sleep(RENEW_INTERVAL / 2)
+                found = self._own(token)
+                alive = bool(found and found[0] == owner and found[1] != last)
+                if not alive:
+                    continue
+            if alive:
+                raise node_owner.NameTakenError(
+                    f"The node name {self._node} belongs to {node_owner.described(owner)}, which is running. "
+                    "Give each worker a name of its own, with --hostname."
+                )
+            found = self._own(token, dead=owner)
+        return token
+
+    def _own(self, token: str, dead: str = "") -> tuple[str, float] | None:
+        found = run(self._redis, broker.OWN, 1, f"{broker.OWNER}{self._node}", token, dead)
+        return (found[0].decode(), float(found[1])) if found else None
+
+    def _keep_name(self) -> None:
+        if self._token and (other := self._own(self._token)):
+            owner = node_owner.described(other[0])
+            logger.critical("The node name %s has been taken over by %s: this worker ends at once", self._node, owner)
+            # What runs here is about to be run there.
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def unacked_list(self, queue: str) -> str:
         """Return the list that a message from ``queue`` must be moved to, and keep its lease from now on."""
@@ -180,8 +234,9 @@ class Deliveries:
             self._tell(Notice(tag, broker.REQUEUE, [delivery.unacked, queue], [delivery.raw, again]))
 
     def bury(self, tag: str, reason: str) -> None:
-        """Put the message where only an operator takes it from."""
-        if delivery := self._held.get(tag):
+        """Put the message where only an operator takes it from; the first reason counts."""
+        if (delivery := self._held.get(tag)) and not delivery.buried:
+            delivery.buried = True
             keys = [delivery.unacked, broker.DEAD_LETTERS, broker.ACCEPTED]
             letter = dead_letter(broker.queue_of(delivery.unacked), delivery.raw, reason)
             self._tell(Notice(tag, broker.BURY, keys, letter))
@@ -227,6 +282,10 @@ class Deliveries:
                 if tag not in refused:
                     self.requeue(tag)
             self.reclaim()
+            revocations.tell(self._redis)
+            token, self._token = self._token, ""
+            if token:
+                self._redis.zrem(f"{broker.OWNER}{self._node}", token)
         except RedisError as error:
             logger.warning("Messages will be requeued when this worker is back: %s", error)
 
@@ -246,14 +305,16 @@ class Deliveries:
         messages: list[bytes] = self._redis.lrange(unacked, 0, -1)  # type: ignore[assignment]
         return messages
 
-    def _ages(self) -> dict[str, float]:
-        """Return the unacked lists of all workers, with the seconds since their last sign of life."""
-        found = run(self._redis, broker.LEASE_AGES, 1, broker.LEASES)
-        return dict(zip(map(bytes.decode, found[::2]), found[1::2], strict=True))
+    def _leases(self) -> tuple[float, dict[str, float]]:
+        """Return Redis's time, and the unacked lists of all workers with the time of their last sign of life."""
+        leases: Any = self._redis.zrange(broker.LEASES, 0, -1, withscores=True)
+        seconds, microseconds = self._redis.time()
+        return seconds + microseconds / 1e6, {unacked.decode(): last for unacked, last in leases}
 
     def _death_of(self, unacked: str) -> Death:
         idle: set[bytes] = self._redis.smembers(broker.idle_set(unacked))  # type: ignore[assignment]
-        return Death(idle, time.time() - self._ages().get(unacked, 0))
+        now, leases = self._leases()
+        return Death(idle, leases.get(unacked, now))
 
     def started(self, tag: str, in_this_process: bool) -> None:
         """A task begins to run. What could end this process itself is written down before."""
@@ -319,7 +380,7 @@ class Deliveries:
                 duties += [self._note_idle]
             if now - renewed > RENEW_INTERVAL:
                 renewed = now
-                duties += [self._renew_leases, self._report]
+                duties += [self._keep_name, self._renew_leases, self._tell_revocations, self._report]
             if now - swept > SWEEP_INTERVAL:
                 swept = now
                 duties += [self._try_refused_again, self._sweep]
@@ -335,6 +396,9 @@ class Deliveries:
                 except Exception:
                     logger.exception("Looking after messages failed; it is tried again")
                     time.sleep(RENEW_INTERVAL)
+
+    def _tell_revocations(self) -> None:
+        revocations.tell(self._redis)
 
     def _report(self) -> None:
         since = [delivery.since + delivery.countdown for delivery in tuple(self._held.values())]
@@ -357,9 +421,22 @@ class Deliveries:
         run(self._redis, broker.RENEW, len(keys), *keys, len(lists))
 
     def _sweep(self) -> None:
-        """Requeue the messages of workers that have been silent for longer than their tasks may run."""
-        for unacked, age in self._ages().items():
-            if unacked in tuple(self._unacked.values()) or age <= LEASE_MARGIN:
+        """Requeue the messages of workers that have been silent for longer than their tasks may run.
+
+        Redis's clock may be set. So a lease must not have moved since an earlier look, by our own clock, which counts
+        alone where Redis's says less.
+        """
+        now, leases = self._leases()
+        mine, earlier, looked = tuple(self._unacked.values()), self._looks, time.monotonic()
+        self._looks = {
+            unacked: earlier[unacked] if earlier.get(unacked, (0, 0))[0] == last else (last, looked)
+            for unacked, last in leases.items()
+            if unacked not in mine
+        }
+        for unacked, (last, since) in self._looks.items():
+            still = looked - since
+            age = max(now - last, still) if still else 0
+            if age <= LEASE_MARGIN:
                 continue
             queue = broker.queue_of(unacked)
             death = self._death_of(unacked)
@@ -397,7 +474,7 @@ class Deliveries:
             self._bury(unacked, raw, refusal or signatures.MALFORMED)
             return
         headers = message["headers"]
-        task_id = headers.get("id", "")
+        task_id = task_of(message)
         deaths = deaths_of(headers)
         if death and digest_of(raw).encode() not in death.idle and not _waited(headers, death.at):
             deaths += 1
@@ -454,7 +531,7 @@ def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
     # What a forged message says of itself must change nothing: the id may be that of a task of ours.
     message = None if signatures.refusal(queue, raw) else signatures.parse(raw)
     headers = message["headers"] if message else {}
-    task_id, digest = headers.get("id", ""), hashlib.sha256(raw).hexdigest()
+    task_id, digest = task_of(message) if message else "", hashlib.sha256(raw).hexdigest()
     letter: dict[str, Any] = {
         "id": _shown(task_id) or digest[:32],
         "task": _shown(headers.get("task", "")),

@@ -23,6 +23,7 @@ from celery.worker.request import create_request_cls
 from app.agents.deliveries import deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
 from app.agents.redis_connection import is_outage
+from app.agents.revocations import revocations
 from app.masking import mask, mask_all
 
 logger = logging.getLogger(__name__)
@@ -143,11 +144,13 @@ class Request(request.Request):
             self.acknowledge()
         self._count()
 
-    def _announce_revoked(self, *args: Any) -> None:
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """It is not run, or was terminated."""
         self._outcome = None
-        if self._stored(super()._announce_revoked, *args):
+        if self._stored(super()._announce_revoked, reason, terminated, signum, expired):
             self.acknowledge()
+            if not expired:
+                revocations.heeded(self.id)
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""

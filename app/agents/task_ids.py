@@ -1,6 +1,8 @@
 """Ids of tasks: UUIDv7, so that each tells when it was made. Those that Celery makes for tasks of tasks do not."""
 
+import json
 import uuid
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,22 @@ def created(task_id: str) -> float | None:
     except ValueError:
         return None
     return (value.int >> 80) / 1000 if value.version == TIMED_VERSION else None
+
+
+def task_of(message: Mapping[str, Any]) -> str:
+    """Return the id of the task that a message of kombu's holds; nothing for one that holds no task.
+
+    Celery's first protocol has it in the body (``task_protocol=1``).
+    """
+    headers = message["headers"]
+    if "task" in headers or message.get("content-type") != "application/json":
+        task_id = headers.get("id", "")
+        return task_id if "task" in headers and isinstance(task_id, str) else ""
+    try:
+        body = json.loads(b64decode(message["body"]))
+        return str(body["id"]) if "task" in body else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def made(headers: Mapping[str, Any]) -> float | None:

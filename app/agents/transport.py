@@ -25,7 +25,7 @@ from app.agents.redis_connection import (
     sentinel_options,
 )
 from app.agents.scripts import digest, load, register_script, run
-from app.agents.task_ids import MADE, created
+from app.agents.task_ids import MADE, created, task_of
 from app.redis_address import RedisAddress
 from app.settings import get_settings
 
@@ -39,6 +39,10 @@ RECLAIM_INTERVAL = 5.0
 # Seconds after a connection was made in which a message may be one that was done already: Redis may have been killed
 # with the end of its append-only file unwritten.
 DOUBT = 60.0
+# Queues of answers to questions, and of events.
+NO_TASKS, EVENTS = ".pidbox", "celeryev"
+# Messages that a purge reads in one round trip.
+PURGED_AT_ONCE = 500
 # A list that is always empty: waiting for it is waiting without a write.
 NOTHING = "unacked_nothing"
 
@@ -50,6 +54,10 @@ for i = 1, #KEYS, 2 do
 end
 return false
 """)
+
+
+class PurgeError(Exception):
+    """A queue cannot be emptied."""
 
 
 def install() -> None:
@@ -203,7 +211,7 @@ class Channel(kombu_redis.Channel):
     def _deliver(self, queue: str, raw: bytes) -> None:
         refusal = signatures.refusal(queue, raw)
         payload = None if refusal else signatures.parse(raw)
-        tag = deliveries.take(queue, raw, payload["headers"].get("id", "") if payload else "")
+        tag = deliveries.take(queue, raw, task_of(payload) if payload else "")
         if tag is None:
             return
         if payload is None:
@@ -220,9 +228,36 @@ class Channel(kombu_redis.Channel):
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
+    def _purge(self, queue: str) -> int:
+        """Delete what waits, and tell the ledger.
+
+        Raises:
+            PurgeError: Redis refuses. Celery takes its own errors for an empty queue.
+        """
+        purged = 0
+        with self.conn_or_acquire() as client:
+            try:
+                # The newest first: that is where a script looks for them.
+                while entries := client.lrange(queue, 0, PURGED_AT_ONCE - 1):
+                    pipeline = client.pipeline(transaction=False)
+                    for raw in entries:
+                        message = signatures.parse(raw)
+                        keys = queue, broker.ACCEPTED
+                        pipeline.evalsha(
+                            digest(broker.ACKNOWLEDGE), len(keys), *keys, raw, task_of(message) if message else ""
+                        )
+                    pipeline.execute()
+                    purged += len(entries)
+            except redis.ResponseError as error:
+                raise PurgeError(
+                    f"The queue {queue} cannot be purged; {purged} messages are deleted. {error}"
+                ) from error
+        return purged
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        task_id = message["headers"].get("id") if "task" in message["headers"] else None
-        if task_id is None:
+        # Answers and events hold no task; they are read by who knows no signatures.
+        task_id = "" if queue.endswith(NO_TASKS) or queue.startswith(EVENTS) else task_of(message)
+        if not task_id:
             super()._put(queue, message, **kwargs)
             return
         # A retry inherits the headers of the run before.

@@ -1,0 +1,49 @@
+"""Who a node name belongs to: a token that tells whether its process still lives."""
+
+import os
+import socket
+import uuid
+from pathlib import Path
+
+SEPARATOR = "|"
+
+
+class NameTakenError(Exception):
+    """Another worker that lives has this worker's name."""
+
+
+def token() -> str:
+    """Return a token of this process: host name, machine since its start, process namespace, process, its start."""
+    pid = os.getpid()
+    return SEPARATOR.join([socket.gethostname(), *_place(), str(pid), _started(pid), str(uuid.uuid4())])
+
+
+def lives(owner: str) -> bool | None:
+    """Tell whether the process of a token lives; nobody knows that of another machine or container."""
+    *place, pid, started, _ = owner.split(SEPARATOR)[1:]
+    if place != list(_place()) or "" in place:
+        return None
+    # A process that has executed itself anew is another worker.
+    return int(pid) != os.getpid() and _started(int(pid)) == started
+
+
+def described(owner: str) -> str:
+    """Return what an operator wants to know of an owner."""
+    host, _, _, pid, *_ = owner.split(SEPARATOR)
+    return f"process {pid} on host {host}"
+
+
+def _place() -> tuple[str, str]:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "", ""
+
+
+def _started(pid: int) -> str:
+    """Return when a process was started, in the kernel's ticks; nothing for one that has ended (proc(5), stat)."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]
