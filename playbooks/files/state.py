@@ -313,14 +313,16 @@ def sysctls(_: str, __: Any) -> State:
 
 def network(_: str, __: Any) -> State:
     """Return links, addresses, routes, rules, queues, and the rules of packet filters without their counts."""
-    found = {}
+    found, floating = {}, text("/etc/keepalived/keepalived.conf")
     for link in json.loads(say("ip", "-json", "address") or "[]"):
         name = re.sub(r"@.*", "", link["ifname"])
         if name.startswith(("veth", "docker", "br-", "cni", "podman", "virbr")):
             continue
         found[f"the link {name}"] = f"{'up' if 'UP' in link['flags'] else 'down'}, mtu {link['mtu']}"
         for address in link["addr_info"]:
-            if not address.get("temporary") and address.get("family") == "inet":
+            # One of keepalived's is on one balancer or another.
+            floats = f"{address.get('local')}/" in floating
+            if not floats and not address.get("temporary") and address.get("family") == "inet":
                 found[f"the address {address['local']}/{address['prefixlen']}"] = f"on {name}"
     for command in (["route", "show", "table", "all"], ["rule", "show"]):
         for line in say("ip", *command).splitlines():
