@@ -70,6 +70,13 @@ def test_a_suspect_goes_before_what_it_explains() -> None:
     assert told(host("a", suspect, finding(1, "worker fails", script.WORKERS)))[0] == "unit file was changed"
 
 
+def test_what_says_more_goes_before_a_difference_and_that_before_what_follows() -> None:
+    known = finding(2, "a route leads nowhere", script.NETWORK, suspect=True)
+    difference = finding(2, "the route is new", script.NETWORK, suspect=True, difference=True)
+    follows = finding(1, "no table", script.NETWORK)
+    assert told(host("a", follows, difference, known)) == ["a route leads nowhere", "the route is new", "no table"]
+
+
 def test_a_suspect_goes_behind_what_needs_no_explanation() -> None:
     suspect = finding(2, "unit file was changed", script.FILES, suspect=True)
     stopped = finding(1, "worker was stopped", script.WORKERS, certain=True)

@@ -90,6 +90,31 @@ def test_devices_are_compared() -> None:
     assert closed == "/dev/x is root:root 0755 instead of root:root 1777"
 
 
+def test_what_a_stopped_unit_takes_with_it_is_no_cause() -> None:
+    assert state.change("/run/redis-broker", "redis:redis 2755 directory", None) == ""
+    assert "0700 instead" in state.change(
+        "/run/redis-broker", "redis:redis 2755 directory", "redis:redis 0700 directory"
+    )
+
+
+@pytest.mark.integration
+def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisServer, Callable[..., Any]]) -> None:
+    server, ask = asked
+
+    def now() -> dict[str, Any]:
+        return {"redis": state._instance("main", "user worker on +multi\n", ask)}
+
+    ask("ACL", "SETUSER", "worker", "on", "+multi")
+    before = now()
+    ask("ACL", "SETUSER", "worker", "+@transaction", "-discard")
+    assert told(before, now()) == []
+    ask("ACL", "SETUSER", "stranger", "on", ">password-of-theirs")
+    ask("CONFIG", "SET", "hz", "50")
+    assert "password-of-theirs" not in json.dumps(now())
+    assert server.password not in json.dumps(now())
+    assert told(before, now()) == ["Redis main: hz is 50 instead of 10", "Redis main: the user stranger is new"]
+
+
 def test_other_versions_in_the_venv_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "venv/lib/python3.11/site-packages"
     monkeypatch.setattr(state, "Path", lambda _: tmp_path)

@@ -313,14 +313,16 @@ def sysctls(_: str, __: Any) -> State:
 
 def network(_: str, __: Any) -> State:
     """Return links, addresses, routes, rules, queues, and the rules of packet filters without their counts."""
-    found = {}
+    found, floating = {}, text("/etc/keepalived/keepalived.conf")
     for link in json.loads(say("ip", "-json", "address") or "[]"):
         name = re.sub(r"@.*", "", link["ifname"])
         if name.startswith(("veth", "docker", "br-", "cni", "podman", "virbr")):
             continue
         found[f"the link {name}"] = f"{'up' if 'UP' in link['flags'] else 'down'}, mtu {link['mtu']}"
         for address in link["addr_info"]:
-            if not address.get("temporary") and address.get("family") == "inet":
+            # One of keepalived's is on one balancer or another.
+            floats = f"{address.get('local')}/" in floating
+            if not floats and not address.get("temporary") and address.get("family") == "inet":
                 found[f"the address {address['local']}/{address['prefixlen']}"] = f"on {name}"
     for command in (["route", "show", "table", "all"], ["rule", "show"]):
         for line in say("ip", *command).splitlines():
@@ -377,30 +379,32 @@ def redis(_: str, given: Any) -> State:
     found: State = {}
     for pair in given.redis:
         name = pair.partition("=")[0]
-        with contextlib.suppress(OSError):  # doctor.py tells
-            found |= _instance(name, "" if name == "main" else f"-{name}")
+        suffix = "" if name == "main" else f"-{name}"
+        config = text(f"/etc/redis/redis{suffix}.conf")
+        password = re.search(r"^requirepass (\S+)", config, re.MULTILINE)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as local:  # doctor.py tells
+            local.settimeout(PATIENCE)
+            local.connect(f"/run/redis{suffix}/redis-server.sock")
+            ask = _asker(local)
+            ask("AUTH", password[1] if password else "")
+            found |= _instance(name, config, ask)
     return found
 
 
-def _instance(name: str, suffix: str) -> State:
+def _instance(name: str, config: str, ask: Callable[..., Any]) -> State:
     found: State = {}
-    config = text(f"/etc/redis/redis{suffix}.conf")
-    password = re.search(r"^requirepass (\S+)", config, re.MULTILINE)
-    with socket.socket(socket.AF_UNIX) as local:
-        local.settimeout(PATIENCE)
-        local.connect(f"/run/redis{suffix}/redis-server.sock")
-        ask = _asker(local)
-        ask("AUTH", password[1] if password else "")
-        told = ask("CONFIG", "GET", "*")
-        # What the file names is compared with it by doctor.py.
-        in_file = set(re.findall(r"^([a-z][a-z-]+) ", config, re.MULTILINE)) | {"slaveof", "replicaof"}
-        for key, value in zip(told[::2], told[1::2], strict=True):
-            if key not in in_file and not SECRET.search(key):
-                found[f"Redis {name}: {key}"] = short(value or "empty")
-        for line in ask("ACL", "LIST"):
-            rules = re.sub(r"#(\w+)", lambda key: digest(key[1]), line)
-            found[f"Redis {name}: the user {line.split()[1]}"] = digest(" ".join(sorted(rules.split())))
-        return found | {f"Redis {name}: the key {key}": kind for key, kind in _keys(ask).items()}
+    told = ask("CONFIG", "GET", "*")
+    # What the file names is compared with it by doctor.py.
+    in_file = set(re.findall(r"^([a-z][a-z-]+) ", config, re.MULTILINE)) | {"slaveof", "replicaof"}
+    for key, value in zip(told[::2], told[1::2], strict=True):
+        if key not in in_file and not SECRET.search(key):
+            found[f"Redis {name}: {key}"] = short(value or "empty")
+    # So are its users: one and the same rule is written otherwise by a server that was told it while it ran.
+    ours = set(re.findall(r"^user (\S+) ", config, re.MULTILINE))
+    for line in ask("ACL", "LIST"):
+        if (user := line.split()[1]) not in ours:
+            found[f"Redis {name}: the user {user}"] = digest(" ".join(sorted(line.split())))
+    return found | {f"Redis {name}: the key {key}": kind for key, kind in _keys(ask).items()}
 
 
 def _keys(ask: Callable[..., Any]) -> State:
@@ -514,6 +518,9 @@ def write(place: Path, now: dict[str, State | str]) -> None:
     fresh.touch(mode=0o600)
     fresh.write_text(json.dumps({**before, **seen, "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}, indent=0))
     fresh.replace(record)
+    for former in place.glob("*.json"):  # of a part of site.yml each, before there was one record
+        if former != record:
+            former.unlink()
 
 
 def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> Iterator[dict[str, Any]]:
@@ -574,28 +581,21 @@ def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
 
 
 def change(name: str, before: str | None, now: str | None) -> str:
-    """Return how a file differs."""
-    if now is None:
-        return f"{name} was removed by hand"
+    """Return how a file differs, nothing when it may."""
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(os.lstat(name).st_mtime)) if os.path.lexists(name) else ""
-    if before is None:
-        return f"{name} was added by hand ({when} UTC)"
+    if now is None or before is None:
+        # A unit that stops takes its directory with it.
+        told = f"{name} was removed by hand" if now is None else f"{name} was added by hand ({when} UTC)"
+        return "" if name.startswith("/run/") else told
+    old, new = before.split(), now.split()
+    if name.endswith("*"):
+        more = set(now.split(", ")) - set(before.split(", "))
+        return f"{name} is {now or 'nothing'} instead of {before or 'nothing'}" if more else ""
     if "leads to" in before + now:
         return f"{name} {now if 'leads to' in now else 'is itself'} instead of {before.removeprefix('leads to ')}"
-    if name.endswith("*"):
-        return (
-            f"{name} is {now or 'nothing'} instead of {before or 'nothing'}"
-            if set(now.split(", ")) - set(before.split(", "))
-            else ""
-        )
-    old, new = before.split(), now.split()
     if old[:2] != new[:2]:
         return f"{name} is {' '.join(new[:2])} instead of {' '.join(old[:2])}"
-    return (
-        f"{name} was changed by hand ({when} UTC)"
-        if old[2] == new[2]
-        else f"{name} is a {new[2]} instead of a {old[2]}"
-    )
+    return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"
 
 
 def main() -> None:

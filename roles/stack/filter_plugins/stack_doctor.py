@@ -194,10 +194,12 @@ def _layer(finding: Mapping[str, Any]) -> int:
     return int(finding.get("layer", HIGHEST_LAYER))
 
 
-def _rank(finding: Mapping[str, Any]) -> tuple[int, int, bool, bool, str]:
-    # In the same layer suspects go before what they explain, and what Redis says before what its clients meet.
+def _rank(finding: Mapping[str, Any]) -> tuple[int, int, int, bool, str]:
+    # In the same layer suspects go before what they explain, those that say more than a difference before it, and what
+    # Redis says before what its clients meet.
+    order = 1 if finding.get("difference") else 0 if finding.get("suspect") else 2
     client = finding["runbook"] == "BrokerUnreachable"
-    return finding["severity"], _layer(finding), not finding.get("suspect", False), client, finding["host"]
+    return finding["severity"], _layer(finding), order, client, finding["host"]
 
 
 class FilterModule:
