@@ -149,6 +149,10 @@ unchanged-%: $(FIRST)
 sbom: setup ## Lists of parts of application and controller (CycloneDX), into .cache/sbom
 	scripts/sbom.py .cache/sbom requirements/app.txt requirements/controller.txt
 
+.PHONY: pin-images
+pin-images: ## The digests of the container images that are named here, as their registries have them now
+	scripts/pin_images.py
+
 .PHONY: audit
 audit: setup ## Known vulnerabilities in the locked packages; ends with 2 when nobody can be asked
 	scripts/audit.py requirements/app.txt requirements/controller.txt

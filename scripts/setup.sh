@@ -44,19 +44,23 @@ packages_are_installed() {
   [ "$(dpkg-query --show --showformat '${db:Status-Status}\n' $packages 2>/dev/null | grep -c '^installed$')" -eq "$(wc -w <<<"$packages")" ]
 }
 
+# Wheels alone: what is built from source runs code of its author's while it is installed.
+install_locked() {
+  "$1/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary=:all: \
+    --requirement "$root/requirements/$2.txt"
+}
+
 # The policy scanner wants other versions of what is in .venv.
 make_checkov() {
   [ -x "$root/.cache/checkov/bin/python" ] || /usr/bin/python3 -m venv "$root/.cache/checkov"
-  "$root/.cache/checkov/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes \
-    --requirement "$root/requirements/checkov.txt"
+  install_locked "$root/.cache/checkov" checkov
   sha256sum "$root/requirements/checkov.txt" >"$root/.cache/checkov/installed"
 }
 
 make_environment() {
   # Debian's own Python, so that the environment does not depend on what else is first in PATH.
   [ -x "$root/.venv/bin/python" ] || /usr/bin/python3 -m venv "$root/.venv"
-  "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes \
-    --requirement "$root/requirements/$requirements.txt"
+  install_locked "$root/.venv" "$requirements"
   sha256sum "$root/requirements/$requirements.txt" >"$root/.venv/$requirements.installed"
 }
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import REPOSITORY, free_port
+from tests.support import REPOSITORY, free_port, load_plugin
 
 
 def test_setup_stops_when_the_package_index_cannot_be_reached(tmp_path: Path) -> None:
@@ -193,3 +194,85 @@ def test_secrets_are_written_encrypted_and_never_replaced(tmp_path: Path) -> Non
     assert second["redis_user_passwords"]["worker"] == first["redis_user_passwords"]["worker"]
     assert second["redis_user_passwords"].keys() == first["redis_user_passwords"].keys()
     assert "nothing was changed" in run().replace("\n", " ")
+
+
+# The images of containers
+
+OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+SKOPEO = """#!/bin/sh
+[ "$1 $2 $3" = "inspect --no-tags --format={{.Digest}}" ] || exit 2
+case "$4" in
+docker://registry.example.com/library/redis:8.0) echo "$DIGEST" ;;
+*) echo "manifest unknown: $4" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A repository of its own that names images, and a registry that knows one of them."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts/pin_images.py", tmp_path / "scripts")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/skopeo").write_text(SKOPEO)
+    (tmp_path / "bin/skopeo").chmod(0o755)
+    subprocess.run(["git", "-C", str(tmp_path), "init", "--quiet"], check=True)
+
+    def run(*options: str, digest: str = NEW, **files: str) -> subprocess.CompletedProcess[str]:
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        subprocess.run(["git", "-C", str(tmp_path), "add", "--all"], check=True)
+        command = [sys.executable, str(tmp_path / "scripts/pin_images.py"), *options]
+        env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DIGEST": digest}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+Pin = Callable[..., subprocess.CompletedProcess[str]]
+REDIS = "registry.example.com/library/redis:8.0"
+
+
+def test_old_digests_of_images_are_replaced_in_every_file(images: Pin, tmp_path: Path) -> None:
+    named = f"image: {REDIS}@{OLD}\nother: {REDIS}\n"
+    checked = images("--check", one=named, two=named)
+    assert (checked.returncode, checked.stdout) == (1, f"{REDIS}: {OLD} is now {NEW}\n")
+    assert (tmp_path / "one").read_text() == named
+    assert images().returncode == 0
+    assert {(tmp_path / name).read_text() for name in ("one", "two")} == {named.replace(OLD, NEW)}
+    again = images("--check")
+    assert (again.returncode, again.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:short", "latest"])
+def test_an_image_that_cannot_be_looked_up_leaves_all_as_it_is(images: Pin, tmp_path: Path, digest: str) -> None:
+    named = f"{REDIS}@{OLD}\n"
+    refused = images(one=named, digest=digest)
+    assert refused.returncode == 1
+    assert f"{REDIS} cannot be looked up" in refused.stderr
+    unknown = images(two=f"registry.example.com/library/unknown:1@{OLD}\n")
+    assert "manifest unknown" in unknown.stderr
+    assert (tmp_path / "one").read_text() == named
+
+
+def test_every_image_of_a_registry_is_named_with_its_digest() -> None:
+    pin_images = load_plugin("scripts/pin_images.py")
+    named = pin_images.pinned(REPOSITORY)
+    # One digest for each image, in all files.
+    images = {image for found in named.values() for image in found}
+    assert len(images) == len({image for image, _ in images}) == 2
+    places = [
+        REPOSITORY / "app/Containerfile",
+        *(REPOSITORY / "roles").rglob("*.yml"),
+        *(REPOSITORY / "deploy").rglob("*.yml"),
+    ]
+    for file in places:
+        for image in re.findall(r"docker\.io/[^\s\"']+", file.read_text()):
+            assert pin_images.PINNED.fullmatch(image), f"{file}: {image}"
+
+
+def test_no_package_of_the_controller_is_built_from_source() -> None:
+    text = (REPOSITORY / "scripts/setup.sh").read_text().replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if 'pip" install' in line]
+    assert installs
+    assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in installs)

@@ -46,6 +46,7 @@ def egress_rules(rules: Iterable[Mapping[str, Any]], named: bool) -> list[dict[s
     return [
         {
             "name": rule["name"],
+            "named": named,
             "protocol": rule.get("protocol") or "tcp",
             "ports": [int(port) for port in rule.get("ports") or []],
             "to": _by_family(rule["to"] if named else EVERYWHERE),

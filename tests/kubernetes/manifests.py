@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def connections(manifests: list[Manifest]) -> set[tuple[str, str, int]]:
         for port in ports
         if allows("egress", "to", client, server, port) and allows("ingress", "from", server, client, port)
     }
+
+
+def reaches(manifests: list[Manifest], pod: str, address: str, port: int, protocol: str = "TCP") -> bool:
+    """Say whether the policies let a workload connect to an address."""
+    labels = workloads(manifests)[pod]["spec"]["template"]["metadata"]["labels"]
+    policies = [
+        policy
+        for policy in named(manifests, "NetworkPolicy").values()
+        if selects(policy["spec"]["podSelector"], labels) and "Egress" in policy["spec"]["policyTypes"]
+    ]
+
+    def holds(block: Manifest) -> bool:
+        return ip_address(address) in ip_network(block["cidr"]) and not any(
+            ip_address(address) in ip_network(network) for network in block.get("except", [])
+        )
+
+    return any(
+        any("ipBlock" in peer and holds(peer["ipBlock"]) for peer in rule["to"])
+        and any(
+            each["protocol"] == protocol and each["port"] <= port <= each.get("endPort", each["port"])
+            for each in rule["ports"]
+        )
+        for rule in _rules(policies, "egress")
+    )
 
 
 def _rules(policies: list[Manifest], direction: str) -> list[Manifest]:

@@ -26,6 +26,7 @@ from tests.kubernetes.manifests import (
     named,
     overlay,
     random_secrets,
+    reaches,
     read,
     render,
     workloads,
@@ -49,7 +50,10 @@ CHANGED: dict[str, Any] = {
     "kubernetes_autoscaling": "keda",
     "kubernetes_ingress_tls_secret": "",
     "kubernetes_monitoring_namespace": "monitoring",
-    "kubernetes_worker_egress_ports": [],
+    "worker_egress": [
+        {"name": "database", "to": ["10.0.0.5", "fd00::/64"], "ports": [5432]},
+        {"name": "everything there", "to": ["192.168.7.0/24"], "protocol": "udp"},
+    ],
     "kubernetes_existing_secrets": {"api": "from-the-vault"},
 }
 VARIANTS = ["default", "changed", "local", "production", "hpa"]
@@ -161,6 +165,34 @@ def test_who_may_talk_to_whom(manifests: dict[str, list[Manifest]]) -> None:
     assert connections(manifests["production"]) == {
         (client, server, port) for client in clients for server, port in (("redis", 6379), ("redis-broker", 6380))
     }
+
+
+PRIVATE = (
+    *("10.0.0.5", "172.31.255.1", "192.168.7.9", "100.100.100.200", "127.0.0.1", "0.0.0.0", "169.254.169.254"),  # noqa: S104
+    *("224.0.0.1", "::1", "fd00::5", "fe80::1", "fd00:ec2::254", "::ffff:10.0.0.5", "64:ff9b::10.0.0.5"),
+)
+
+
+def test_a_task_reaches_the_public_internet_on_443_and_what_the_inventory_names(
+    manifests: dict[str, list[Manifest]],
+) -> None:
+    for public in ("8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"):
+        assert reaches(manifests["default"], "celery-worker", public, 443)
+        assert not reaches(manifests["default"], "celery-worker", public, 80)
+        assert not reaches(manifests["default"], "celery-worker", public, 443, "UDP")
+        assert not reaches(manifests["changed"], "celery-worker", public, 443)
+    for address in PRIVATE:
+        assert not reaches(manifests["default"], "celery-worker", address, 443)
+    named_targets = [("10.0.0.5", 5432, "TCP"), ("fd00::7", 5432, "TCP"), ("192.168.7.9", 65535, "UDP")]
+    assert all(reaches(manifests["changed"], "celery-worker", *target) for target in named_targets)
+    others = [("10.0.0.6", 5432, "TCP"), ("10.0.0.5", 443, "TCP"), ("192.168.7.9", 80, "TCP")]
+    assert not any(reaches(manifests["changed"], "celery-worker", *target) for target in others)
+
+
+@pytest.mark.parametrize("pod", ["api", "flower", "redis"])
+def test_nobody_else_leaves_the_cluster(manifests: dict[str, list[Manifest]], pod: str) -> None:
+    for address in (*PRIVATE, "8.8.8.8"):
+        assert not reaches(manifests["production"], pod, address, 443)
 
 
 def test_who_is_let_in_from_other_namespaces(manifests: dict[str, list[Manifest]]) -> None:

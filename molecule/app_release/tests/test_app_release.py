@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -28,6 +29,15 @@ def test_the_release_has_all_that_it_was_locked_with(host: Host) -> None:
     locked = (PROJECT / "requirements/app.txt").read_text()
     version = next(line for line in celery.splitlines() if line.startswith("Version:")).split()[1]
     assert f"celery=={version} " in locked
+
+
+def test_the_release_lists_its_parts(host: Host) -> None:
+    bom = json.loads(host.check_output(f"cat {BACKEND}/sbom.cdx.json"))
+    assert bom["metadata"]["component"]["version"] == Path(live_release(host)).name
+    installed = json.loads(host.check_output(f"{BACKEND}/venv/bin/pip list --format=json"))
+    parts = {(part["name"].lower(), part["version"]) for part in bom["components"]}
+    own = {"pip", "setuptools"}  # the virtual environment's
+    assert {(each["name"].lower(), each["version"]) for each in installed if each["name"] not in own} <= parts
 
 
 def test_an_operator_can_use_the_guides_check_on_the_host(host: Host) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pack a release on the controller: the application, its locked requirements and their wheels.
+"""Pack a release on the controller: the application, its locked requirements, their wheels and a list of them all.
 
 A release's name is a digest of its source, so the same input is never built twice and a host can tell a new release
 from the one it has. Wheels are fetched for the host's Python, not for the controller's; its version ends the name.
@@ -8,6 +8,7 @@ from the one it has. Wheels are fetched for the host's Python, not for the contr
 import argparse
 import fcntl
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -18,6 +19,10 @@ from pathlib import Path
 
 # Debian 12 has glibc 2.36. Wheels are tagged with the oldest glibc they run on; 2.17 is manylinux2014's.
 GLIBC_MINOR_VERSIONS = range(17, 37)
+# Part of a release's name: another one when releases hold something else than before.
+FORMAT = b"2"
+# CycloneDX, beside the application.
+BILL_OF_MATERIALS = "sbom.cdx.json"
 
 
 def release_files(source: Path, package: str) -> list[Path]:
@@ -27,7 +32,7 @@ def release_files(source: Path, package: str) -> list[Path]:
 
 def digest(source: Path, files: list[Path], requirements: str) -> str:
     """Return what the release is called on all hosts: twelve hexadecimal digits over names and contents."""
-    checksum = hashlib.sha256()
+    checksum = hashlib.sha256(FORMAT)
     for path in files:
         checksum.update(f"{path.relative_to(source)}\0".encode())
         checksum.update(hashlib.sha256(path.read_bytes()).digest())
@@ -60,6 +65,29 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
         sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
 
+def bill_of_materials(requirements_file: Path, package: str, identity: str) -> bytes:
+    """Return the list of what ``requirements_file`` locks, as the parts of the release ``identity``.
+
+    Raises:
+        SystemExit: with the last line of the program that makes the list when it fails.
+    """
+    command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(requirements_file)]
+    # To validate it takes four seconds; tests/test_build_release.py does.
+    command += ["--spec-version", "1.6", "--output-reproducible", "--no-validate"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = (result.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        sys.exit(f"cannot list the release's parts, which requirements/controller.txt has cyclonedx-bom for: {said}")
+    bom = json.loads(result.stdout)
+    bom.setdefault("metadata", {})["component"] = {
+        "bom-ref": "release",
+        "type": "application",
+        "name": package,
+        "version": identity,
+    }
+    return json.dumps(bom, indent=2).encode()
+
+
 def build(
     source: Path, package: str, requirements_file: Path, *, python: str, machine: str, output: Path
 ) -> dict[str, object]:
@@ -90,6 +118,10 @@ def build(
                 tar.add(path, arcname=str(path.relative_to(source)), filter=owned_by_root)
             tar.add(requirements_file, arcname="requirements.txt", filter=owned_by_root)
             tar.add(wheels, arcname="wheels", filter=owned_by_root)
+            parts = bill_of_materials(requirements_file, package, identity)
+            member = tarfile.TarInfo(BILL_OF_MATERIALS)
+            member.size, member.mtime = len(parts), int(requirements_file.stat().st_mtime)
+            tar.addfile(owned_by_root(member), io.BytesIO(parts))
         unfinished.rename(archive)
     return {"id": identity, "archive": str(archive), "built": True}
 

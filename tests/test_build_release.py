@@ -1,0 +1,66 @@
+"""What the archive of a release holds besides the application."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from tests.support import REPOSITORY, load_plugin
+
+script = load_plugin("roles/app_release/files/build_release.py")
+LOCK = REPOSITORY / "requirements/app.txt"
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An application, and wheels without an index."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/__init__.py").write_text("")
+    monkeypatch.setattr(script, "download_wheels", lambda *arguments: arguments[-1].mkdir())
+    return tmp_path
+
+
+def packed(source: Path, lock: Path = LOCK) -> tuple[str, tarfile.TarFile]:
+    (output := source / "out").mkdir(exist_ok=True)
+    release = script.build(source, "app", lock, python="3.13", machine="x86_64", output=output)
+    return str(release["id"]), tarfile.open(str(release["archive"]))
+
+
+def test_a_release_lists_its_parts(source: Path) -> None:
+    identity, archive = packed(source)
+    with archive:
+        member = archive.getmember("sbom.cdx.json")
+        assert (member.uid, member.gid, member.mode) == (0, 0, 0o644)
+        stream = archive.extractfile(member)
+        assert stream
+        text = stream.read().decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bom = json.loads(text)
+    assert bom["metadata"]["component"] == {
+        "bom-ref": "release",
+        "type": "application",
+        "name": "app",
+        "version": identity,
+    }
+    locked = {tuple(line.split()[0].split("==")) for line in LOCK.read_text().splitlines() if "==" in line}
+    assert {(part["name"], part["version"]) for part in bom["components"]} == locked
+    hashes = {
+        each["content"]
+        for part in bom["components"]
+        for there in part["externalReferences"]
+        for each in there["hashes"]
+    }
+    assert all(each in LOCK.read_text() for each in hashes)
+    assert len(hashes) > len(locked)
+
+
+def test_a_release_that_cannot_be_listed_is_not_packed(source: Path, tmp_path: Path) -> None:
+    (lock := tmp_path / "lock.txt").write_text("-r no-such-file.txt\n")
+    with pytest.raises(SystemExit, match="cyclonedx-bom"):
+        packed(source, lock)
+    assert list((source / "out").glob("*.tar")) == []
