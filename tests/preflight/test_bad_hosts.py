@@ -11,6 +11,8 @@ pytestmark = pytest.mark.timeout(600)
 
 SECRET = "a-login-password-1"  # noqa: S105 - wrong on purpose
 CASES = {
+    "namesake": Case({}, ["namesake and other-namesake", "same host name, web"], {"nodename": "web"}),
+    "other-namesake": Case({}, ["other-namesake and namesake", "same host name, web"], {"nodename": "web"}),
     "login-with-a-password": Case(
         {"ansible_password": SECRET}, ["with a password", "ssh-copy-id", "host_hardening"], hidden=SECRET
     ),
