@@ -9,7 +9,7 @@ from celery.states import READY_STATES
 from redis.asyncio import Redis
 
 from app.agents.broker import ACCEPTED, ENQUEUE_AGAIN
-from app.agents.worker import celery_app
+from app.agents.results import state_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Recovery:
 
     async def _is_done(self, task_id: str) -> bool:
         stored: Any = await self._results.get(f"celery-task-meta-{task_id}")
-        return stored is not None and celery_app.backend.decode(stored)["status"] in READY_STATES
+        return stored is not None and state_of(stored) in READY_STATES
 
     def _forget_oldest(self) -> None:
         task_id, push = next(iter(self._recent.items()))
