@@ -16,7 +16,7 @@ import flower.app
 from flower.app import Flower
 from flower.options import options
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders, HTTPServerConnectionDelegate, HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import Application, OutputTransform, RequestHandler
 
@@ -60,9 +60,9 @@ class _Server(HTTPServer):
             oldest.close()
         super().handle_stream(stream, address)
 
-    def on_close(self, server_conn: HTTPServerConnectionDelegate) -> None:
+    def on_close(self, server_conn: Any) -> None:
         """Forget a connection that has ended."""
-        self._clients.pop(server_conn.stream, None)  # type: ignore[attr-defined]
+        self._clients.pop(server_conn.stream, None)
         super().on_close(server_conn)
 
 

@@ -13,7 +13,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from app.redis_address import RedisAddress
-from app.settings import Settings
+from app.settings import Settings, get_settings
 
 REFUSALS = ("MISCONF", "NOREPLICAS")
 # Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
@@ -21,7 +21,19 @@ REFUSALS = ("MISCONF", "NOREPLICAS")
 SENTINEL_TIMEOUT = 0.3
 
 
+# For web processes, which must answer a client within a second: seconds for each step, and no step is tried again. To
+# enqueue a task takes four of them at most while Redis hangs: a ping and a new login, on the broker and for results.
+WEB_TIMEOUT = 0.2
+
+
 class _RefusalIsOutage:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Take redis-py's options; in a web process those of the profile win."""
+        if get_settings().celery_client_profile == "web":
+            limits = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
+            options |= {**limits, "retry": Retry(NoBackoff(), 0)}
+        super().__init__(*args, **options)
+
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """Read one answer.
 

@@ -22,7 +22,7 @@ HEADERS_BUDGET = 10.0
 # Seconds in which a client must read what is written to it, 64 KiB at a time.
 READING_BUDGET = 10.0
 # Connections of one process: from one client (a balancer opens 256 at most), and from all of them together.
-MAX_PER_CLIENT = 256
+MAX_PER_CLIENT = 400
 MAX_CONNECTIONS = 800
 # Files that the process may open: asyncio accepts the whole backlog of 2,048 connections before any is looked at.
 OPEN_FILES = 4096
