@@ -125,8 +125,14 @@ class Settings(BaseSettings):
     worker_max_tasks_per_child: PositiveInt = 1000
     worker_concurrency: PositiveInt | None = None  # unset: Celery takes the number of CPUs
     workers_expected: Annotated[int, Field(ge=0)] = 0  # of all hosts and pools, to compare with those that are there
+    # Seconds without a report of any worker after which the API rejects tasks, if workers are expected; 0: never.
+    reject_without_workers_seconds: Annotated[int, Field(ge=0)] = 900
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
     worker_heartbeat_file: Path | None = None  # touched while the worker lives, for app/probe.py
+
+    # How long `.delay()` takes while Redis is away or hangs: of a worker as long as Celery tries, some 16 s; in a web
+    # process 1 s at most.
+    celery_client_profile: Literal["worker", "web"] = "worker"
 
     drain_file: Path | None = None  # while it is there, the API tells balancers to send requests elsewhere
     log_level: LogLevel = "info"

@@ -329,7 +329,7 @@ class TestFind:
             assert "waits in the queue celery, 0 tasks are before it" in told(waiting)[0]
             assert told(unknown)[1] == 404
             assert "never accepted here" in told(unknown)[0]
-            assert told("00000000-0000-4000-8000-000000000000")[1] == 422
+            assert told("00000000-0000-4000-8000-000000000000")[1] == 404
             operator.start_worker(name="w")
             wait_until(lambda: "has been running on w@" in operator.asked("find", waiting)["verdict"])
             operator.result(waiting)

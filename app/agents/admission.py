@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list
 from app.agents.config import DEFAULT_QUEUE
+from app.agents.entries import expected, leases
 from app.settings import get_settings
 
 # Seconds between two samples.
@@ -98,10 +99,13 @@ class Admission:
         Raises:
             redis.exceptions.RedisError: Redis refused to answer a question.
         """
-        if error := next((reply for reply in replies if isinstance(reply, RedisError)), None):
-            raise error
+        if isinstance(replies[0], RedisError):
+            raise replies[0]
         info, *replies = replies
-        lengths, [unacked, *touched_and_sizes] = replies[: len(self._queues)], replies[len(self._queues) :]
+        # A key of another type holds no messages, and takes none.
+        lengths = [expected(reply, 0)[0] for reply in replies[: len(self._queues)]]
+        unacked: list[bytes] = expected(replies[len(self._queues)], [])[0]
+        touched_and_sizes = [expected(reply, 0)[0] for reply in replies[len(self._queues) + 1 :]]
         self._evicts = info["maxmemory_policy"] != "noeviction"
         if self._evicts:
             memory = sum(size or 0 for size in touched_and_sizes[1:])
@@ -109,7 +113,7 @@ class Admission:
         else:
             share, memory = self._max_share, info["used_memory"]
         self._max_memory = share * info["maxmemory"] or None  # 0 is unlimited
-        self._unacked = [name.decode() for name in unacked]
+        self._unacked, _ = leases(unacked)
         self._sampled = Load(Counter(dict(zip(self._queues, lengths, strict=True))), memory)
         self._since.lengths -= self._covered.lengths
         self._since.memory -= self._covered.memory

@@ -20,6 +20,8 @@ SOFT_SHUTDOWN_TIMEOUT = 10
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Translate the settings into Celery's own; all durations are seconds."""
     results = _address(settings.celery_result_backend)
+    # app/agents/redis_connection.py bounds each step, and here nothing is tried again.
+    web = settings.celery_client_profile == "web"
     return {
         "broker_url": settings.celery_broker_url.get_secret_value(),
         "result_backend": settings.celery_result_backend.get_secret_value(),
@@ -55,6 +57,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "redis_backend_use_ssl": _tls_options(settings.celery_result_backend),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "task_publish_retry": not web,
         "broker_transport_options": {
             # One list for each queue: what a worker takes lies in one place.
             "priority_steps": [0],
@@ -63,16 +66,17 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 2,
             "socket_timeout": 3,
             "socket_keepalive": True,
+            **({"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0} if web else {}),
             # How sentinels are reached is told by app.agents.transport.
             **_primary(settings.celery_broker_url, settings.broker_primary),
         },
         # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).
         "result_expires": settings.result_expires,
         "result_extended": True,
-        "result_backend_always_retry": True,
+        "result_backend_always_retry": not web,
         "result_backend_max_sleep_between_retries_ms": 1000,
         "result_backend_transport_options": {
-            "retry_policy": {"max_retries": 1, "interval_start": 0},
+            "retry_policy": {"max_retries": 0 if web else 1, "interval_start": 0},
             **_primary(settings.celery_result_backend, settings.results_primary),
             **({"sentinel_kwargs": sentinel_options(results, settings)} if results.sentinel else {}),
         },

@@ -1,6 +1,7 @@
 """The dead letters, for an operator: ``python -m app.agents.dead_letters list|requeue|drop``."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import click
 import redis
 
-from app.agents import broker, signatures
+from app.agents import broker, entries, signatures
+from app.agents.entries import asked, printable, shown
 from app.agents.redis_connection import broker_client
 from app.agents.scripts import register_script, run
 from app.agents.task_ids import task_of
@@ -24,6 +26,8 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
 end
 return 0
 """)
+
+BROKEN = "It is no dead letter of ours"
 
 every = click.option("--all", "every", is_flag=True, help="All dead letters.")
 ids = click.argument("ids", nargs=-1, metavar="[ID]...")
@@ -44,9 +48,8 @@ def list_letters(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(letter))
         else:
-            click.echo(
-                "  ".join([letter["id"], letter["time"], letter["queue"], letter["task"] or "-", letter["reason"]])
-            )
+            parts = [letter["id"], letter["time"], letter["queue"], letter["task"] or "-", letter["reason"]]
+            click.echo("  ".join(map(printable, parts)))
     if not as_json:
         click.echo(f"{count} dead letters.")
 
@@ -61,17 +64,23 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
     """
     client, stay = _connect(), False
     for raw, letter in _chosen(client, ids, every):
-        old = base64.b64decode(letter["message"])
-        if problem := "It was too large to be kept." if "size" in letter else signatures.refusal(letter["queue"], old):
-            click.echo(f"{letter['id']} stays a dead letter: {problem}")
+        if problem := _why_not(letter):
+            click.echo(f"{printable(letter['id'])} stays a dead letter: {problem}")
             stay = True
             continue
+        old = base64.b64decode(letter["message"])
         message, task_id = _as_new(letter["queue"], old)
         if task_id:
             celery_app.backend.forget(task_id)  # the failure that is stored of it
         keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
-        if run(client, REQUEUE, len(keys), *keys, raw, message, task_id):
-            click.echo(f"{letter['id']} is in the queue {letter['queue']} again.")
+        try:
+            moved = run(client, REQUEUE, len(keys), *keys, raw, message, task_id)
+        except redis.ResponseError as refused:
+            click.echo(f"{printable(letter['id'])} stays a dead letter: Redis refuses: {printable(refused)}")
+            stay = True
+            continue
+        if moved:
+            click.echo(f"{printable(letter['id'])} is in the queue {printable(letter['queue'])} again.")
     if stay:
         raise click.exceptions.Exit(1)
 
@@ -83,8 +92,8 @@ def drop(ids: tuple[str, ...], every: bool) -> None:
     """Delete dead letters for good."""
     client = _connect()
     for raw, letter in _chosen(client, ids, every):
-        if client.lrem(broker.DEAD_LETTERS, 1, raw.decode()):
-            click.echo(f"{letter['id']} is deleted.")
+        if client.lrem(broker.DEAD_LETTERS, 1, raw):  # type: ignore[arg-type]  # bytes go as they are
+            click.echo(f"{printable(letter['id'])} is deleted.")
 
 
 def _connect() -> redis.Redis:
@@ -92,19 +101,43 @@ def _connect() -> redis.Redis:
 
 
 def _letters(client: redis.Redis) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    entries: list[bytes] = client.lrange(broker.DEAD_LETTERS, 0, -1)  # type: ignore[assignment]
-    for raw in entries:
-        yield raw, json.loads(raw)
+    """Yield each entry with its letter; for one that is none, with a letter that says so and shows its beginning."""
+    stored: list[bytes]
+    stored, wrong = asked(lambda: client.lrange(broker.DEAD_LETTERS, 0, -1), [])
+    if wrong:
+        raise SystemExit(f"The key {broker.DEAD_LETTERS} is no list, so nothing of it can be shown; look who made it.")
+    for raw in stored:
+        yield raw, entries.letter(raw) or _broken(raw)
+
+
+def _broken(raw: bytes) -> dict[str, Any]:
+    reason = f"{BROKEN}: {shown(raw)}"
+    digest = hashlib.sha256(raw).hexdigest()[:32]
+    return {"id": digest, "time": "-", "queue": "-", "task": "", "reason": reason, "message": "", "broken": True}
+
+
+def _why_not(letter: dict[str, Any]) -> str | None:
+    """Return why a letter cannot go back into its queue; nothing when it can."""
+    if "broken" in letter:
+        return f"{BROKEN}."
+    if "size" in letter:
+        return "It was too large to be kept."
+    try:
+        message = base64.b64decode(letter["message"], validate=True)
+    except ValueError:
+        return f"{BROKEN}: its message is not base64."
+    return signatures.refusal(letter["queue"], message)
 
 
 def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tuple[bytes, dict[str, Any]]]:
     if bool(ids) == every:
         raise click.UsageError("Name the ids that `list` shows, or give --all.")
     letters = list(_letters(client))
-    unknown = set(ids) - {letter["id"] for _, letter in letters}
+    wanted = set(ids)
+    unknown = wanted - {name for _, letter in letters for name in (letter["id"], printable(letter["id"]))}
     if unknown:
         raise click.UsageError(f"There is no dead letter with the id {', '.join(sorted(unknown))}; see `list`.")
-    return [(raw, letter) for raw, letter in letters if every or letter["id"] in ids]
+    return [(raw, letter) for raw, letter in letters if every or wanted & {letter["id"], printable(letter["id"])}]
 
 
 def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:

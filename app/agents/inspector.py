@@ -13,6 +13,7 @@ from typing import Any, Literal
 from kombu.utils.json import loads
 from redis.asyncio import Redis
 
+from app.agents.entries import printable
 from app.agents.messages import envelope
 from app.settings import get_settings
 
@@ -74,7 +75,17 @@ class Inspector:
         while len(answers) < listening and (left := deadline - time.monotonic()) > 0:
             received = await self._broker.brpop([mailbox], timeout=min(left, LONGEST_BLOCK))
             if received:
-                reply = loads(received[1])
-                if reply["headers"]["ticket"] == ticket:
-                    answers.update(loads(base64.b64decode(reply["body"])))
+                answers.update(_answer(received[1], ticket))
         return answers
+
+
+def _answer(raw: bytes | str, ticket: str) -> Answers:
+    """Return what a worker answers to the question with this ticket; nothing for whatever else came."""
+    try:
+        reply = loads(raw)
+        if reply["headers"]["ticket"] != ticket:
+            return {}
+        told = loads(base64.b64decode(reply["body"]))
+        return {printable(node): tasks for node, tasks in told.items() if isinstance(tasks, list)}
+    except Exception:  # noqa: BLE001 - whatever somebody makes the decoder raise
+        return {}

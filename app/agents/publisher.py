@@ -26,6 +26,7 @@ from app.agents.messages import task_message
 from app.agents.recovery import KEEP_SECONDS, Push, Recovery
 from app.agents.scripts import load_async
 from app.agents.task_ids import created, new_task_id
+from app.agents.workforce import Workforce
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Publisher:
         self._broker = broker
         self._admission = Admission()
         self._recovery = Recovery(broker, results)
+        self.workforce = Workforce(broker)
         self._waiting: list[Waiting] = []
         self._sample_is_due = False
         self._writer: asyncio.Task[None] | None = None
@@ -88,10 +90,12 @@ class Publisher:
             BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
             NotReplicatedError: too few replicas have it, and the settings refuse such a task.
             QueueFullError, BrokerFullError: there is no room for it.
+            WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.
         """
         queue = get_settings().task_routes.get(task.name, DEFAULT_QUEUE)
         self._admission.check(queue)
+        self.workforce.check()
 
         def push(task_id: str, value: str = "") -> Push:
             message = task_message(task, task_id, (task_id, data), queue, request_id)
@@ -111,7 +115,7 @@ class Publisher:
         if earlier is None:
             _accepted(task, task_id, request_id, queue)
         else:
-            value = earlier.decode()
+            value = earlier.decode("utf-8", "replace")
             task_id = _task_of(value, fingerprint)
             extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
             logger.info("Task was accepted earlier, with the same Idempotency-Key", extra=extra)
@@ -125,7 +129,7 @@ class Publisher:
         return self._recovery.remembers(task_id)
 
     async def watch(self) -> None:
-        """Keep the figures of admission fresh, and bring back what a restarted Redis has lost; without end."""
+        """Keep admission's figures fresh, look for workers, bring back what a restarted Redis has lost; without end."""
         with suppress(RedisError, OSError):
             await load_async(self._broker)
         while True:
@@ -133,6 +137,7 @@ class Publisher:
             self._start_writer()
             try:
                 await self._recovery.push_again()
+                await self.workforce.look()
             except (RedisError, OSError) as error:
                 logger.warning("Lost tasks are not restored yet: %s: %s", type(error).__name__, error)
             await asyncio.sleep(SAMPLE_INTERVAL)

@@ -7,6 +7,7 @@ playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 import click
 import redis
@@ -15,6 +16,7 @@ from celery.exceptions import TaskRevokedError, Terminated
 
 from app.agents import broker, survey
 from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
+from app.agents.entries import asked, printable
 from app.agents.redis_connection import broker_client, results_client
 from app.agents.scripts import run
 from app.agents.worker import celery_app
@@ -84,7 +86,7 @@ def defer(task: str) -> None:
     client = _connect()
     for queue in survey.queues(client):
         moved = _move(client, queue, queue, broker.deferred_list(queue), _is(task))
-        click.echo(f"{moved} tasks of {queue} are deferred.")
+        click.echo(printable(f"{moved} tasks of {queue} are deferred."))
 
 
 @main.command()
@@ -96,7 +98,7 @@ def resume(task: str | None) -> None:
         # Without a kind everything goes back: what no worker wants becomes a dead letter there.
         wanted = _is(task) if task else lambda *_: True
         moved = _move(client, queue, broker.deferred_list(queue), queue, wanted)
-        click.echo(f"{moved} tasks are in {queue} again.")
+        click.echo(printable(f"{moved} tasks are in {queue} again."))
 
 
 @main.command()
@@ -117,7 +119,8 @@ def drop(task: str, reason: str) -> None:
 
         # Among the deferred no worker takes them, and each keeps its message until its status is stored.
         _move(client, queue, queue, deferred, _is(task))
-        click.echo(f"{_work_off(client, queue, deferred, _is(task), end)} tasks of {queue} are ended.")
+        ended = _work_off(client, queue, deferred, _is(task), end)
+        click.echo(printable(f"{ended} tasks of {queue} are ended."))
 
 
 @main.command()
@@ -144,7 +147,7 @@ def bury(task_id: str, reason: str) -> None:
             for raw in messages:
                 celery_app.backend.store_result(task_id, Terminated(reason), states.FAILURE)
                 run(client, broker.BURY, len(keys), *keys, *dead_letter(queue, raw, reason))
-                click.echo(f"{task_id} was in {name} and is a dead letter now.")
+                click.echo(printable(f"{task_id} was in {name} and is a dead letter now."))
             return len(messages)
 
         found += _work_off(client, queue, name, is_it, put_aside)
@@ -167,7 +170,7 @@ def reclaim(node: str) -> None:
         raise click.UsageError(f"{node} has given a sign of life within the last {LEASE_MARGIN} s; nothing is taken.")
     for entry in held:
         count = deliveries.take_over(celery_app, entry.name)
-        click.echo(f"{count} tasks of {entry.queue} are not in the hands of {node} any more.")
+        click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
 
 
 def _connect() -> redis.Redis:
@@ -202,7 +205,8 @@ def _work_off(client: redis.Redis, queue: str, name: str, wanted: Wanted, take: 
     """Let ``take`` take the wanted messages out of a list, the oldest first; return how many it has taken."""
     taken = kept = 0
     while True:
-        chunk: list[bytes] = client.lrange(name, -kept - BATCH, -kept - 1)  # type: ignore[assignment]
+        chunk: list[bytes]
+        chunk, _ = asked(partial(client.lrange, name, -kept - BATCH, -kept - 1), [])
         if not chunk:
             return taken
         chosen = [raw for raw in reversed(chunk) if wanted(queue, raw)]

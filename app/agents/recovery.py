@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from app.agents.broker import ACCEPTED, ENQUEUE_AGAIN
+from app.agents.results import state_of
 from app.agents.scripts import digest, load_async
-from app.agents.worker import celery_app
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Recovery:
 
     async def _is_done(self, task_id: str) -> bool:
         stored: Any = await self._results.get(f"celery-task-meta-{task_id}")
-        return stored is not None and celery_app.backend.decode(stored)["status"] in READY_STATES
+        return stored is not None and state_of(stored) in READY_STATES
 
     def _forget_oldest(self) -> None:
         task_id, push = next(iter(self._recent.items()))

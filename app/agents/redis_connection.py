@@ -17,13 +17,18 @@ from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from app.agents.scripts import MISSING, is_named
 from app.redis_address import RedisAddress
-from app.settings import Settings
+from app.settings import Settings, get_settings
 
 # A demoted primary answers UNBLOCKED to commands that wait. The space: BUSYKEY and BUSYGROUP are errors of the caller.
 REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 # Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
 # new connection may have to wait so long for each one that is dead.
 SENTINEL_TIMEOUT = 0.3
+
+
+# For web processes, which must answer a client within a second: seconds for each step, and no step is tried again. To
+# enqueue a task takes four of them at most while Redis hangs: a ping and a new login, on the broker and for results.
+WEB_TIMEOUT = 0.2
 
 
 def is_outage(error: BaseException) -> bool:
@@ -34,6 +39,13 @@ def is_outage(error: BaseException) -> bool:
 
 
 class _RefusalIsOutage:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Take redis-py's options; in a web process those of the profile win."""
+        if get_settings().celery_client_profile == "web":
+            limits = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
+            options |= {**limits, "retry": Retry(NoBackoff(), 0)}
+        super().__init__(*args, **options)
+
     def send_command(self, *words: Any, **kwargs: Any) -> None:
         """Send a command.
 

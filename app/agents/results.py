@@ -1,11 +1,15 @@
 """Where results are stored: Celery's Redis backend, which never drops one because Redis is away or refuses to write."""
 
+import json
 import logging
 from typing import Any
 
 import redis
 from celery import Celery, current_app, signals, states
 from celery.backends.redis import RedisBackend, SentinelBackend
+from kombu.exceptions import OperationalError
+from kombu.utils.json import object_hook
+from pydantic_core import to_jsonable_python
 
 from app.agents.redis_connection import (
     Connection,
@@ -20,6 +24,39 @@ logger = logging.getLogger(__name__)
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
 MAIN_PROCESS_RETRIES = 5
+
+# What the state of a task is called whose stored result nobody can read.
+UNKNOWN = "UNKNOWN"
+
+
+def parse(stored: bytes) -> dict[str, Any]:
+    """Return what Celery has stored about a task, made of what JSON knows alone: dates are texts, NaN is null.
+
+    Raises:
+        ValueError: it is not Celery's.
+        RecursionError: it is nested too deep for what is left of the stack.
+    """
+    meta = json.loads(stored, object_hook=_plain, parse_constant=lambda _: None)
+    if not isinstance(meta, dict) or "status" not in meta:
+        raise ValueError("What is stored as a task's result is not Celery's.")
+    return meta
+
+
+def state_of(stored: bytes) -> Any:
+    """Return a task's state from what Celery has stored about it; UNKNOWN where that cannot be read."""
+    try:
+        return parse(stored)["status"]
+    except (ValueError, RecursionError):
+        return UNKNOWN
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """Turn what kombu writes for a date, a UUID, bytes ... into a text, and leave what it does not know as it is."""
+    try:
+        revived = object_hook(value)
+        return value if revived is value else to_jsonable_python(revived)
+    except Exception:  # noqa: BLE001 - what looks like one may be anything
+        return value
 
 
 class ResultStore(RedisBackend):
@@ -49,6 +86,17 @@ class ResultStore(RedisBackend):
             )
         except Exception:
             logger.exception("That task %s will run again cannot be stored", task_id, extra={"task_id": task_id})
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        """Listen for the result of a task that is about to be sent.
+
+        Raises:
+            kombu.exceptions.OperationalError: Redis does not answer; Celery says so with a RuntimeError here.
+        """
+        try:
+            return super().on_task_call(producer, task_id)
+        except RuntimeError as error:
+            raise OperationalError("The Redis with the results does not answer.") from error
 
     def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
         """Make an error fit for storage. A client of a provider may have put its key into the message."""

@@ -3,22 +3,24 @@
 Everything here only reads, with the operator's Redis user.
 """
 
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
 from celery import Celery
 from celery.states import READY_STATES
 
-from app.agents import broker, signatures
+from app.agents import broker, entries, signatures
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES, deaths_of
-from app.agents.figures import FIGURES, SEPARATOR, WORKERS
+from app.agents.entries import asked, printable
+from app.agents.figures import FIGURES, WORKERS
+from app.agents.results import state_of
 from app.agents.task_ids import created, made
 from app.settings import get_settings
 
@@ -70,6 +72,7 @@ class Look:
     workers: dict[str, dict[str, Any]]  # node -> what it told last, of those that live
     figures: dict[tuple[str, ...], float]
     dead_letters: int
+    bad: dict[str, int]  # key -> entries that are not of the expected form
 
     @property
     def size(self) -> int:
@@ -100,13 +103,13 @@ class Look:
             f"{len(self.workers)} workers, {self.busy} of {self.size} slots busy, {missing} workers missing, "
             f"{self.dead_letters} dead letters"
         )
-        return lines
+        lines += [f"{key}: {bad} entries are not of the expected form" for key, bad in self.bad.items() if bad]
+        return [printable(line) for line in lines]
 
 
 def queues(client: redis.Redis) -> list[str]:
     """Return all queues: those that the settings name, and those that workers take from."""
-    leases: list[bytes] = client.zrange(broker.LEASES, 0, -1)  # type: ignore[assignment]
-    known = {broker.queue_of(lease.decode()) for lease in leases}
+    known = {broker.queue_of(lease) for lease in _leases(client)}
     return sorted({DEFAULT_QUEUE, *get_settings().task_routes.values(), *known})
 
 
@@ -115,9 +118,17 @@ def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:
     for queue in queues(client):
         yield queue, queue
         yield broker.deferred_list(queue), queue
-    leases: list[bytes] = client.zrange(broker.LEASES, 0, -1)  # type: ignore[assignment]
-    for lease in leases:
-        yield lease.decode(), broker.queue_of(lease.decode())
+    for lease in _leases(client):
+        yield lease, broker.queue_of(lease)
+
+
+def _leases(client: redis.Redis) -> dict[str, float]:
+    """Return the names of workers' lists with the time of each worker's last sign of life."""
+    stored: list[tuple[bytes, float]]
+    stored, _ = asked(lambda: client.zrange(broker.LEASES, 0, -1, withscores=True), [])
+    signs = {raw: sign for raw, sign in stored if math.isfinite(sign)}
+    names, _ = entries.leases(signs)
+    return {name: signs[name.encode()] for name in names}
 
 
 def ours(queue: str, raw: bytes) -> dict[str, Any] | None:
@@ -135,13 +146,11 @@ def age(messages: list[dict[str, Any]]) -> float:
 def held(client: redis.Redis) -> list[Held]:
     """Return the lists of all workers, alive or not."""
     now = client.time()[0]
-    leases: list[tuple[bytes, float]] = client.zrange(broker.LEASES, 0, -1, withscores=True)  # type: ignore[assignment]
     found = []
-    for lease, sign in leases:
-        name = lease.decode()
+    for name, sign in _leases(client).items():
         queue = broker.queue_of(name)
         node = name.removeprefix(broker.UNACKED).partition(":")[0]
-        raws: list[bytes] = client.lrange(name, 0, -1)  # type: ignore[assignment]
+        raws, _ = _range(client, name, 0)
         messages = [message["headers"] if (message := ours(queue, raw)) else {} for raw in raws]
         found.append(Held(name, node, queue, now - sign, messages))
     return found
@@ -150,23 +159,38 @@ def held(client: redis.Redis) -> list[Held]:
 def look(client: redis.Redis) -> Look:
     """Look at everything once."""
     now = client.time()[0]
-    workers = {}
-    told_by: dict[bytes, bytes] = client.hgetall(WORKERS)  # type: ignore[assignment]
-    for node, value in told_by.items():
-        told, _, state = value.decode().partition(" ")
-        if now - int(told) <= LEASE_MARGIN:
-            workers[node.decode()] = json.loads(state)
-    figures: dict[bytes, bytes] = client.hgetall(FIGURES)  # type: ignore[assignment]
+    read = entries.Reading()
+    workers = read(WORKERS, entries.workers, _answer(lambda: client.hgetall(WORKERS)), {})
+    figures = read(FIGURES, entries.figures, _answer(lambda: client.hgetall(FIGURES)), {})
+    letters = read.number(broker.DEAD_LETTERS, _answer(lambda: client.llen(broker.DEAD_LETTERS)))
+    leases = _answer(lambda: client.zrange(broker.LEASES, 0, -1))
+    read(broker.LEASES, entries.leases, leases, [])
     names = queues(client)
+    for name in (*names, *map(broker.deferred_list, names)):
+        read.number(name, _answer(partial(client.llen, name)))
     return Look(
         at=time.monotonic(),
         queues={queue: _waiting(client, queue, queue) for queue in names},
         deferred={queue: _waiting(client, queue, broker.deferred_list(queue)) for queue in names},
         held=held(client),
-        workers=workers,
-        figures={tuple(name.decode().split(SEPARATOR)): float(value) for name, value in figures.items()},
-        dead_letters=int(client.llen(broker.DEAD_LETTERS)),
+        workers={node: state for node, (told, state) in workers.items() if now - told <= LEASE_MARGIN},
+        figures=figures,
+        dead_letters=letters,
+        bad=read.bad,
     )
+
+
+def _answer(question: Callable[[], Any]) -> Any:
+    """Return an answer of Redis, or the error that is one."""
+    try:
+        return question()
+    except redis.ResponseError as error:
+        return error
+
+
+def _range(client: redis.Redis, name: str, first: int) -> tuple[list[bytes], int]:
+    """Return the entries of a list from ``first`` on, and 1 where the key is no list."""
+    return asked(lambda: client.lrange(name, first, -1), [])
 
 
 def backlog(first: Look, last: Look) -> dict[str, Any]:
@@ -334,15 +358,15 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
         if born
         else ""
     )
-    accepted = client.hexists(broker.ACCEPTED, task_id)
+    accepted, _ = asked(lambda: client.hexists(broker.ACCEPTED, task_id), False)
     if place := _place(client, app, task_id):
         yield f"It {place}; it was enqueued{since}", 200, ""
     letter = _dead_letter(client, task_id)
     mend = f"playbooks/dead_letters.yml -e verb=requeue -e letters={task_id}, when the cause is mended"
     key = f"celery-task-meta-{task_id}"
-    stored: Any = results.get(key)
+    stored, _ = asked(lambda: results.get(key), b"")
     if stored is not None:
-        state = app.backend.decode(stored)["status"]
+        state = state_of(stored)
         why = f"; it is a dead letter since {letter['time']} because: {letter['reason']}" if letter else ""
         ended = "has ended" if state in READY_STATES else "is not done"
         sentence = f"It {ended}, its status is {state} and is kept for {results.ttl(key)} s more{why}"
@@ -352,7 +376,7 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     if accepted:
         yield "It is accepted, and its message was moving from one list to another: ask again", 200, ""
     if born is None:
-        yield "It is no id of ours: those are UUIDs of version 7, as the enqueue request returns them", 422, ""
+        yield "Nothing is known about it: it was never accepted here, or its result has expired or was dropped", 404, ""
         return
     if time.time() - born > kept:
         sentence = f"Its result has expired: it was enqueued{since}, and results are kept for {kept} s"
@@ -372,11 +396,11 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
 
 
 def _waiting(client: redis.Redis, queue: str, name: str) -> Waiting:
-    raws: list[bytes] = client.lrange(name, -SAMPLE, -1)  # type: ignore[assignment]
+    raws, wrong = _range(client, name, -SAMPLE)
     messages = [ours(queue, raw) for raw in raws]
     headers = [message["headers"] if message else {} for message in messages]
     return Waiting(
-        length=int(client.llen(name)),
+        length=0 if wrong else int(client.llen(name)),
         oldest=age(headers[-1:]),
         kinds=Counter(header.get("task", NOT_OURS) for header in headers),
         returned=[header for header in headers if deaths_of(header)],
@@ -391,8 +415,12 @@ def _mean(last: Look, first: Look | None = None) -> float:
 
 
 def _limit(headers: dict[str, Any]) -> float:
-    hard, _ = headers.get("timelimit") or (None, None)
-    return float(hard or get_settings().task_time_limit)
+    limit = get_settings().task_time_limit
+    try:
+        hard, _ = headers.get("timelimit") or (None, None)
+        return float(hard or limit)
+    except (ValueError, TypeError, OverflowError):
+        return limit
 
 
 def _culprit(headers: dict[str, Any], node: str, reason: str) -> dict[str, Any]:
@@ -400,19 +428,16 @@ def _culprit(headers: dict[str, Any], node: str, reason: str) -> dict[str, Any]:
 
 
 def _dead_letter(client: redis.Redis, task_id: str) -> dict[str, Any] | None:
-    letters: list[bytes] = client.lrange(broker.DEAD_LETTERS, 0, -1)  # type: ignore[assignment]
-    for raw in letters:
-        letter: dict[str, Any] = json.loads(raw)
-        if letter["id"] == task_id:
-            return letter
-    return None
+    raws, _ = _range(client, broker.DEAD_LETTERS, 0)
+    letters = filter(None, map(entries.letter, raws))
+    return next((letter for letter in letters if letter["id"] == task_id), None)
 
 
 def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
     """Say what is the case with a task whose message lies in the broker; nothing when there is none."""
     signs = {entry.name: entry for entry in held(client)}
     for name, queue in lists(client):
-        raws: list[bytes] = client.lrange(name, 0, -1)  # type: ignore[assignment]
+        raws, _ = _range(client, name, 0)
         for before, raw in enumerate(reversed(raws)):
             message = ours(queue, raw) if task_id.encode() in raw else None
             if message is None or message["headers"].get("id") != task_id:

@@ -1,6 +1,7 @@
 """Ids of tasks: UUIDv7, so that each tells when it was made. Those that Celery makes for tasks of tasks do not."""
 
 import json
+import math
 import uuid
 from base64 import b64decode
 from collections.abc import Mapping
@@ -48,7 +49,10 @@ def task_of(message: Mapping[str, Any]) -> str:
 
 def made(headers: Mapping[str, Any]) -> float | None:
     """Return when a task was made, by its headers, in seconds since 1970; None when they do not tell."""
-    if (since := created(headers.get("id", ""))) is not None:
-        return since
-    since = headers.get(MADE)
-    return float(since) if isinstance(since, int | float) else None
+    task_id, since = headers.get("id"), headers.get(MADE)
+    if isinstance(task_id, str) and (of_its_id := created(task_id)) is not None:
+        return of_its_id
+    try:
+        return float(since) if isinstance(since, int | float) and math.isfinite(since) else None
+    except OverflowError:
+        return None

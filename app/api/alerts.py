@@ -15,7 +15,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis
 
+from app.agents import entries
 from app.agents.broker import ALERTS
+from app.agents.entries import HEARD
 from app.api.body import read_json
 from app.api.errors import documented
 from app.api.security import ProtectedRoute
@@ -25,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 # It fires always, so it is a sign of life.
 WATCHDOG = "Watchdog"
-# Field of the time when it was heard; the others are groups, by the digest of their key.
-HEARD = b"heard"
 # Seconds after which a group counts as forgotten, and all that was said when nothing more is heard.
 GROUP_KEPT = 15 * 60
 ALL_KEPT = 7 * 24 * 3600
@@ -96,8 +96,9 @@ async def _remember(broker: Redis, notification: Notification) -> None:
     (now, _), stored = await questions.execute()
     firing = [alert for alert in notification.alerts if alert.status == "firing"]
     shown = [_shown(alert) for alert in firing if alert.labels.get("alertname") != WATCHDOG]
-    group = hashlib.sha256(notification.groupKey.encode()).hexdigest().encode()
-    others = {name: json.loads(value)["told"] for name, value in stored.items() if name not in {HEARD, group}}
+    group = hashlib.sha256(notification.groupKey.encode("utf-8", "replace")).hexdigest()
+    groups, _ = entries.alerts(stored)
+    others = {name: group_of["told"] for name, group_of in groups.items() if name not in {HEARD.decode(), group}}
     over = [name for name, told in others.items() if now - told > GROUP_KEPT]
     changes = broker.pipeline(transaction=True)
     if len(shown) < len(firing):
@@ -129,13 +130,14 @@ def _shown(alert: Alert) -> dict[str, Any]:
     return {**{name: text[:LONGEST_TEXT] for name, text in texts.items()}, "since": since}
 
 
-def heard(stored: dict[bytes, bytes], now: int) -> float | None:
-    """Return the seconds since the watchdog was heard, None when it never was; ``stored`` is what lies in ALERTS."""
-    return now - int(stored[HEARD]) if HEARD in stored else None
+def heard(groups: dict[str, dict[str, Any]], now: int) -> float | None:
+    """Return the seconds since the watchdog was heard, None when it never was; ``groups`` is what ALERTS holds."""
+    return max(now - told["told"], 0) if (told := groups.get(HEARD.decode())) else None
 
 
-def firing(stored: dict[bytes, bytes], now: int) -> list[Firing]:
-    """Return the alerts that fire, the severest first; ``stored`` is what lies in ALERTS."""
-    groups = [json.loads(value) for name, value in stored.items() if name != HEARD]
-    alerts = [Firing(**alert) for group in groups if now - group["told"] <= GROUP_KEPT for alert in group["alerts"]]
+def firing(groups: dict[str, dict[str, Any]], now: int) -> list[Firing]:
+    """Return the alerts that fire, the severest first; ``groups`` is what ALERTS holds."""
+    alerts = [
+        Firing(**alert) for told in groups.values() if now - told["told"] <= GROUP_KEPT for alert in told["alerts"]
+    ]
     return sorted(alerts, key=lambda alert: (alert.severity != "critical", alert.name, alert.host))

@@ -22,7 +22,7 @@ HEADERS_BUDGET = 10.0
 # Seconds in which a client must read what is written to it, 64 KiB at a time.
 READING_BUDGET = 10.0
 # Connections of one process: from one client (a balancer opens 256 at most), and from all of them together.
-MAX_PER_CLIENT = 256
+MAX_PER_CLIENT = 400
 # Seconds that a new connection may always wait for its request: those of a burst are accepted before any is read.
 GRACE = 1.0
 MAX_CONNECTIONS = 800

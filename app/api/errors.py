@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from app.agents.admission import BrokerFullError, QueueFullError
 from app.agents.publisher import BrokerUnavailableError, KeyReusedError
+from app.agents.workforce import WorkersAbsentError
 from app.api.headers import HEADERS
 from app.api.models import ErrorBody
 
@@ -32,6 +33,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RedisError, _redis_unavailable)
     app.add_exception_handler(QueueFullError, _queue_full)
     app.add_exception_handler(BrokerFullError, _broker_full)
+    app.add_exception_handler(WorkersAbsentError, _broker_full)
     app.add_exception_handler(KeyReusedError, _key_reused)
     app.add_exception_handler(Exception, _internal_error)
 

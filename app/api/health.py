@@ -25,7 +25,7 @@ async def health() -> Health:
     return Health()
 
 
-@router.get("/ready", responses=documented(503))
+@router.get("/ready", response_model_exclude_none=True, responses=documented(503))
 async def ready(request: Request) -> Readiness:
     """Tell a balancer whether to send requests here."""
     if request.app.state.draining:
@@ -36,7 +36,23 @@ async def ready(request: Request) -> Readiness:
         raise unavailable("The broker does not answer.") from None
     if _is_drained():
         raise unavailable(DRAINED)
+    # It stays ready: a balancer without API hosts would keep results from clients, too, and a deployment that brings
+    # workers back would wait for it.
+    if absent := request.app.state.publisher.workforce.absent():
+        return Readiness(detail=_says_absent(absent))
     return Readiness()
+
+
+def _says_absent(seconds: int) -> str:
+    limit = get_settings().reject_without_workers_seconds
+    sentence = f"No worker has reported for {seconds} s, though {get_settings().workers_expected} are expected"
+    if not limit:
+        return f"{sentence}; tasks wait."
+    return (
+        f"{sentence}; tasks are rejected."
+        if seconds >= limit
+        else f"{sentence}; tasks wait, and are rejected after {limit} s."
+    )
 
 
 @router.get("/celery", responses={503: {"model": WorkersHealth}})

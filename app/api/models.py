@@ -28,10 +28,15 @@ class TaskStatus(BaseModel):
     """What is known about a task."""
 
     task_id: str
-    status: str = Field(description="PENDING, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE or REVOKED.")
+    status: str = Field(
+        description="PENDING, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE, REVOKED, a state of the task's own, or "
+        "UNKNOWN when what is stored cannot be read."
+    )
     result: Any = Field(description="What the task returned, once it has succeeded.")
     error: str | None = Field(description="One line about the failure, or about why the task is retried.")
-    meta: Any = Field(description="Progress (current, total, status) while the status is PROGRESS.")
+    meta: Any = Field(
+        description="Progress (current, total, status) while the status is PROGRESS; else what the task stored with it."
+    )
 
 
 class Health(BaseModel):
@@ -44,6 +49,7 @@ class Readiness(BaseModel):
     """The process can take work."""
 
     status: Literal["ready"] = "ready"
+    detail: str | None = Field(default=None, description="Only there when no worker reports, though some are expected.")
 
 
 class WorkersHealth(BaseModel):

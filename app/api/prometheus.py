@@ -5,7 +5,6 @@ worker.
 """
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -23,16 +22,16 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.agents import broker as keys
+from app.agents import entries
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.figures import BUCKETS, FIGURES, OUTCOMES, OVER, SEPARATOR, WORKERS
+from app.agents.figures import BUCKETS, FAILURES, FAILURES_KEPT, FIGURES, OUTCOMES, OVER, WORKERS
 from app.agents.signatures import parse
 from app.agents.task_ids import made
+from app.agents.workforce import ALIVE_SECONDS
 from app.settings import get_settings
 
 # Seconds that what Redis has said is shown again.
 SNAPSHOT_SECONDS = 5.0
-# Seconds without a report after which a worker counts as gone; it reports every second.
-ALIVE_SECONDS = 15
 # Seconds after which a worker that is gone is shown no more, and its node's start count alone is left.
 REMEMBERED_SECONDS = 24 * 3600
 # Set for several processes of one API: each keeps its counts in files of this directory.
@@ -77,6 +76,7 @@ class Snapshot:
     accepted: int = 0
     figures: dict[tuple[str, ...], float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> its state, with "silent" seconds
+    bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
 
 
 class Prometheus:
@@ -114,32 +114,59 @@ class Prometheus:
             pipeline.time()
             pipeline.hgetall(FIGURES)
             pipeline.hgetall(WORKERS)
+            pipeline.hgetall(keys.ALERTS)
+            pipeline.lrange(FAILURES, 0, FAILURES_KEPT - 1)
+            pipeline.zrange(keys.LEASES, 0, -1)
             pipeline.llen(keys.DEAD_LETTERS)
             pipeline.hlen(keys.ACCEPTED)
-            pipeline.zrange(keys.LEASES, 0, -1)
             for queue in self._queues:
                 pipeline.llen(queue)
                 pipeline.lindex(queue, -1)
                 pipeline.llen(keys.deferred_list(queue))
-            (now, _), figures, workers, dead_letters, accepted, leases, *queues = await pipeline.execute()
-            pipeline = self._broker.pipeline(transaction=False)
-            for unacked in leases:
-                pipeline.llen(unacked)
-            unacknowledged = await pipeline.execute()
-        except (RedisError, OSError):
+            (now, _), *replies = await pipeline.execute(raise_on_error=False)
+            return await self._understand(now, replies)
+        except (RedisError, OSError, TypeError):  # TypeError: not even the time was answered
             return Snapshot()
+
+    async def _understand(self, now: int, replies: list[Any]) -> Snapshot:
+        """Make a snapshot of the answers; each entry by itself.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+        """
+        read = entries.Reading()
+        figures = read(FIGURES, entries.figures, replies[0], {})
+        workers = read(WORKERS, entries.workers, replies[1], {})
+        read(keys.ALERTS, entries.alerts, replies[2], {})
+        read(FAILURES, entries.failures, replies[3], [])
+        leases = read(keys.LEASES, entries.leases, replies[4], [])
+        dead_letters = read.number(keys.DEAD_LETTERS, replies[5])
+        accepted = read.number(keys.ACCEPTED, replies[6])
+        lengths, oldest, deferred = {}, {}, {}
+        for queue, (length, last, aside) in zip(self._queues, zip(*[iter(replies[7:])] * 3, strict=True), strict=True):
+            lengths[queue] = read.number(queue, length)
+            oldest[queue] = _age(entries.expected(last, None)[0], now)
+            deferred[queue] = read.number(keys.deferred_list(queue), aside)
+        pipeline = self._broker.pipeline(transaction=False)
+        for unacked in leases:
+            pipeline.llen(unacked)
+        held = [
+            read.number(name, reply)
+            for name, reply in zip(leases, await pipeline.execute(raise_on_error=False), strict=True)
+        ]
         # A worker that was stopped said last what it held then; it has given that back.
-        holding = {keys.node_of(name.decode()) for name, held in zip(leases, unacknowledged, strict=True) if held}
+        holding = {keys.node_of(name) for name, number in zip(leases, held, strict=True) if number}
         return Snapshot(
             up=True,
-            lengths=dict(zip(self._queues, queues[::3], strict=True)),
-            oldest={queue: _age(raw, now) for queue, raw in zip(self._queues, queues[1::3], strict=True)},
-            deferred=dict(zip(self._queues, queues[2::3], strict=True)),
-            unacknowledged=sum(unacknowledged),
+            lengths=lengths,
+            oldest=oldest,
+            deferred=deferred,
+            unacknowledged=sum(held),
             dead_letters=dead_letters,
             accepted=accepted,
-            figures={tuple(name.decode().split(SEPARATOR)): float(value) for name, value in figures.items()},
+            figures=figures,
             workers=dict(_states(workers, now, holding)),
+            bad=read.bad,
         )
 
 
@@ -150,14 +177,13 @@ def _age(raw: bytes | None, now: int) -> float:
     return max(now - since, 0.0) if since is not None else 0.0
 
 
-def _states(workers: dict[bytes, bytes], now: int, holding: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, value in workers.items():
-        node = name.decode()
-        told, _, text = value.decode().partition(" ")
-        silent = now - int(told)
+def _states(
+    workers: dict[str, tuple[int, dict[str, Any]]], now: int, holding: set[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for node, (told, state) in workers.items():
+        silent = max(now - told, 0)
         if silent < REMEMBERED_SECONDS:
-            state = {**json.loads(text), "silent": silent}
-            yield node, state if node in holding else {**state, "held": 0}
+            yield node, {**state, "silent": silent} if node in holding else {**state, "held": 0, "silent": silent}
 
 
 class _Queue(Collector):
@@ -183,6 +209,8 @@ class _Queue(Collector):
         yield GaugeMetricFamily(
             "celery_unacknowledged_tasks", "Tasks in the hands of workers, alive or not.", seen.unacknowledged
         )
+        text = "Entries of the broker's keys that are not of the expected form."
+        yield _gauge("celery_bad_entries", text, "key", seen.bad)
         yield from _workers(seen.workers)
         yield from _figures(seen.figures)
 

@@ -5,7 +5,6 @@ in one round trip for the last hour.
 """
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Awaitable
@@ -21,12 +20,14 @@ from markupsafe import Markup
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.agents import entries
 from app.agents.broker import ALERTS
 from app.agents.figures import DIED, FAILED, FAILURES, FAILURES_KEPT, MINUTE, RETRIED, SUCCEEDED, TIMED_OUT
+from app.agents.workforce import ALIVE_SECONDS
 from app.api.alerts import Firing, firing, heard
 from app.api.errors import documented
 from app.api.headers import page_policy
-from app.api.prometheus import ALIVE_SECONDS, SNAPSHOT_SECONDS, Prometheus, Snapshot
+from app.api.prometheus import SNAPSHOT_SECONDS, Prometheus, Snapshot
 from app.api.security import PageRoute
 from app.settings import get_settings
 
@@ -93,6 +94,7 @@ class Recent:
     failures: list[dict[str, Any]] = field(default_factory=list)
     heard: float | None = None
     alerts: list[Firing] = field(default_factory=list)
+    bad: int = 0  # entries that are not of the expected form
 
 
 class Observer:
@@ -124,13 +126,16 @@ class Observer:
             pipeline.hgetall(f"{MINUTE}{minute}")
         pipeline.lrange(FAILURES, 0, FAILURES_KEPT - 1)
         pipeline.hgetall(ALERTS)
-        *minutes, failures, alerts = await pipeline.execute()
+        *minutes, failures, alerts = await pipeline.execute(raise_on_error=False)
+        read = entries.Reading()
+        groups = read(ALERTS, entries.alerts, alerts, {})
         return Recent(
             now=now,
-            minutes=[{name.decode(): float(value) for name, value in minute.items()} for minute in minutes],
-            failures=[json.loads(failure) for failure in failures],
-            heard=heard(alerts, now),
-            alerts=firing(alerts, now),
+            minutes=[read(MINUTE, entries.minute, minute, {}) for minute in minutes],
+            failures=read(FAILURES, entries.failures, failures, []),
+            heard=heard(groups, now),
+            alerts=firing(groups, now),
+            bad=sum(read.bad.values()),
         )
 
 
@@ -184,6 +189,7 @@ def _parts(seen: Snapshot, recent: Recent, *, broker: bool, results: bool) -> li
         _redis_part("Results", results, "tasks in hand wait until they can store theirs"),
         _workers_part(seen, broker=broker),
         _alerting_part(recent, broker=broker),
+        *_entries_part(seen, recent),
     ]
 
 
@@ -215,6 +221,16 @@ def _alerting_part(recent: Recent, *, broker: bool) -> Part:
         text = f"Alertmanager was last heard {_duration(recent.heard)} ago: alerts may not arrive."
         return Part("Alerting", "bad", "silent", text)
     return Part("Alerting", "ok", "works", f"Alertmanager was heard {_duration(recent.heard)} ago.")
+
+
+def _entries_part(seen: Snapshot, recent: Recent) -> list[Part]:
+    """Return a part only when something is wrong."""
+    keys = sorted(key for key, number in seen.bad.items() if number)
+    if not keys and not recent.bad:
+        return []
+    where = f" ({', '.join(keys)})" if keys else ""
+    text = f"Entries of the broker's keys{where} are not of the expected form and are not shown."
+    return [Part("Entries", "warn", "unreadable", text)]
 
 
 def _headline(parts: list[Part], alerts: list[Firing]) -> tuple[str, str]:

@@ -1,20 +1,24 @@
 """Enqueueing a task and asking what became of it."""
 
 import asyncio
+import json
 import re
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from fastapi import APIRouter, Header, HTTPException, Request
+from celery.states import EXCEPTION_STATES, SUCCESS
+from fastapi import APIRouter, Header, HTTPException, Request, Response
 from pydantic import AfterValidator, WithJsonSchema
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import State
 
 from app.agents.broker import ACCEPTED
 from app.agents.publisher import Publisher
+from app.agents.results import UNKNOWN, parse
 from app.agents.task_ids import created
 from app.agents.tasks.example_task import example_agent_task
-from app.agents.worker import celery_app
 from app.api.body import read_enqueue_request
 from app.api.errors import documented, unavailable
 from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
@@ -33,7 +37,11 @@ IDEMPOTENCY_HELP = (
     "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
     "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
 )
+# Ids of ours, which clients may write in capitals; Celery takes any text for one.
 UUID7 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
+LONGEST_ID = 255
+# Characters of an error's line.
+LONGEST_ERROR = 2000
 # Tells programs that read /openapi.json where the answer's task id goes.
 STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
@@ -45,9 +53,9 @@ def _visible(key: str | None) -> str | None:
 
 
 def _canonical(task_id: str) -> str:
-    if not re.fullmatch(UUID7, task_id):
-        raise ValueError("must be a UUID of version 7, as the enqueue request returned it")
-    return task_id.lower()
+    if not 1 <= len(task_id) <= LONGEST_ID:
+        raise ValueError(f"must have 1 to {LONGEST_ID} characters")
+    return task_id.lower() if re.fullmatch(UUID7, task_id) else task_id
 
 
 # The patterns are not pydantic's to check, whose sentence would show the pattern.
@@ -58,7 +66,7 @@ IdempotencyKey = Annotated[
     Header(description=IDEMPOTENCY_HELP),
 ]
 TaskId = Annotated[
-    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "format": "uuid", "pattern": UUID7})
+    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
 ]
 
 
@@ -83,8 +91,22 @@ async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> E
     return EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
 
 
-@router.get("/status/{task_id}", operation_id="status", responses=documented(404, 410, 422, 503))
-async def status(task_id: TaskId, request: Request) -> TaskStatus:
+class _AnyText(PathConvertor):
+    """An id may hold slashes, and even ends of lines."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_text", _AnyText())
+
+
+@router.get(
+    "/status/{task_id:any_text}",
+    operation_id="status",
+    response_model=TaskStatus,
+    responses=documented(404, 410, 422, 503),
+)
+async def status(task_id: TaskId, request: Request) -> Response:
     """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
     try:
         async with asyncio.timeout(STATUS_BUDGET):
@@ -93,19 +115,23 @@ async def status(task_id: TaskId, request: Request) -> TaskStatus:
         raise unavailable("Redis does not answer in time; try again later.") from None
 
 
-async def _look_up(task_id: str, state: State) -> TaskStatus:
+async def _look_up(task_id: str, state: State) -> Response:
     results, publisher = state.results, state.publisher
     key = f"celery-task-meta-{task_id}"
     stored = await results.get(key)
     if stored is None:
         if await state.broker.hexists(ACCEPTED, task_id) or publisher.remembers(task_id):
-            return TaskStatus(task_id=task_id, status="PENDING", result=None, error=None, meta=None)
+            return _answer(task_id, "PENDING")
         # The worker stores the result before it acknowledges: it may have done both between the two questions.
         stored = await results.get(key)
     if stored is not None:
-        return _describe(task_id, celery_app.backend.decode(stored))
+        return await _describe(task_id, stored)
     kept = get_settings().result_expires
-    age = time.time() - (created(task_id) or 0.0)  # the pattern lets nothing else through
+    since = created(task_id)
+    if since is None:
+        detail = "No such task: it was never accepted here, or its result has expired or was dropped to make room."
+        raise HTTPException(404, detail)
+    age = time.time() - since
     if age > kept + EXPIRY_ALLOWANCE:
         detail = (
             f"No result is stored any more: the task was enqueued {age:.0f} s ago and results expire after {kept} s."
@@ -114,20 +140,48 @@ async def _look_up(task_id: str, state: State) -> TaskStatus:
     raise HTTPException(404, "No such task: it was never accepted here, or its result was dropped to make room.")
 
 
-def _describe(task_id: str, stored: dict[str, Any]) -> TaskStatus:
-    state, value = stored["status"], stored["result"]
-    return TaskStatus(
-        task_id=task_id,
-        status=state,
-        result=value if state == "SUCCESS" else None,
-        error=_one_line(value) if state in {"FAILURE", "RETRY", "REVOKED"} else None,
-        meta=value if state == "PROGRESS" else None,
-    )
+async def _describe(task_id: str, stored: bytes) -> Response:
+    try:
+        return _outcome(task_id, stored)
+    except RecursionError:
+        # A thread's own stack has as much room as the worker's had.
+        with suppress(RecursionError):
+            return await asyncio.to_thread(_outcome, task_id, stored)
+        return _answer(task_id, UNKNOWN, error="Its result is nested too deep to be shown.")
 
 
-def _one_line(error: dict[str, Any]) -> str:
-    """Describe an exception as Celery stores it: type, arguments, module; its text may hold a password or key."""
-    arguments = error.get("exc_message") or []
-    message = arguments if isinstance(arguments, str) else " ".join(map(str, arguments))
-    first_line = message.strip().partition("\n")[0]
-    return mask(f"{error['exc_type']}: {first_line}" if first_line else str(error["exc_type"]))
+def _outcome(task_id: str, stored: bytes) -> Response:
+    meta = parse(stored)
+    state, value = meta["status"], meta.get("result")
+    if not isinstance(state, str):
+        state = json.dumps(state)
+    if state == SUCCESS:
+        return _answer(task_id, state, result=value)
+    error = _one_line(value) if state in EXCEPTION_STATES else None
+    # Which process runs it is nobody's business, and an error has its line.
+    told = _is_error(value) if error else isinstance(value, dict) and value.keys() == {"pid", "hostname"}
+    return _answer(task_id, state, error=error, meta=None if told else value)
+
+
+def _answer(task_id: str, state: str, result: Any = None, error: str | None = None, meta: Any = None) -> Response:
+    content = {"task_id": task_id, "status": state, "result": result, "error": error, "meta": meta}
+    # In ASCII: a text may hold a half of a surrogate pair, for which UTF-8 has no bytes.
+    return Response(json.dumps(content), media_type="application/json")
+
+
+def _is_error(value: Any) -> bool:
+    """Tell whether a value is an exception as Celery stores it: type, arguments, module."""
+    return isinstance(value, dict) and isinstance(value.get("exc_type"), str)
+
+
+def _one_line(value: Any) -> str:
+    """Describe an exception, or what a task stored in its place; the text may hold a password or key."""
+    prefix, message = "", value
+    if _is_error(value):
+        prefix, message = value["exc_type"], value.get("exc_message")
+        if isinstance(message, list):
+            message = " ".join(map(str, message))
+    if not isinstance(message, str):
+        message = json.dumps(message) if message else ""
+    first_line = message.strip().partition("\n")[0][:LONGEST_ERROR]
+    return mask(": ".join(filter(None, (prefix, first_line))) or "The task gave no reason.")

@@ -45,6 +45,9 @@ CASES = {
     ),
     "proxy-that-is-a-name": Case({"trusted_proxies": ["ingress"]}, ["trusted_proxies", "'ingress'", "10.0.0.0/24"]),
     "proxies-that-are-everybody": Case({"trusted_proxies": ["*"]}, ["trusted_proxies", "'*'"]),
+    "rejects-at-each-restart": Case(
+        {"reject_without_workers_seconds": 5}, ["reject_without_workers_seconds is 5", "60"]
+    ),
     "no-connections": Case({"client_connection_limit": 0}, ["client_connection_limit is 0", "at least 1"]),
     "connections-of-udp": Case(
         {"host_firewall_allow": [{"name": "dns", "port": 53, "protocol": "udp", "connections": 3}]}, ["'dns'", "tcp"]

@@ -46,7 +46,7 @@ def test_it_may_connect_to_redis_but_not_outwards(host: Host) -> None:
 def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:
     api.wait(api.enqueue())
     assert api.call("POST", "/tasks/enqueue", {"data": "not an object"})[0] == 422
-    assert api.call("GET", "/tasks/status/not-an-id")[0] == 422
+    assert api.call("GET", "/tasks/status/not-an-id")[0] == 404
     assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
 
 
