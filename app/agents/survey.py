@@ -16,7 +16,6 @@ from celery import Celery
 from celery.states import READY_STATES
 
 from app.agents import broker, signatures
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES
 from app.agents.figures import FIGURES, SEPARATOR, WORKERS
 from app.agents.task_ids import created, made
@@ -107,7 +106,7 @@ def queues(client: redis.Redis) -> list[str]:
     """Return all queues: those that the settings name, and those that workers take from."""
     leases: list[bytes] = client.zrange(broker.LEASES, 0, -1)  # type: ignore[assignment]
     known = {broker.queue_of(lease.decode()) for lease in leases}
-    return sorted({DEFAULT_QUEUE, *get_settings().task_routes.values(), *known})
+    return sorted({*get_settings().all_queues, *known})
 
 
 def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,6 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.agents import broker as keys
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.figures import BUCKETS, FIGURES, OUTCOMES, OVER, SEPARATOR, WORKERS
 from app.agents.signatures import parse
 from app.agents.task_ids import made
@@ -69,7 +68,7 @@ class Prometheus:
     def __init__(self, broker: Redis) -> None:
         """Ask ``broker``."""
         self._broker = broker
-        self._queues = sorted({DEFAULT_QUEUE, *get_settings().task_routes.values()})
+        self._queues = get_settings().all_queues
         self._snapshot = Snapshot()
         self._taken = float("-inf")
         self._lock = asyncio.Lock()

@@ -21,7 +21,8 @@ def render(playbook: str, variants: dict[str, dict[str, Any]], directory: Path) 
         hosts[name] = {"variables": str(file)}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
-    plugins = os.pathsep.join(str(REPOSITORY / "roles" / role / "filter_plugins") for role in ("stack", "redis"))
+    folders = ("plugins/filter", "roles/stack/filter_plugins", "roles/redis/filter_plugins")
+    plugins = os.pathsep.join(str(REPOSITORY / folder) for folder in folders)
     report = ansible_report(f"--inventory={inventory}", HERE / playbook, ANSIBLE_FILTER_PLUGINS=plugins)
     assert not any(host["failures"] for host in report["stats"].values()), json.dumps(report)[-4000:]
     for play in report["plays"]:
