@@ -290,13 +290,13 @@ def cases(roles: tuple[str, ...], number: int, chance: random.Random) -> dict[st
     return found
 
 
-def names_in(file: Path) -> set[str]:
-    """Return the names of variables that a file of an inventory, or a scenario's hosts, set."""
+def set_in(file: Path) -> list[tuple[str, Any]]:
+    """Return the variables that a file of an inventory, or a scenario's hosts, set, with their values."""
 
-    def of(value: Any) -> set[str]:
-        if not isinstance(value, dict):
-            return set().union(*map(of, value)) if isinstance(value, list) else set()
-        return {str(name) for name in value}.union(*(of(each) for each in value.values()))
+    def of(value: Any) -> list[tuple[str, Any]]:
+        if isinstance(value, dict):
+            return [*value.items(), *(pair for each in value.values() for pair in of(each))]
+        return [pair for each in value for pair in of(each)] if isinstance(value, list) else []
 
     loaded = yaml.load(file.read_text(), Loader=Loose)  # noqa: S506 - a safe one
     if file.name == "molecule.yml":

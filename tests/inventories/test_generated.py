@@ -66,12 +66,17 @@ def test_every_default_has_a_right_form(role: str) -> None:
     assert generated.inventory.value_refusals(usual, generated.ROLES) == []
 
 
-def test_the_repositorys_own_inventories_name_what_something_reads() -> None:
+def test_the_repositorys_own_inventories_are_right() -> None:
+    known = generated.inventory.specified(generated.ROLES)
     for file in [*REPOSITORY.glob("inventories/**/*.yml"), *REPOSITORY.glob("molecule/*/molecule.yml")]:
-        names = generated.names_in(file)
+        found = generated.set_in(file)
+        names = {str(name) for name, _ in found}
         assert generated.inventory.name_refusals(names, generated.ROLES) == [], file
         if file.name != "molecule.yml":  # some of their scenarios are of a role alone
             assert generated.inventory.ignored_refusals(names) == [], file
+        for name, value in found:
+            if name in known and value is not None and "{{" not in str(value) and "$" not in str(value):
+                assert generated.inventory.value_refusals({name: value}, generated.ROLES) == [], file
 
 
 def test_secrets_are_in_no_sentence() -> None:
