@@ -107,6 +107,7 @@ test-changed: check ## check, and what can break by the changes since BASE (main
 
 .PHONY: nightly
 nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
+	INVENTORIES=200 pytest -q -n 2 tests/inventories
 	pytest -q -n 2 --dist loadfile -m integration
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix scenario-,default redis_tls load_balancer hardening logs)
 	@for system in debian12 debian13; do \

@@ -32,6 +32,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from app.queue_names import DEFAULT_QUEUE, RULE, is_queue_name, route_queue
 from app.redis_address import RedisAddress
 
 ENV_FILE = ".env"
@@ -72,6 +73,13 @@ def _check_network(value: object) -> object:
 
 
 TrustedProxy = Annotated[IPv4Network | IPv6Network, BeforeValidator(_check_network)]
+
+
+def _parse_routes(value: object) -> object:
+    routes = _parse_json(value)
+    return {task: route_queue(route) for task, route in routes.items()} if isinstance(routes, dict) else routes
+
+
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
@@ -120,7 +128,10 @@ class Settings(BaseSettings):
     task_time_limit: PositiveInt = 60  # seconds
     result_expires: PositiveInt = 3600  # seconds
     task_default_rate_limit: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(/[smh])?$")] | None = None
-    task_routes: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_json)] = {}  # task name -> queue name
+    # Task name, or Celery's pattern with "*" -> queue name.
+    task_routes: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_routes)] = {}
+    # Queues that workers take from besides those of the routes, so that they are counted and bounded like them.
+    queues: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
     worker_prefetch_multiplier: PositiveInt = 1
     worker_max_tasks_per_child: PositiveInt = 1000
     worker_concurrency: PositiveInt | None = None  # unset: Celery takes the number of CPUs
@@ -161,6 +172,14 @@ class Settings(BaseSettings):
             pairs = [pair.partition(":") for pair in value.get_secret_value().split()]
             if not pairs or not all(user and password for user, _, password in pairs):
                 raise ValueError("must be user:password, neither of them empty; several are separated by white space")
+        return value
+
+    @field_validator("task_routes", "queues")
+    @classmethod
+    def _check_queue_names(cls, value: dict[str, str] | list[str]) -> dict[str, str] | list[str]:
+        names = value.values() if isinstance(value, dict) else value
+        if wrong := [name for name in names if not is_queue_name(name)]:
+            raise ValueError(f"the queue {wrong[0]!r} {RULE}")
         return value
 
     @field_validator("task_signing_key", "control_signing_key")
@@ -218,6 +237,11 @@ class Settings(BaseSettings):
     def api_keys(self) -> list[str]:
         """The keys of which a client must send one; none: everybody may use the API."""
         return split_keys(self.backend_api_key) if self.backend_api_key else []
+
+    @property
+    def all_queues(self) -> list[str]:
+        """Every queue that somebody may send tasks to or take them from."""
+        return sorted({DEFAULT_QUEUE, *self.task_routes.values(), *self.queues})
 
     @property
     def broker_database(self) -> int:

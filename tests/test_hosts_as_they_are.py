@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import INLINE, REPOSITORY, load_plugin
+from tests.support import INLINE, REPOSITORY, RedisServer, load_plugin
 
 TASK_FILES = sorted(
     file
@@ -143,3 +143,65 @@ def test_a_release_is_readable_whatever_the_umask_is(tmp_path: Path) -> None:
     ]
     assert hidden == []
     assert (root / "releases/one/.complete").exists()
+
+
+host_state = load_plugin("playbooks/files/host_state.py")
+
+
+def data_directory(directory: Path, **ages: int) -> Path:
+    """Make files of a data directory, which were written so many seconds ago."""
+    directory.mkdir()
+    for name, age in ages.items():
+        (file := directory / {"aof": "appendonly.aof", "rdb": "dump.rdb"}[name]).write_text("")
+        os.utime(file, (file.stat().st_mtime - age,) * 2)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("ages", "is_refused"),
+    [
+        ({}, False),
+        ({"rdb": 5}, False),
+        ({"aof": 5}, False),
+        ({"aof": 5, "rdb": 500}, False),
+        ({"aof": 500, "rdb": 5}, True),
+    ],
+)
+def test_data_of_an_older_redis_is_refused_where_only_a_person_knows_which_is_whole(
+    ages: dict[str, int], is_refused: bool, tmp_path: Path
+) -> None:
+    assert bool(host_state.old_data(data_directory(tmp_path / "redis", **ages))) == is_refused
+    (tmp_path / "redis/appendonlydir").mkdir()
+    assert host_state.old_data(tmp_path / "redis") == ""
+
+
+@pytest.mark.integration
+def test_redis_takes_over_what_an_older_one_has_written(tmp_path: Path) -> None:
+    """The append-only file wins over an older snapshot (roles/redis/tasks/restart.yml leaves it there)."""
+    server = RedisServer(tmp_path / "redis", save="1000 1")
+    server.client(0).set("before", "1")
+    server.client(0).save()
+    server.stop()
+    (tmp_path / "redis/appendonly.aof").write_text(
+        "".join(
+            f"${len(word)}\r\n{word}\r\n" if word[0] != "*" else f"{word}\r\n" for word in ("*3", "set", "after", "2")
+        )
+    )
+    server.settings["appendonly"] = "yes"
+    server.start()
+    assert server.client(0).get("after") == "2"
+    assert not (tmp_path / "redis/appendonly.aof").exists()
+    assert list((tmp_path / "redis/appendonlydir").glob("*"))
+    server.stop()
+
+
+def test_names_that_somebody_else_has_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any("a user root" in clash for clash in host_state.clashes("root", "/opt/root"))
+    assert any("a user daemon" in clash for clash in host_state.clashes("daemon", "/opt/daemon"))
+    monkeypatch.setattr(host_state, "UNITS", (tmp_path,))
+    for unit in ("mine-celery-slow.service", "mine-api.service"):
+        (tmp_path / unit).write_text("")
+    assert list(host_state.clashes("mine", "/opt/mine")) == []
+    (tmp_path / "mine-backup.service").write_text("")
+    (clash,) = host_state.clashes("mine", "/opt/mine")
+    assert "mine-backup.service" in clash

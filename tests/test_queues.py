@@ -237,7 +237,7 @@ def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: st
 
 def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKERS_EXPECTED", "1")
-    first, last = (survey.Look(at, {}, {}, [], {}, {}, 0) for at in (1.0, 2.0))
+    first, last = (survey.Look(at, {}, {}, [], {}, {}, 0, {}) for at in (1.0, 2.0))
     last.queues["new"] = survey.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
     assert survey.backlog(first, last)["wrong"]
 
@@ -249,7 +249,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
         headers = [{"id": name, "task": RECORDED} for name in ("runs", "waits")]
         held = survey.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
-        seen = survey.Look(0.0, {}, {}, [held], workers, {}, 0)
+        seen = survey.Look(0.0, {}, {}, [held], workers, {}, 0, {})
         asked = SimpleNamespace(
             active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
             reserved=lambda: {"n@h": [{"id": "waits"}]},

@@ -12,7 +12,6 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.entries import expected, leases
 from app.settings import get_settings
 
@@ -50,7 +49,7 @@ class Admission:
         settings = get_settings()
         self._max_length = settings.queue_max_length
         self._max_share = settings.broker_max_memory_share
-        self._queues = sorted({DEFAULT_QUEUE, *settings.task_routes.values()})
+        self._queues = settings.all_queues
         self._max_memory: float | None = None
         # Whether Redis evicts, as far as is known.
         self._evicts = True

@@ -1,16 +1,19 @@
 """Celery's configuration, the same for worker, API, Flower and every command."""
 
 import ssl
+from functools import lru_cache
 from typing import Any
 
+from celery.app.routes import MapRoute
 from pydantic import SecretStr
 
+from app import queue_names
 from app.agents.redis_connection import sentinel_options
 from app.redis_address import RedisAddress
-from app.settings import Settings
+from app.settings import Settings, get_settings
 
 TASK_MODULES = ("app.agents.tasks.example_task",)
-DEFAULT_QUEUE = "celery"
+DEFAULT_QUEUE = queue_names.DEFAULT_QUEUE
 DEFAULT_MAX_RETRIES = 3
 
 # Seconds that a cold stop (QUIT) lets running tasks finish before it requeues them.
@@ -85,6 +88,17 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "redis_retry_on_timeout": True,
         "redis_socket_keepalive": True,
     }
+
+
+def queue_of(task: str) -> str:
+    """Return the queue that Celery would send a task to, by its own rule for routes."""
+    route = _router(tuple(get_settings().task_routes.items()))(task) or {}
+    return str(route.get("queue", DEFAULT_QUEUE))
+
+
+@lru_cache
+def _router(routes: tuple[tuple[str, str], ...]) -> MapRoute:
+    return MapRoute({task: {"queue": queue} for task, queue in routes})
 
 
 def _tls_options(url: SecretStr) -> dict[str, Any] | None:

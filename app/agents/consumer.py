@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from celery.exceptions import WorkerShutdown
 from celery.worker import consumer, heartbeat
 
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import deliveries
 from app.agents.node_owner import NameTakenError
 from app.agents.redis_connection import is_outage
@@ -44,7 +43,7 @@ class Consumer(consumer.Consumer):
 
     def add_task_queue(self, queue: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - the base class's signature
         """Take from a queue of the settings, too; from no other, whoever says so."""
-        if queue not in {*self.app.amqp.queues, DEFAULT_QUEUE, *get_settings().task_routes.values()}:
+        if queue not in {*self.app.amqp.queues, *get_settings().all_queues}:
             logger.warning("The worker does not take from the queue %.100r, which no setting names", queue)
             return None
         return super().add_task_queue(queue)

@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.agents.admission import SAMPLE_INTERVAL, Admission
 from app.agents.broker import ENQUEUE, IDEMPOTENCY
-from app.agents.config import DEFAULT_QUEUE
+from app.agents.config import queue_of
 from app.agents.messages import task_message
 from app.agents.recovery import KEEP_SECONDS, Push, Recovery
 from app.agents.scripts import load_async
@@ -93,7 +93,7 @@ class Publisher:
             WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.
         """
-        queue = get_settings().task_routes.get(task.name, DEFAULT_QUEUE)
+        queue = queue_of(task.name)
         self._admission.check(queue)
         self.workforce.check()
 

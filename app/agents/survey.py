@@ -16,7 +16,6 @@ from celery import Celery
 from celery.states import READY_STATES
 
 from app.agents import broker, entries, signatures
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.deliveries import LEASE_MARGIN, MAX_REDELIVERIES, deaths_of
 from app.agents.entries import asked, printable
 from app.agents.figures import FIGURES, WORKERS
@@ -110,7 +109,7 @@ class Look:
 def queues(client: redis.Redis) -> list[str]:
     """Return all queues: those that the settings name, and those that workers take from."""
     known = {broker.queue_of(lease) for lease in _leases(client)}
-    return sorted({DEFAULT_QUEUE, *get_settings().task_routes.values(), *known})
+    return sorted({*get_settings().all_queues, *known})
 
 
 def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.agents import broker as keys
 from app.agents import entries
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.figures import BUCKETS, FAILURES, FAILURES_KEPT, FIGURES, OUTCOMES, OVER, WORKERS
 from app.agents.signatures import parse
 from app.agents.task_ids import made
@@ -85,7 +84,7 @@ class Prometheus:
     def __init__(self, broker: Redis) -> None:
         """Ask ``broker``."""
         self._broker = broker
-        self._queues = sorted({DEFAULT_QUEUE, *get_settings().task_routes.values()})
+        self._queues = get_settings().all_queues
         self._snapshot = Snapshot()
         self._taken = float("-inf")
         self._lock = asyncio.Lock()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 
 def first_broken_rule(rules: Iterable[Mapping[str, Any]]) -> str:
@@ -18,18 +15,9 @@ def first_broken_rule(rules: Iterable[Mapping[str, Any]]) -> str:
     return next((str(rule["message"]) for rule in rules if not rule["holds"]), "")
 
 
-def list_options(variables: Iterable[str], roles: str) -> list[str]:
-    """Return the names among ``variables`` that a role below the folder ``roles`` specifies as a list."""
-    names: set[str] = set()
-    for file in Path(roles).glob("*/meta/argument_specs.yml"):
-        for entry in yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["argument_specs"].values():
-            names |= {name for name, option in entry.get("options", {}).items() if option["type"] == "list"}
-    return sorted(names.intersection(variables))
-
-
 class FilterModule:
     """Ansible's filters of this file."""
 
     def filters(self) -> dict[str, Any]:
         """Return them by name."""
-        return {"first_broken_rule": first_broken_rule, "list_options": list_options}
+        return {"first_broken_rule": first_broken_rule}

@@ -8,6 +8,8 @@ from tests.preflight.refusals import REDIS_USERS, Case, refusals
 
 # One run checks all of them.
 pytestmark = pytest.mark.timeout(600)
+ROUTES = {"task_routes": {"app.agents.tasks.report": "slow"}}
+POOLS = {"celery_worker_pools": [{"name": "default"}, {"name": "slow", "queues": ["slow"]}]}
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
@@ -52,7 +54,9 @@ CASES = {
     "worker-memory-without-unit": Case(
         {"celery_worker_memory_max": "512"}, ["celery_worker_memory_max is '512'", "M, G"]
     ),
-    "address-that-is-a-name": Case({"stack_ip_allow": ["redis.internal"]}, ["api_ip_allow", "redis.internal", "names"]),
+    "address-that-is-a-name": Case(
+        {"stack_ip_allow": ["redis.internal"]}, ["stack_ip_allow", "redis.internal", "names"]
+    ),
     "egress-to-a-name": Case(
         {"worker_egress": [{"name": "db", "to": ["db.internal"], "ports": [5432]}]},
         ["'db' of worker_egress", "db.internal", "10.0.0.5"],
@@ -104,9 +108,27 @@ CASES = {
     "api-and-redis-on-one-port": Case({"api_port": 6380}, ["same port", "redis 6380", "api_port 6380"]),
     "port-that-is-none": Case({"api_port": 70000}, ["api_port is 70000", "65535"]),
     "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
-    "setting-with-a-quote": Case({"app_environment": "it's"}, ["app_release_settings", "single quote"]),
+    "setting-with-a-quote": Case({"app_environment": "it's"}, ["app_environment", "it's", "quotes"]),
     "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
-    "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_release_name", "Type Safe", "lower-case"]),
+    "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_name", "Type Safe", "lower-case"]),
+    "route-that-no-pool-takes": Case(ROUTES, ["task_routes", "'slow'", "no pool takes from it"]),
+    "route-that-is-a-list": Case({"task_routes": {"a": ["slow"]}}, ["task_routes", "slow", "letters"]),
+    "route-with-more-than-a-queue": Case(
+        {"task_routes": {"a": {"queue": "b", "priority": 1}}}, ["task_routes", "letters"]
+    ),
+    "queue-of-the-platform": Case({"task_routes": {"a": "failures"}}, ["task_routes", "'failures'", "uses"]),
+    "switch-that-is-a-text": Case({"host_firewall": "true"}, ["host_firewall is 'true'", "without quotes"]),
+    "address-beyond-255": Case({"api_bind": "10.0.0.256"}, ["api_bind", "10.0.0.256", "IP address"]),
+    "unknown-name": Case(
+        {"celery_worker_concurency": 2}, ["celery_worker_concurency", "celery_worker_concurrency meant"]
+    ),
+    "ignored-name": Case({"redis_maxmemory": "1gb"}, ["redis_maxmemory", "stack_redis_maxmemory"]),
+    "derived-name": Case({"app_release_settings": {"A": "b"}}, ["app_release_settings", "derives"]),
+    "name-of-a-unit-of-ours": Case({"app_name": "platform"}, ["app_name is 'platform'", "choose another"]),
+    "name-of-the-login": Case({"app_name": "deployer"}, ["app_name is 'deployer'"], {"user": "deployer"}),
+    "name-of-somebody-else": Case({"app_name": "www-data"}, ["app_name is 'www-data'", "has a user www-data"]),
+    "one-place-alone": Case({"app_release_root": "/srv/app"}, ["app_release_root", "/opt/typesafe", "app_name"]),
+    "host-in-brackets": Case({"redis_host": "[::1]"}, ["redis_host", "without brackets"]),
     "unsupported-system": Case(
         {}, ["Ubuntu 24.04", "Debian 12 and 13"], {"distribution": "Ubuntu", "distribution_version": "24.04"}
     ),
@@ -118,11 +140,15 @@ CASES = {
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run the preflight over all cases at once; return each host's error, empty where there was none."""
-    good = {"good": Case({}, []), "good-routes": Case({"task_routes": {"app.agents.tasks.report": "slow"}}, [])}
+    good = {
+        "good": Case({}, []),
+        "good-routes": Case(ROUTES | POOLS, []),
+        "good-patterns": Case({"task_routes": {"app.*": {"queue": "slow"}}, **POOLS}, []),
+    }
     return refusals({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
 
 
-@pytest.mark.parametrize("name", ["good", "good-routes"])
+@pytest.mark.parametrize("name", ["good", "good-routes", "good-patterns"])
 def test_a_good_inventory_is_accepted(errors: dict[str, str], name: str) -> None:
     assert errors[name] == ""
 

@@ -32,6 +32,8 @@ RESERVED_SETTINGS = {
     *("replicaof", "slaveof", "replica-announce-ip", "masteruser", "masterauth"),
     *("min-replicas-to-write", "min-replicas-max-lag", "repl-backlog-size"),
 }
+# What an inventory of the whole platform sets instead.
+FROM_THE_PLATFORM = {"maxmemory": "; the platform takes it from stack_redis_maxmemory"}
 # Without these the role could not apply a change to a running server.
 NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping", "script"}
 
@@ -104,7 +106,8 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
 
     def refuse(option: str, rule: str, shown: object = None) -> str:
         value = json.dumps(instance[option] if shown is None else shown, default=str)
-        return f"redis_{option} of instance {instance['name']} is {value}, and it must be {rule}."
+        place = FROM_THE_PLATFORM.get(option, "")
+        return f"redis_{option} of instance {instance['name']} is {value}, and it must be {rule}{place}."
 
     def malformed(option: str, pattern: str) -> list[object]:
         return [entry for entry in instance[option] if not re.fullmatch(pattern, str(entry))]
@@ -162,8 +165,9 @@ def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], ho
         total = sum(redis_bytes(instance["maxmemory"], host_memory) for instance in complete)
         if total > host_memory:
             refusals.append(
-                f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory), and it "
-                f"must be at most the host's memory, {host_memory // MEGABYTE}mb."
+                f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory or "
+                f"stack_redis_maxmemory), and it must "
+                f"be at most the host's memory, {host_memory // MEGABYTE}mb."
             )
     return refusals
 

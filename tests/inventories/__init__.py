@@ -1,0 +1,1 @@
+"""Inventories made from the argument specs."""

@@ -1,0 +1,91 @@
+"""What a failed run shows last: the cause, and no second error behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import REPOSITORY, ansible_report, load_plugin
+
+last_sentence = load_plugin("plugins/action/service_unit.py").last_sentence
+NOTIFIED = {
+    "celery_worker": ["Application changed", "Restart the workers whose units changed"],
+    "api": ["Application changed", "The API's units changed"],
+    "flower": ["Application changed", "Restart Flower"],
+}
+
+
+@pytest.mark.parametrize("role", NOTIFIED)
+@pytest.mark.parametrize("supervision", ["systemd", "supervisor"])
+def test_handlers_add_no_error_to_that_of_a_run(role: str, supervision: str, tmp_path: Path) -> None:
+    """The application's handlers run after a failure; nothing that later tasks register is there then."""
+    folder = REPOSITORY / "roles" / role
+    play: dict[str, Any] = {
+        "hosts": "all",
+        "connection": "local",
+        "gather_facts": False,
+        "force_handlers": True,
+        "vars_files": [str(file) for part in ("defaults", "vars") for file in folder.glob(f"{part}/main.yml")],
+        "vars": {
+            "celery_worker_supervision": supervision,
+            "ansible_facts": {"service_mgr": supervision, "processor_vcpus": 2},
+            "app_name": "nothing-of-that-name",
+        },
+        "tasks": [
+            {
+                "name": "Change something",
+                "ansible.builtin.command": "true",
+                "changed_when": True,
+                "notify": NOTIFIED[role],
+            },
+            {"name": "The cause", "ansible.builtin.fail": {"msg": "the cause"}},
+        ],
+        "handlers": [{"name": "Handlers", "ansible.builtin.import_tasks": str(folder / "handlers/main.yml")}],
+    }
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(yaml.safe_dump([play]))
+    report = ansible_report("--inventory=host,", playbook)
+    failed = [
+        task["task"]["name"]
+        for play in report["plays"]
+        for task in play["tasks"]
+        for result in task["hosts"].values()
+        if result.get("failed")
+    ]
+    assert failed == ["The cause"]
+    assert report["stats"]["host"]["failures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([], ""),
+        (["", "  "], ""),
+        (
+            ["one", "TASK_TIME_LIMIT=0 is refused: it must be more.", ""],
+            "TASK_TIME_LIMIT=0 is refused: it must be more.",
+        ),
+        (['{"level": "INFO", "message": "ready."}'], "ready."),
+        (['{"message": "it ended", "exception": "Traceback ...\\nValueError: the cause"}'], "ValueError: the cause"),
+        (["the cause", '{"message": ""}'], "the cause"),
+        (["{broken"], "{broken"),
+        (["[1]"], "[1]"),
+    ],
+)
+def test_a_unit_that_does_not_start_is_quoted(lines: list[str], sentence: str) -> None:
+    assert last_sentence(lines) == sentence
+
+
+def test_application_and_redis_are_started_by_the_action_that_quotes() -> None:
+    for role in ("celery_worker", "api", "flower", "redis"):
+        for file in (REPOSITORY / "roles" / role).glob("*/*.yml"):
+            if file.parent.name not in ("tasks", "handlers"):
+                continue
+            for task in yaml.safe_load(file.read_text()):
+                state = task.get("ansible.builtin.systemd_service", {}).get("state")
+                assert state not in ("started", "restarted") or task.get("failed_when") is False, (
+                    f"{file}: {task['name']}"
+                )
