@@ -79,6 +79,7 @@ class Publisher:
         self.workforce = Workforce(broker)
         self._waiting: list[Waiting] = []
         self._sample_is_due = False
+        self._run_id: str | None = None  # of the Redis that answers
         self._writer: asyncio.Task[None] | None = None
 
     async def publish(
@@ -130,9 +131,13 @@ class Publisher:
 
     async def watch(self) -> None:
         """Keep admission's figures fresh, look for workers, bring back what a restarted Redis has lost; without end."""
-        with suppress(RedisError, OSError):
-            await load_async(self._broker)
+        loaded_into = None
         while True:
+            if loaded_into != self._run_id or loaded_into is None:
+                # Before a request pays for it: another Redis, or a restarted one, has no script yet.
+                with suppress(RedisError, OSError):
+                    await load_async(self._broker)
+                loaded_into = self._run_id
             self._sample_is_due = True
             self._start_writer()
             try:
@@ -219,7 +224,8 @@ class Publisher:
 
     def _learn(self, answers: list[Any]) -> None:
         try:
-            self._recovery.saw(self._admission.learn(answers))
+            self._run_id = self._admission.learn(answers)
+            self._recovery.saw(self._run_id)
         except RedisError as error:
             logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
 
