@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from app.agents import node_owner
 from app.agents.broker import LEASES, OWNER
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.node_owner import described, lives, token
@@ -79,6 +81,18 @@ def test_a_worker_whose_name_was_taken_over_ends_at_once(stack: Stack) -> None:
     pipeline.execute()
     assert worker.process.wait(10) == -signal.SIGKILL
     assert "has been taken over" in worker.output()
+
+
+def test_a_machine_is_known_by_the_first_file_that_says_something(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "id").write_text("one\n")
+    monkeypatch.setattr(node_owner, "MACHINE_FILES", (str(tmp_path / "hidden"), str(tmp_path / "empty")))
+    assert lives(token()) is None
+    monkeypatch.setattr(node_owner, "MACHINE_FILES", (str(tmp_path / "hidden"), str(tmp_path / "id")))
+    assert "|one|" in token()
+    assert lives(token()) is False
 
 
 def test_a_token_tells_whether_its_process_lives() -> None:

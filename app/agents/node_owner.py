@@ -6,6 +6,8 @@ import uuid
 from pathlib import Path
 
 SEPARATOR = "|"
+# What tells a machine from others. The first is new with each boot, but a unit with ProcSubset=pid does not see it.
+MACHINE_FILES = ("/proc/sys/kernel/random/boot_id", "/etc/machine-id")
 
 
 class NameTakenError(Exception):
@@ -35,9 +37,16 @@ def described(owner: str) -> str:
 
 def _place() -> tuple[str, str]:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())
+        return next(filter(None, map(_content, MACHINE_FILES)), ""), str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return "", ""
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str:
