@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 INVENTORY ?= inventories/sandbox
 BIN := .venv/bin
+# Ansible ends at a locale that this machine has not; every Debian has this one.
+export LC_ALL := C.UTF-8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # The Molecule part of make test. While molecule/default installs the hosts that others start from, one more scenario is enough for two

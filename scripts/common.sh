@@ -11,6 +11,11 @@ die() {
   exit 1
 }
 
+# Ansible ends at a locale that this machine has not; every Debian has this one.
+export LC_ALL=C.UTF-8
+[ -z "$(find "$root" -maxdepth 0 -perm -0002)" ] ||
+  die "everybody may write into $root, where Ansible therefore ignores ansible.cfg: run chmod o-w $root."
+
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo --non-interactive "$@"; fi
 }
