@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import load_plugin
+from tests.support import REPOSITORY, load_plugin
 from tests.templates.rendering import render
 
 egress = load_plugin("plugins/filter/egress.py")
@@ -326,3 +326,22 @@ def test_the_doctor_knows_the_rules_that_nft_prints(rendered: dict[str, Path]) -
     table = subprocess.run([*OWN_NAMESPACE, *load], capture_output=True, text=True, check=True).stdout
     for told in (doctor.drops, lambda text: re.findall(r'accept comment "([^"]+)"', text)):
         assert Counter(told(table)) == Counter(told(file.read_text()))
+
+
+@pytest.mark.integration
+def test_the_counter_reaches_the_exporter_and_no_link_in_its_directory_is_followed(
+    rendered: dict[str, Path], tmp_path: Path
+) -> None:
+    elsewhere, script = tmp_path / "elsewhere", tmp_path / "egress-refused"
+    (directory := tmp_path / "node-exporter").mkdir()
+    (directory / "egress.prom").symlink_to(elsewhere)
+    text = (REPOSITORY / "roles/exporters/files/egress-refused").read_text()
+    script.write_text(text.replace("/var/lib/prometheus/node-exporter", str(directory)))
+    # The workers' user is root of this namespace.
+    refused = "ip link set lo up; ! bash -c 'exec 3<>/dev/tcp/127.0.0.1/1' 2>&1"
+    commands = f'nft --file "$1" && {{ {refused}; }} && sh "$2"'
+    run = [*OWN_NAMESPACE, "sh", "-c", commands, "sh", str(rendered["restricted"] / "rules.nft"), str(script)]
+    subprocess.run(run, check=True)
+    assert "\nworker_egress_refused_total 1\n" in (directory / "egress.prom").read_text()
+    assert not elsewhere.exists()
+    assert [file.name for file in directory.iterdir()] == ["egress.prom"]
