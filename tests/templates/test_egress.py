@@ -337,6 +337,10 @@ def test_the_counter_reaches_the_exporter_and_no_link_in_its_directory_is_follow
     (directory / "egress.prom").symlink_to(elsewhere)
     text = (REPOSITORY / "roles/exporters/files/egress-refused").read_text()
     script.write_text(text.replace("/var/lib/prometheus/node-exporter", str(directory)))
+    # Without rules it fails, and leaves nothing that the exporter could not read.
+    without = subprocess.run([*OWN_NAMESPACE, "sh", str(script)], capture_output=True, check=False)
+    assert without.returncode != 0
+    assert not elsewhere.exists()
     # The workers' user is root of this namespace.
     refused = "ip link set lo up; ! bash -c 'exec 3<>/dev/tcp/127.0.0.1/1' 2>&1"
     commands = f'nft --file "$1" && {{ {refused}; }} && sh "$2"'
