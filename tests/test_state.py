@@ -139,7 +139,7 @@ def test_what_somebody_gives_to_all_units_is_told_without_its_value(monkeypatch:
 
 
 UNIT = "LimitNOFILE=65536\nExecStart={ path=/x ; argv[]=/x ; start_time=[n/a] ; pid=0 }\nDropInPaths=\nNRestarts=0"
-UNIT += "\nMainPID=7"
+UNIT += "\nMainPID=7\nRequires=a.target b.slice"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,13 @@ UNIT += "\nMainPID=7"
         ("argv[]=/x", "argv[]=/y", "argv[]=/y"),
         ("MainPID=7", "Environment=A=hidden", "typesafe-api Environment is new (A="),
         ("start_time=[n/a]", "start_time=[Sun 2026]", ""),
+        ("Requires=a.target b.slice", "Requires=b.slice a.target", ""),
+        (UNIT, "LoadState=masked\nFragmentPath=/dev/null", "typesafe-api LoadState is masked instead of loaded"),
+        (
+            "Requires=a.target b.slice",
+            "Requires=b.slice",
+            "typesafe-api Requires is b.slice instead of a.target b.slice",
+        ),
         ("NRestarts=0", "NRestarts=5\nActiveEnterTimestamp=now\nMemoryCurrent=5", ""),
     ],
 )

@@ -214,13 +214,18 @@ def units(_: str, given: Any) -> State:
     found: State = {}
     names = [*(pair.partition("=")[0] for pair in given.unit), *UNITS.split()]
     for unit, shown in zip(names, say("systemctl", "show", *names).strip().split("\n\n"), strict=False):
+        loaded = dict(_pairs(shown)).get("LoadState", "loaded")
+        found[f"{unit} LoadState"] = loaded
         for name, value in _pairs(shown):
-            if CHANGES.search(name):
+            # One that is masked has nothing but defaults.
+            if CHANGES.search(name) or loaded != "loaded":
                 continue
             steady = re.sub(r" ; start_time=.*?(?=})", " ", value)
             if name == "Environment":
                 pairs = (word.partition("=") for word in shlex.split(value.replace("'", "\\'")))
                 steady = " ".join(f"{pair[0]}={digest(pair[2])}" for pair in pairs)
+            if "{" not in steady:  # lists of units have another order after each daemon-reload
+                steady = " ".join(sorted(steady.split()))
             key = f"{unit} {name}"
             found[key] = short(f"{found[key]} {steady}" if key in found else steady)
     for line in say("systemctl", "list-unit-files", "--plain", "--no-legend").splitlines():
@@ -536,6 +541,9 @@ def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> It
         wanted = (
             both if part in BOTH else both | state.keys() if part == "redis" else before[part].keys() | state.keys()
         )
+        if part == "units":
+            away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
+            wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
         told = []
         for name in sorted(name for name in wanted if before[part].get(name) != state.get(name)):
             at = layer_of(name, app) if part == "files" else _layer(part, name, layer)
