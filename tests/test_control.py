@@ -209,6 +209,12 @@ class TestQuestions:
         assert worker.broker.exists("a b", "x" * 1000, "deferred:celery", "\n") == 0
 
 
+def test_workers_ask_one_another_nothing(worker: Worker) -> None:
+    """Celery's mingle comes back through the steps that require it."""
+    assert "ready." in worker.program.output()
+    assert "mingle" not in worker.program.output()
+
+
 def test_what_is_compressed_stays_so(worker: Worker) -> None:
     def peak() -> int:
         status = Path(f"/proc/{worker.program.process.pid}/status").read_text()

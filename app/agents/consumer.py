@@ -3,7 +3,7 @@
 import logging
 import time
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from celery.exceptions import WorkerShutdown
 from celery.worker import consumer, heartbeat
@@ -34,12 +34,10 @@ heartbeat.Heart = Heart
 class Consumer(consumer.Consumer):
     """Celery's consumer, used through the setting ``worker_consumer``."""
 
-    class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[valid-type]
-        """Without what workers tell one another: whoever may speak on their channel could have a task run."""
-
-        default_steps: ClassVar[list[str]] = [
-            step for step in consumer.Consumer.Blueprint.default_steps if not step.endswith((":Mingle", ":Gossip"))
-        ]
+    def __init__(self, *args: Any, worker_options: dict[str, Any], **kwargs: Any) -> None:
+        """Leave out what workers ask one another: whoever may speak on their channel could have a task run."""
+        options = {**worker_options, "without_mingle": True, "without_gossip": True}
+        super().__init__(*args, worker_options=options, **kwargs)
 
     def add_task_queue(self, queue: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - the base class's signature
         """Take from a queue of the settings, too; from no other, whoever says so."""
