@@ -48,7 +48,7 @@ states = st.one_of(
 ids = st.one_of(
     st.uuids(version=4).map(str),
     st.builds(new_task_id),
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip("./")),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(lambda text: text.strip("./")),
 )
 
 

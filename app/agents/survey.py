@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ class Look:
     workers: dict[str, dict[str, Any]]  # node -> what it told last, of those that live
     figures: dict[tuple[str, ...], float]
     dead_letters: int
-    bad: dict[str, int]  # key -> entries that are not of the expected form
+    bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
 
     @property
     def size(self) -> int:
