@@ -57,6 +57,7 @@ def create_app() -> FastAPI:
     app.add_middleware(SecurityHeaders, policies={DOCS: docs_policy(app), PATH: POLICY})
     app.add_middleware(KeyRequired)
     add_error_handlers(app)
+    app.include_router(metrics.scraped)
     for module in (tasks, health, metrics, status, alerts):
         app.include_router(module.router)
     document_schemes(app)

@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     supabase_url: str | None = None
     supabase_key: SecretStr | None = None
     backend_api_key: SecretStr | None = None  # one key or several, separated by commas or white space
+    metrics_api_key: SecretStr | None = None  # the same, good for /metrics and /status/alerts alone
     environment: str = "development"
     flower_basic_auth: SecretStr | None = None  # user:password, several separated by white space
     flower_read_only: bool = True
@@ -194,7 +195,7 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("backend_api_key")
+    @field_validator("backend_api_key", "metrics_api_key")
     @classmethod
     def _check_api_keys(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not (keys := split_keys(value)):
@@ -242,6 +243,11 @@ class Settings(BaseSettings):
     def all_queues(self) -> list[str]:
         """Every queue that somebody may send tasks to or take them from."""
         return sorted({DEFAULT_QUEUE, *self.task_routes.values(), *self.queues})
+
+    @property
+    def metrics_keys(self) -> list[str]:
+        """Further keys, which read figures and tell of alerts, and do nothing else."""
+        return split_keys(self.metrics_api_key) if self.metrics_api_key else []
 
     @property
     def broker_database(self) -> int:

@@ -121,7 +121,7 @@ class VaultInventory:
     USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
     SINGLE = (
         *("redis_password", "sentinel_password", "flower_password", "monitoring_password", "backend_api_key"),
-        *("task_signing_key", "control_signing_key"),
+        *("metrics_api_key", "task_signing_key", "control_signing_key"),
     )
     PASSWORD = PROJECT / "scripts/vault-password.sh"
 

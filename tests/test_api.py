@@ -325,6 +325,28 @@ class TestKey:
         both = f"{keys[0]}, {keys[1]}"
         assert httpx.get(f"{api.url}/metrics/celery", headers={"X-API-Key": both}).status_code == 401
 
+    def test_a_key_for_monitoring_opens_nothing_else(self, own: Own) -> None:
+        key = "for-monitoring-0123456789"
+        api = own(BACKEND_API_KEY="for-clients-0123456789", METRICS_API_KEY=key, ENVIRONMENT="production")
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{api.url}/metrics", headers=headers).status_code == 200
+        group = {"groupKey": "g", "alerts": []}
+        assert httpx.post(f"{api.url}/status/alerts", headers=headers, json=group).status_code == 204
+        schema = httpx.get(f"{api.url}/openapi.json").json()["paths"]
+        others = [
+            (method, path)
+            for path, methods in schema.items()
+            for method in methods
+            if "security" in methods[method] and path not in ("/metrics", "/status/alerts")
+        ]
+        assert ("post", "/tasks/enqueue") in others
+        for method, path in others:
+            url = f"{api.url}{path.replace('{task_id}', 'x')}"
+            assert httpx.request(method, url, headers=headers).status_code == 401, path
+        assert httpx.get(f"{api.url}/status", auth=("x", key)).status_code == 401
+        client = {"X-API-Key": "for-clients-0123456789"}
+        assert httpx.get(f"{api.url}/metrics", headers=client).status_code == 200
+
     def test_a_laptop_needs_none(self, own: Own) -> None:
         api = own(BACKEND_API_KEY="")
         assert httpx.get(f"{api.url}/metrics/celery").status_code == 200

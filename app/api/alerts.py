@@ -20,7 +20,7 @@ from app.agents.broker import ALERTS
 from app.agents.entries import HEARD
 from app.api.body import read_json
 from app.api.errors import documented
-from app.api.security import ProtectedRoute
+from app.api.security import MetricsRoute
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-router = APIRouter(prefix="/status", tags=["status"], route_class=ProtectedRoute, responses=documented(401, 429))
+router = APIRouter(prefix="/status", tags=["status"], route_class=MetricsRoute, responses=documented(401, 429))
 
 
 @router.post(

@@ -10,12 +10,15 @@ from app.agents.inspector import Inspector
 from app.api.errors import documented
 from app.api.models import CeleryMetrics, TaskMetrics, WorkerMetrics
 from app.api.prometheus import Prometheus
-from app.api.security import ProtectedRoute
+from app.api.security import MetricsRoute, ProtectedRoute
 
 router = APIRouter(prefix="/metrics", tags=["metrics"], route_class=ProtectedRoute, responses=documented(401, 429))
 
+# For Prometheus, with its own key.
+scraped = APIRouter(prefix="/metrics", tags=["metrics"], route_class=MetricsRoute, responses=documented(401, 429))
 
-@router.get("", response_model=None, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+
+@scraped.get("", response_model=None, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def metrics(request: Request) -> PlainTextResponse:
     """Return everything that is counted, in Prometheus' text format."""
     prometheus: Prometheus = request.app.state.prometheus

@@ -1,4 +1,7 @@
-"""Who may use the API: clients that send one of the keys in BACKEND_API_KEY, and not too often."""
+"""Who may use the API: clients that send one of the keys in BACKEND_API_KEY, and not too often.
+
+Those in METRICS_API_KEY are for monitoring: good for the routes of MetricsRoute alone.
+"""
 
 import base64
 import binascii
@@ -33,17 +36,24 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         """Take over keys and limits."""
         self._keys = [_digest(key) for key in settings.api_keys]
+        self._metrics_keys = [_digest(key) for key in settings.metrics_keys]
         self._requests = RateLimiter(settings.rate_limit)
         self._failures = RateLimiter(settings.failed_login_limit)
 
-    def admit(self, key: str | None, address: str, challenge: str) -> None:
+    def admit(self, key: str | None, address: str, challenge: str, *, monitoring: bool = False) -> None:
         """Return when a client may go on; one without a valid key gets the ``challenge``.
+
+        Args:
+            key: what the client has sent.
+            address: where it comes from.
+            challenge: how it is asked for a key.
+            monitoring: whether a key for monitoring is enough.
 
         Raises:
             HTTPException: 401 or 429.
         """
         # A valid key is let in whoever else fails at the same address: behind a balancer all clients have the same.
-        client = self._holder(key) if self._keys else address
+        client = self._holder(key, monitoring) if self._keys else address
         if client is None:
             if seconds := self._failures.hit(address):
                 raise _too_many("There were too many requests without a valid API key", seconds)
@@ -57,11 +67,12 @@ class Guard:
         if seconds := self._requests.hit(client):
             raise _too_many(f"There were more requests than {self._requests.rate}", seconds)
 
-    def _holder(self, key: str | None) -> str | None:
+    def _holder(self, key: str | None, monitoring: bool) -> str | None:
         """Return the name under which a key's requests are counted, None when it is not valid."""
         offered = _digest(key or "")
         # All keys, so that the time tells nothing.
-        matches = [hmac.compare_digest(offered, known) for known in self._keys]
+        valid = self._keys + (self._metrics_keys if monitoring else [])
+        matches = [hmac.compare_digest(offered, known) for known in valid]
         return offered if any(matches) else None
 
 
@@ -73,6 +84,7 @@ class ProtectedRoute(APIRoute):
 
     schemes: tuple[str, ...] = ("X-API-Key", "Bearer")
     challenge = "Bearer"
+    monitoring = False
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Document that a key is needed."""
@@ -86,10 +98,17 @@ class ProtectedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
             key = _offered_key(request.headers, "Basic" in self.schemes)
-            guard.admit(key, counted_as(request.client.host) if request.client else "", self.challenge)
+            address = counted_as(request.client.host) if request.client else ""
+            guard.admit(key, address, self.challenge, monitoring=self.monitoring)
             return await handle(request)
 
         return guarded
+
+
+class MetricsRoute(ProtectedRoute):
+    """A protected route that a key for monitoring opens, too."""
+
+    monitoring = True
 
 
 class PageRoute(ProtectedRoute):

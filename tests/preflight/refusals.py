@@ -13,7 +13,7 @@ from tests.support import ansible_report
 HERE = Path(__file__).parent
 SECRETS = (
     *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
-    *("control_signing_key", "monitoring_password"),
+    *("control_signing_key", "monitoring_password", "metrics_api_key"),
 )
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
 
@@ -53,6 +53,7 @@ def refusals(
     for name, case in cases.items():
         good: dict[str, Any] = {secret: secrets.token_urlsafe(48) for secret in SECRETS}
         good["redis_user_passwords"] = {user: secrets.token_urlsafe(24) for user in REDIS_USERS}
+        good["private_network"] = True
         variables = {key: value for key, value in {**good, **case.variables}.items() if value is not None}
         # Nothing of this machine is looked at that needs rights.
         hosts[name] = {**variables, "facts": case.facts, "ansible_become": False}

@@ -23,6 +23,15 @@ CASES = {
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS, WEAK)}, ["redis_users", "worker", "too weak"], hidden=WEAK
     ),
     "request-limit": Case({"rate_limit": "100 per second"}, ["rate_limit", "100 per second", "1000/second"]),
+    "redis-in-clear": Case(
+        {"redis_bind": ["127.0.0.1", "10.0.0.9"], "private_network": False},
+        [
+            "Redis of redis-in-clear would listen beyond the loopback address without TLS",
+            "redis_tls",
+            "private_network",
+        ],
+    ),
+    "redis-on-loopback": Case({"redis_bind": ["127.0.0.1", "-::1"], "private_network": False}, []),
     "no-api-key": Case({"backend_api_key": None}, ["backend_api_key", "required"]),
     "weak-api-key": Case({"backend_api_key": "Ab3-" * 3}, ["backend_api_key is too weak", "16"], hidden="Ab3-" * 3),
     "weak-control-key": Case({"control_signing_key": "k3P9zQab"}, ["control_signing_key", "32"], hidden="k3P9zQab"),

@@ -19,6 +19,18 @@ CASES = {
         {"monitoring_password": WEAK, "api_bind": "10.0.0.9"}, ["monitoring_password", "too weak"], hidden=WEAK
     ),
     "times": Case({"monitoring_retention_size": "5", "api_bind": "10.0.0.9"}, ["monitoring_retention_size '5'", "5GB"]),
+    "in-clear": Case(
+        {"api_bind": "10.0.0.9", "private_network": False},
+        ["watcher", "metrics_api_key to in-clear in clear text", "private_network"],
+    ),
+    "redis-in-clear": Case(
+        {"redis_bind": ["127.0.0.1", "10.0.0.9"], "api_bind": "10.0.0.9", "private_network": False},
+        ["private_network"],
+    ),
+    "no-key": Case({"metrics_api_key": "", "api_bind": "10.0.0.9"}, ["metrics_api_key", "`make secrets` writes it"]),
+    "same-key": Case(
+        {"metrics_api_key": "{{ backend_api_key }}", "api_bind": "10.0.0.9"}, ["the same as backend_api_key"]
+    ),
     "port": Case({"exporters_node_port": 0, "api_bind": "10.0.0.9"}, ["exporters_node_port is 0", "1 to 65535"]),
 }
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(120)
 def asked(directory: Path, monitoring: list[str], names: str = "ab", **env: str) -> dict[str, Any]:
     """Return what each of these hosts would ask, and its exporters' address."""
     hosts = {name: {"private_address": f"10.0.0.{number}"} for number, name in enumerate(names, 1)}
-    common = {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "x"), "backend_api_key": "x", "redis_password": "x"}
+    common = {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "x"), "metrics_api_key": "x", "redis_password": "x"}
     groups: dict[str, Any] = {name: {"hosts": {host: {} for host in names}} for name in ("workers", "api")}
     groups |= {"redis": {"hosts": {"a": {}}}, "flower": {}, "monitoring": {"hosts": {name: {} for name in monitoring}}}
     inventory = directory / "hosts.json"

@@ -141,5 +141,12 @@ def test_the_units_are_sandboxed_and_tell_no_secret(main: Host, secret: Callable
     for unit in ("prometheus", "prometheus-alertmanager", *EXPORTERS):
         assert security_exposure(main, f"{unit}.service") <= 1.5, unit
     lines = main.check_output("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl --no-pager -u 'prometheus*'")
-    for name in ("monitoring_password", "redis_exporter_password", "backend_api_key"):
+    for name in ("monitoring_password", "redis_exporter_password", "backend_api_key", "metrics_api_key"):
         assert secret(name) not in lines
+
+
+def test_prometheus_has_its_own_key_and_the_exporters_have_none(main: Host, secret: Callable[[str], str]) -> None:
+    assert main.file("/etc/prometheus/secrets/api_key").content_string == secret("metrics_api_key")
+    for unit in EXPORTERS:
+        number = main.check_output(f"systemctl show --value --property MainPID {unit}")
+        assert main.run(f"nsenter --target {number} --mount cat /etc/prometheus/secrets/api_key").failed

@@ -71,7 +71,7 @@ def rotated() -> dict[str, str]:
     after = [INVENTORY.secret(file.name) for file in INVENTORY.secrets.iterdir()]
     assert set(after).isdisjoint(before.values()), "not everything was replaced"
     assert not any(secret in run.stdout for secret in (*after, *before.values())), "a secret was shown"
-    kept = {"flower_password", "backend_api_key", "task_signing_key", "control_signing_key"}
+    kept = {"flower_password", "backend_api_key", "metrics_api_key", "task_signing_key", "control_signing_key"}
     assert set(INVENTORY.read()["previous_secrets"]) == kept
     return before
 
