@@ -54,6 +54,8 @@ NO_LIMIT = 3600
 MAX_REDELIVERIES = 10
 # The header that counts them.
 REDELIVERIES = "redeliveries"
+# Seconds in which a message may be on its way to the process that runs it, or end the worker by itself.
+JUST_CAME = 0.5
 # Seconds between two notes of what no process runs.
 NOTE_INTERVAL = 0.1
 # Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
@@ -328,7 +330,7 @@ class Deliveries:
         running = {*_running(), but}
         idle: dict[str, set[str]] = {unacked: set() for unacked in self._unacked.values()}
         for tag, delivery in tuple(self._held.items()):
-            if tag not in running:
+            if tag not in running and time.monotonic() - delivery.since > JUST_CAME:
                 idle[delivery.unacked].add(delivery.digest)
         for unacked, digests in idle.items():
             known = self._idle.get(unacked, set())
