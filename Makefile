@@ -168,6 +168,10 @@ security: setup ## What attackers try: forged messages, the API's own document, 
 	molecule test --no-command-borders --scenario-name rotation
 	scripts/audit.py requirements/app.txt requirements/controller.txt || [ $$? -eq 2 ]
 
+.PHONY: compat
+compat: setup ## Celery's own integration suite on our worker, transport and Redis rules, beside plain Celery
+	python -m tests.compat.run
+
 .PHONY: chaos
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full

@@ -1,0 +1,187 @@
+"""Run Celery's t/integration twice, on plain Celery and on the platform, and compare: ``python -m tests.compat.run``.
+
+It exits with 1 when a test passes on plain Celery and fails on the platform, unless EXCEPTIONS gives the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import redis
+import yaml
+
+from tests.support import REPOSITORY, Program, free_port
+
+# Test (a pattern of its name) -> why the platform differs. A row that nothing needs any more fails the run.
+EXCEPTIONS: dict[str, str] = {}
+# Files about other brokers and backends, or about parts of Celery that no worker and no queue takes part in.
+FILES = (
+    "canvas",
+    "tasks",
+    "group_chains",
+    "inspect",
+    "redis_backend",
+    "request_backend_down",
+    "serialization",
+    "connection_recovery",
+)
+
+
+def suite(directory: Path) -> None:
+    """Put the suite of the installed Celery below ``directory``; pip checks the digest that our lock file has."""
+    lock = (REPOSITORY / "requirements/app.txt").read_text()
+    (entry,) = re.findall(
+        rf"^celery(?:\[\w+\])?=={re.escape(version('celery'))} .*?(?=^\S)", lock, re.MULTILINE | re.DOTALL
+    )
+    requirement = directory / "celery.txt"
+    requirement.write_text(entry.replace("[redis]", ""))
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=celery", f"--dest={directory}"]
+    subprocess.run([*pip, "--require-hashes", f"--requirement={requirement}"], check=True)
+    (archive,) = directory.glob("celery-*.tar.gz")
+    shutil.unpack_archive(archive, directory)
+    (unpacked,) = (path for path in directory.glob("celery-*") if path.is_dir())
+    (unpacked / "t").rename(directory / "t")
+
+
+def rules(directory: Path) -> dict[str, list[str]]:
+    """Return what redis.conf of each instance says about users, as the roles write it."""
+    command = [
+        "ansible-playbook",
+        "-i",
+        "localhost,",
+        "playbooks/kubernetes.yml",
+        "-e",
+        "@deploy/kubernetes/base-variables.yml",
+    ]
+    subprocess.run(
+        [*command, "-e", f"kubernetes_directory={directory}"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL
+    )
+    files = {"broker": "typesafe-secrets-redis-broker", "results": "typesafe-secrets-redis"}
+    return {
+        part: re.findall(r"^user .*$", (directory / "secret-files" / name / "redis.conf").read_text(), re.MULTILINE)
+        for part, name in files.items()
+    }
+
+
+class Redis:
+    """One instance: the platform's users, and a default user without limits for what the suite looks up itself."""
+
+    def __init__(self, directory: Path, users: list[str], password: str) -> None:
+        """Start it with ``users``, lines of redis.conf whose passwords are replaced."""
+        directory.mkdir()
+        self.port = free_port()
+        # Redis 7.0 does not know the one command; the role leaves it out, too.
+        lines = [re.sub(r"#[0-9a-f]{64}", f">{password}", line).replace(" +client|setinfo", "") for line in users]
+        lines = [line for line in lines if not line.startswith("user default")]
+        config = directory / "redis.conf"
+        config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", 'save ""', f"dir {directory}", *lines, ""]))
+        self.program = Program(["redis-server", str(config)], directory / "redis.log")
+        self.program.wait_for_output("Ready to accept connections")
+
+        for script in known_scripts().values():
+            redis.Redis(port=self.port).script_load(script)
+
+    def url(self, database: int, login: str = "") -> str:
+        """Return its URL; ``login`` is user:password@."""
+        return f"redis://{login}127.0.0.1:{self.port}/{database}"
+
+
+def known_scripts() -> dict[str, str]:
+    """Return the Lua that a release loads into Redis, by its digest."""
+    command = [sys.executable, "-m", "app.known_scripts"]
+    found = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE)
+    scripts: dict[str, str] = json.loads(found.stdout)
+    return scripts
+
+
+def outcomes(directory: Path, name: str, environment: dict[str, str], *options: str) -> dict[str, str]:
+    """Run the suite; return passed, failed or skipped for each test. What fails runs once more, alone."""
+    report = directory / f"{name}.xml"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "celery.contrib.pytest",
+        f"--junitxml={report}",
+        "--override-ini=python_classes=test_*",
+        f"--override-ini=cache_dir={directory}/{name}",
+    ]
+    found: dict[str, str] = {}
+    for again in ([], ["--last-failed", "--last-failed-no-failures=none"]):
+        with (directory / f"{name}.log").open("a") as log:
+            files = [f"t/integration/test_{file}.py" for file in FILES]
+            subprocess.run(
+                [*command, *options, *again, *files],
+                cwd=directory,
+                env={**os.environ, **environment},
+                stdout=log,
+                check=False,
+            )
+        for case in ET.parse(report).iter("testcase"):  # noqa: S314 - written by the line above
+            states = {child.tag for child in case}
+            state = "failed" if states & {"failure", "error"} else "skipped" if "skipped" in states else "passed"
+            found[f"{case.get('classname')}::{case.get('name')}"] = state
+    return found
+
+
+def main() -> int:
+    """Compare and print; the directory with both logs stays when something differs."""
+    directory = Path(tempfile.mkdtemp(prefix="compat-"))
+    suite(directory)
+    password = secrets.token_hex(16)
+    users = rules(directory / "rendered")
+    servers = {part: Redis(directory / part, users[part], password) for part in users}
+    broker, results = servers["broker"], servers["results"]
+    key, control = secrets.token_hex(32), secrets.token_hex(32)
+    shared = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(results.port), "PYTHONPATH": f"{directory}:{REPOSITORY}"}
+
+    def platform(user: str) -> dict[str, str]:
+        login = f"{user}:{password}@"
+        return {
+            "CELERY_BROKER_URL": broker.url(0, login),
+            "CELERY_RESULT_BACKEND": results.url(1, login),
+            "TASK_SIGNING_KEY": key,
+            "CONTROL_SIGNING_KEY": control,
+        }
+
+    try:
+        plain = outcomes(directory, "plain", {**shared, "TEST_BROKER": broker.url(5), "TEST_BACKEND": results.url(6)})
+        # The suite asks and commands as the operator does; what it stores and reads itself is a worker's part.
+        own = {**platform("operator"), "CELERY_RESULT_BACKEND": platform("worker")["CELERY_RESULT_BACKEND"]}
+        workers = {f"WORKER_{name}": value for name, value in platform("worker").items()}
+        environment = {**shared, **own, **workers, "WORKER_LOG": str(directory / "worker.log")}
+        environment |= {"TEST_BROKER": own["CELERY_BROKER_URL"], "TEST_BACKEND": own["CELERY_RESULT_BACKEND"]}
+        ours = outcomes(directory, "platform", environment, "-p", "tests.compat.plugin")
+    finally:
+        for server in servers.values():
+            server.program.stop(signal.SIGKILL)
+    worse = sorted(test for test, state in plain.items() if state == "passed" and ours.get(test) != "passed")
+    unexplained = [test for test in worse if not any(fnmatchcase(test, pattern) for pattern in EXCEPTIONS)]
+    unused = [pattern for pattern in EXCEPTIONS if not any(fnmatchcase(test, pattern) for test in worse)]
+    passed = {name: list(found.values()).count("passed") for name, found in (("plain", plain), ("platform", ours))}
+    report = {
+        "passed": passed,
+        "explained": len(worse) - len(unexplained),
+        "unexplained": unexplained,
+        "unused_exceptions": unused,
+    }
+    print(yaml.safe_dump({**report, "logs": str(directory)}, sort_keys=False))  # noqa: T201 - its answer
+    return 1 if unexplained or unused or not passed["platform"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
