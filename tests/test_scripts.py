@@ -176,7 +176,7 @@ def test_secrets_are_written_encrypted_and_never_replaced(tmp_path: Path) -> Non
     values = [value for value in first.values() if isinstance(value, str)] + list(
         first["redis_user_passwords"].values()
     )
-    assert len(set(values)) == 16
+    assert len(set(values)) == 19
     # Certificate and key of the authority have several lines, shown or not as one.
     lines = [line for value in values for line in value.splitlines() if not line.startswith("-----")]
     assert [line for line in lines if line in shown] == []

@@ -191,6 +191,7 @@ def render(template: str) -> str:
         "ansible_facts": {"distribution_major_version": "13"},
         "celery_worker_app": "app.agents.worker",
         "celery_worker_concurrency": 2,
+        "celery_worker_egress": [{"name": "https", "ports": [443]}],
         "celery_worker_directory": "/opt/typesafe/backend",
         "celery_worker_log_level": "info",
         "celery_worker_name": "typesafe",
@@ -201,7 +202,9 @@ def render(template: str) -> str:
         "pool": pools[1],
     }
     loader = jinja2.FileSystemLoader(REPOSITORY / "roles/celery_worker/templates")
-    text: str = jinja2.Environment(loader=loader, trim_blocks=True).get_template(template).render(values)  # noqa: S701 - no HTML
+    environment = jinja2.Environment(loader=loader, trim_blocks=True)  # noqa: S701 - no HTML
+    environment.filters |= load_plugin("plugins/filter/egress.py").FilterModule().filters()
+    text: str = environment.get_template(template).render(values)
     return text + "\n"
 
 

@@ -36,7 +36,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"kubernetes_worker_egress_ports": [8443]},
         ["kubernetes_worker_egress_ports", "worker_egress", "8443"],
     ),
-    "egress": ({"worker_egress": [{"name": "db", "to": ["db.internal"]}]}, ["'db' of worker_egress", "db.internal"]),
+    "egress": (
+        {"kubernetes_worker_egress": [{"name": "db", "to": ["db.internal"]}]},
+        ["'db' of kubernetes_worker_egress", "db.internal"],
+    ),
     "pool": ({"kubernetes_worker_pool_replicas": {"slow": 2}}, ["kubernetes_worker_pool_replicas has slow", "default"]),
     "no-package": (
         {"kubernetes_context": "plain", "ansible_python_interpreter": "{{ bare_python }}"},
