@@ -26,6 +26,7 @@ EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 def pytest_configure(config: pytest.Config) -> None:
     """Declare our markers."""
     config.addinivalue_line("markers", "hosts(*names): run the test on these hosts alone")
+    config.addinivalue_line("markers", "attack(stopped_by): an attack, in the table of make security")
     config.addinivalue_line("markers", "long: part of `make nightly`, left out by `make test`")
     config.addinivalue_line("markers", "once(name): `make test` runs it on this host alone, `make nightly` on all")
 

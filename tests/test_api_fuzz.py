@@ -19,7 +19,7 @@ from app.api.body import _find_problem
 from app.api.tasks import VISIBLE_ASCII
 from tests.support import REPOSITORY, Api, RedisServer, start_worker
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.attack("answers as documented")]
 
 OPERATIONS = 9
 CONFIG = """

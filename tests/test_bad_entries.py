@@ -24,7 +24,7 @@ from app.api.redis_clients import broker_client
 from app.settings import Settings, get_settings
 from tests.support import RedisServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
 
 HASHES = (WORKERS, FIGURES, broker.ALERTS, broker.ACCEPTED, "minute")
 LISTS = (FAILURES, broker.DEAD_LETTERS, DEFAULT_QUEUE, broker.deferred_list(DEFAULT_QUEUE), "unacked:node@host:celery")

@@ -19,6 +19,8 @@ addresses = st.ip_addresses().map(str)
 garbage = st.text(alphabet=st.characters(blacklist_characters=",", max_codepoint=255), max_size=80)
 forged = st.lists(st.one_of(addresses, garbage, st.just("x" * 50_000)), max_size=30).map(", ".join)
 
+pytestmark = pytest.mark.attack("named proxies alone are believed")
+
 
 @given(forged)
 def test_what_a_client_claims_counts_for_nothing(claimed: str) -> None:

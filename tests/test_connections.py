@@ -14,7 +14,7 @@ from app.api import connections
 from tests.support import Api, Program, RedisServer, wait_until
 from tests.test_flower import start_flower
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.attack("limits for connections, for each client and for headers")]
 
 ATTACKER, CLIENT = "127.0.0.2", "127.0.0.1"
 MANY = 1_200

@@ -30,6 +30,8 @@ PIDBOX = "/0.celery.pidbox"
 MEGABYTE = 1024 * 1024
 CHANGES = sorted(commands.Panel.data.keys() - QUESTIONS)
 
+pytestmark = pytest.mark.attack("signed commands; questions that change nothing; a loop that no message ends")
+
 
 class Worker:
     """A worker with a control key, and what anybody who reaches Redis can send to it."""

@@ -75,6 +75,7 @@ def changing_routes() -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.attack("Flower's gate")
 def test_every_route_but_the_health_check_asks_for_the_password(flower: tuple[str, Program]) -> None:
     """All routes of Flower's table, all methods, and files that exist."""
     url, _ = flower
@@ -94,6 +95,7 @@ def test_wrong_password(flower: tuple[str, Program], credentials: tuple[str, str
     assert httpx.get(f"{flower[0]}/metrics", headers={"Authorization": "Basic %"}).status_code == 401
 
 
+@pytest.mark.attack("Flower's gate")
 @pytest.mark.parametrize("header", FORWARDING_HEADERS)
 def test_the_health_check_is_closed_from_outside(flower: tuple[str, Program], header: str) -> None:
     """A request that a proxy on this host hands on comes from outside."""
@@ -118,6 +120,7 @@ def test_the_health_check_is_closed_to_other_hosts(redis_server: RedisServer, tm
         program.stop()
 
 
+@pytest.mark.attack("Flower's gate")
 def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
     """Behind a balancer, one client's wrong passwords do not shut out all others."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -149,6 +152,7 @@ def test_an_earlier_password_still_opens(flower: tuple[str, Program]) -> None:
     assert httpx.get(f"{flower[0]}/broker", auth=("admin", f"{PASSWORD}\nadmin")).status_code == 401
 
 
+@pytest.mark.attack("Flower's gate")
 def test_passwords_cannot_be_tried_for_ever(redis_server: RedisServer, tmp_path: Path) -> None:
     """An address that was wrong too often is not asked; others are."""
     env = {
@@ -170,6 +174,7 @@ def test_passwords_cannot_be_tried_for_ever(redis_server: RedisServer, tmp_path:
         program.stop()
 
 
+@pytest.mark.attack("Flower's gate")
 def test_nothing_can_be_changed(flower: tuple[str, Program]) -> None:
     """Neither by Flower's own routes that change something, nor by any other method on any route."""
     url, _ = flower
@@ -226,6 +231,7 @@ def test_security_headers(flower: tuple[str, Program]) -> None:
         assert client.get(f"{url}/broker").headers["Cache-Control"] == "no-store"
 
 
+@pytest.mark.attack("Flower's gate")
 def test_no_page_shows_a_secret(redis_server: RedisServer, tmp_path: Path) -> None:
     """All pages that are linked, and all that the API answers, next to a worker that has every secret."""
     known = {

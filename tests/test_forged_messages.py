@@ -25,6 +25,8 @@ from tests.test_task_safety import POISON, message
 KEY, OLD_KEY, FOREIGN_KEY = (letter * 32 for letter in "kof")
 FUZZED = 1000
 
+pytestmark = pytest.mark.attack("signatures of messages")
+
 
 @pytest.fixture
 def signing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:

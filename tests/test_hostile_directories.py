@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import REPOSITORY, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.attack("root acts as the service's user, or follows no link")]
 
 FILES = REPOSITORY / "playbooks/files"
 SENTENCE = "a line that only root may read"

@@ -280,6 +280,7 @@ LUA_OF_ONES_OWN = [
 ]
 
 
+@pytest.mark.attack("rules of Redis: evalsha of loaded scripts alone")
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["typesafe-secrets-redis", "typesafe-secrets-redis-broker"])
 def test_no_user_of_the_platform_runs_lua_of_its_own(name: str, tmp_path: Path) -> None:

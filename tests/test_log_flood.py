@@ -16,6 +16,8 @@ from tests.test_flower import start_flower
 
 LONG = 60_000
 
+pytestmark = pytest.mark.attack("what strangers send is cut, and its lines are limited")
+
 
 def record(name: str, level: int, *args: object) -> logging.LogRecord:
     """Return what a logger gives to its handlers."""

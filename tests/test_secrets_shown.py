@@ -16,7 +16,11 @@ from tests.preflight.refusals import REDIS_USERS, SECRETS
 from tests.support import REPOSITORY
 
 # A hundred thousand lines are printed on the way.
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(600),
+    pytest.mark.attack("secrets in no argument, no environment of a task and no difference"),
+]
 
 GROUPS = ("redis", "sentinels", "workers", "api", "flower", "balancers", "monitoring", "logs", "compose")
 # What the playbooks want to be told; none of it is there.

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import REPOSITORY
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.attack("a mount namespace without other services' secrets")]
 
 PROGRAM = REPOSITORY / "roles/celery_worker/files/worker-sandbox"
 LOOK = """

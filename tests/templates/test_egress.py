@@ -39,6 +39,7 @@ def test_an_address_that_is_not_public_is_closed(address: IPv4Address | IPv6Addr
         assert is_closed(address)
 
 
+@pytest.mark.attack("nftables, by the workers' user")
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_is_no_more_open_in_its_ipv6_forms(address: IPv4Address) -> None:
     assert is_closed(IPv6Address(f"::ffff:{address}"))
@@ -263,6 +264,7 @@ def connect(rendered: dict[str, Path]) -> Callable[[str, list[Target]], tuple[di
 Connect = Callable[[str, list[Target]], tuple[dict[Target, str], int]]
 
 
+@pytest.mark.attack("nftables, by the workers' user")
 @pytest.mark.integration
 def test_the_workers_user_reaches_redis_resolvers_and_the_public_internet_alone(connect: Connect) -> None:
     outcomes, refused = connect("restricted", OPEN + REFUSED)
@@ -285,6 +287,7 @@ def test_a_redis_that_has_a_name_is_reached_by_its_ports(connect: Connect) -> No
     assert list(outcomes.values()) == ["open", "open", "ConnectionRefusedError"]
 
 
+@pytest.mark.attack("nftables, by the workers' user")
 @pytest.mark.integration
 def test_without_rules_only_redis_and_resolvers_are_reached(connect: Connect) -> None:
     wanted: list[Target] = [("127.0.0.1", 6379, "tcp"), ("::1", 6380, "tcp"), ("192.168.7.53", 53, "udp")]

@@ -42,6 +42,7 @@ def canaries(put: Callable[..., None]) -> list[str]:
 # Where a secret must not be
 
 
+@pytest.mark.attack("credentials of units")
 def test_no_command_line_and_no_environment_holds_a_secret(host: Host, canaries: list[str]) -> None:
     # grep itself is told by a file.
     found = host.run(f"cd /proc; grep -alF -f {CANARIES} [0-9]*/cmdline [0-9]*/environ 2>/dev/null").stdout
@@ -49,18 +50,21 @@ def test_no_command_line_and_no_environment_holds_a_secret(host: Host, canaries:
     assert canaries
 
 
+@pytest.mark.attack("masking")
 def test_no_journal_and_no_log_holds_a_secret(host: Host, canaries: list[str]) -> None:
     assert host.run(f"journalctl --no-pager --all | grep -cF -f {CANARIES}").stdout.strip() == "0"
     assert host.run(f"grep -rlF -f {CANARIES} /var/log --exclude-dir=journal").stdout == ""
     assert canaries
 
 
+@pytest.mark.attack("modes of files")
 def test_no_file_that_all_can_read_holds_a_secret(host: Host, canaries: list[str]) -> None:
     find = "find / -xdev -type f -perm -o+r -not -path '/proc/*' -not -path '/sys/*' -print0"
     assert host.run(f"{find} | xargs -0 -r grep -lF -f {CANARIES} 2>/dev/null").stdout == ""
     assert canaries
 
 
+@pytest.mark.attack("masking")
 def test_no_answer_of_the_api_or_flower_holds_a_secret(host: Host, api: Api, canaries: list[str]) -> None:
     task = api.enqueue()
     pages = [
@@ -123,6 +127,7 @@ for command in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.attack("rules of Redis")
 @pytest.mark.parametrize("instance", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
 @pytest.mark.parametrize("service", ["worker", "api", "flower", "operator"])
 def test_a_services_redis_user_can_do_no_more_than_it_needs(
@@ -140,6 +145,7 @@ def test_what_was_refused_is_in_redis_own_log(host: Host) -> None:
     assert "flushall" in host.check_output(f"{login}; redis-cli -p 6380 ACL LOG 128")
 
 
+@pytest.mark.attack("owners of files, credentials of units")
 def test_a_service_cannot_read_the_secrets_of_another(host: Host) -> None:
     for user, foreign in (
         ("typesafe", "api/BACKEND_API_KEY"),
@@ -152,6 +158,7 @@ def test_a_service_cannot_read_the_secrets_of_another(host: Host) -> None:
         assert host.run(f"sudo -u {user} cat /etc/typesafe/secrets/{foreign}").failed, (user, foreign)
 
 
+@pytest.mark.attack("rules of Redis")
 def test_the_operator_may_kill_a_script_and_services_may_not(host: Host, put: Callable[..., None]) -> None:
     put("/run/try.py", TRY, "644")
     for service in ("worker", "api", "flower", "operator"):
@@ -210,6 +217,7 @@ def message(content_type: str, body: bytes, padding: int = 0) -> str:
 ARGUMENTS = json.dumps([["1", {"key": "forged"}], {}, {}]).encode()
 
 
+@pytest.mark.attack("signatures of messages")
 @pytest.mark.parametrize(
     "forged",
     [
@@ -236,6 +244,7 @@ def test_a_message_from_elsewhere_becomes_a_dead_letter(
 # From the network
 
 
+@pytest.mark.attack("the firewall")
 def test_only_the_declared_ports_answer_a_stranger(host: Host, name: str) -> None:
     """SSH alone: everything else listens on loopback, and the firewall is closed besides."""
     host.run("systemd-run --unit=foreign-service python3 -m http.server 9999")
@@ -280,6 +289,7 @@ def reach(host: Host, put: Callable[..., None]) -> Iterator[Callable[[str, list[
         host.run(f"systemctl stop foreign-service; ip address del {METADATA}/32 dev lo")
 
 
+@pytest.mark.attack("nftables and the unit, by the workers' user")
 def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbours(
     host: Host, name: str, api: Api, reach: Callable[[str, list[tuple[str, int]]], list[str]]
 ) -> None:
@@ -303,11 +313,13 @@ def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbour
     api.wait(api.enqueue())
 
 
+@pytest.mark.attack("the unit's address filter")
 def test_a_workers_unit_closes_what_is_not_public(host: Host) -> None:
     denied = host.check_output("systemctl show --value --property=IPAddressDeny typesafe-celery").split()
     assert {"127.0.0.0/8", "169.254.0.0/16", "10.0.0.0/8", "fc00::/7", "fe80::/10"} <= set(denied)
 
 
+@pytest.mark.attack("the API's limit for wrong keys")
 def test_guessing_a_key_is_slowed_down(host: Host, api: Api) -> None:
     codes = "-o /dev/null -w '%{http_code}\\n' -H 'X-API-Key: wrong'"
     # Each of the API's processes counts for itself.
