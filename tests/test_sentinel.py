@@ -275,7 +275,7 @@ def test_a_sentinel_that_is_silent_costs_a_moment(
     asyncio.run(ping(settings))
     assert time.monotonic() - began < 1
     began = time.monotonic()
-    worker = start_worker(tmp_path / "worker.log", cluster.environment(), "--pool=solo")
+    worker = start_worker(tmp_path / "worker.log", cluster.environment(), "--pool=solo", name="second")
     assert time.monotonic() - began < 20
     worker.stop()
 

@@ -23,8 +23,6 @@ HEADERS_BUDGET = 10.0
 READING_BUDGET = 10.0
 # Connections of one process: from one client (a balancer opens 256 at most), and from all of them together.
 MAX_PER_CLIENT = 400
-# Seconds that a new connection may always wait for its request: those of a burst are accepted before any is read.
-GRACE = 1.0
 MAX_CONNECTIONS = 800
 # Files that the process may open: asyncio accepts the whole backlog of 2,048 connections before any is looked at.
 OPEN_FILES = 4096
@@ -70,9 +68,7 @@ class Protocol(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             self._longest_idle(max(self._clients, key=self._clients.__getitem__))._drop()  # noqa: SLF001 - of this class
         elif self._clients[self._client] > MAX_PER_CLIENT:
-            longest = self._longest_idle(self._client)
-            if self.loop.time() - self._idle[longest] > GRACE:
-                longest._drop()  # noqa: SLF001
+            self._longest_idle(self._client)._drop()  # noqa: SLF001
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
