@@ -1,12 +1,15 @@
 """However a task ends and whatever Redis answers then: it ends once, and its worker works on."""
 
+import site
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.agents.transport import RECLAIM_INTERVAL
+from app.known_scripts import APPLICATION, scripts
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -101,6 +104,8 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     admin = stack.redis.client(0)
     rules: dict[str, list[str]] = {"keys": ["*"], "channels": ["*"], "commands": ["+@all"]}
     admin.acl_setuser("worker", enabled=True, passwords="+secret", **rules)  # type: ignore[arg-type]
+    for script in scripts(APPLICATION, *map(Path, site.getsitepackages())).values():  # a client with a name loads none
+        admin.script_load(script)
     stack.env["CELERY_BROKER_URL"] = f"redis://worker:secret@127.0.0.1:{stack.redis.port}/0"
     worker = stack.start_worker()
     stack.send("sleeping.delay(0)")
