@@ -757,12 +757,7 @@ def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
     make_for_redis(directory)
     with Path(arguments.archive).open("rb") as archive:
         become_redis()
-        try:
-            return attempt(instance, archive, directory)
-        except SystemExit:
-            # Its name is root's.
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        return attempt(instance, archive, directory)
 
 
 def open_archive(path: Path) -> BinaryIO:
