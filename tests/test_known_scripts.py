@@ -15,7 +15,7 @@ from celery.backends import redis as celery_backend
 from kombu.transport import redis as kombu_redis
 from redis.lock import Lock
 
-from app.agents import broker, dead_letters, figures, scripts, transport
+from app.agents import broker, figures, scripts, transport
 from app.known_scripts import registered
 from app.known_scripts import scripts as found_in
 from tests.support import REPOSITORY, Api, Program, RedisServer, load_plugin, start_worker, wait_until
@@ -39,7 +39,6 @@ def test_every_script_of_the_installed_packages_is_known(known: dict[str, str]) 
     ours = [
         transport.TAKE,
         figures.REPORT,
-        dead_letters.REQUEUE,
         *(text for text in vars(broker).values() if _is_lua(text)),
     ]
     celerys = [text for name, text in vars(celery_backend).items() if name.endswith("_LUA")]

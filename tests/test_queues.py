@@ -225,6 +225,28 @@ def test_what_comes_back_again_and_again_is_called_so(operator: Operator) -> Non
     assert "3 workers have died with it" in told["verdict"]
 
 
+def test_tasks_move_to_another_queue_in_their_order(operator: Operator) -> None:
+    ids = operator.send(*(f"recorded.apply_async(({n}, '{operator.ledger}', 0), queue='old')" for n in range(120)))
+    again = operator.send(f"ends.apply_async(('retry', '{operator.ledger}.2'), queue='old')")
+    operator.broker.lpush("old", "forged")
+    # Nothing names this queue, and nobody takes from it.
+    assert "old: 122 waiting" in operator.queues("list")
+    deferred = operator.broker.rpop("old")
+    operator.broker.lpush(deferred_list("old"), str(deferred))
+    assert "121 entries of old are taken out" in operator.queues("move", "old", DEFAULT_QUEUE)
+    assert operator.ids(DEFAULT_QUEUE) == ids[1:] + again
+    assert operator.ids(DEFERRED) == ids[:1]
+    assert operator.broker.exists("old", deferred_list("old")) == 0
+    assert operator.broker.llen(DEAD_LETTERS) == 1
+    operator.queues("resume")
+    operator.start_worker()
+    wait_until(operator.nothing_waits, timeout=30)
+    assert [operator.result(task_id)["status"] for task_id in ids + again] == ["SUCCESS"] * 121
+    assert sorted(map(int, operator.events("end"))) == list(range(120))
+    for source, target in (("old", "old"), ("old", "unknown"), (DEFAULT_QUEUE, "accepted")):
+        operator.queues("move", source, target, succeeds=False)
+
+
 @pytest.mark.parametrize("module", ["queues", "dead_letters"])
 def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: str) -> None:
     operator.redis.stop()

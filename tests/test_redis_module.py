@@ -131,7 +131,7 @@ def run(server: Server) -> Callable[..., dict[str, Any]]:
 
 
 Run = Callable[..., dict[str, Any]]
-UNCHANGED = {"changed": False, "applied": [], "restart_required": False, "reasons": [], "denied": []}
+UNCHANGED = {"changed": False, "applied": [], "restart_required": False, "reasons": [], "denied": [], "unnamed": []}
 
 
 def test_a_server_that_runs_its_file_is_left_alone(run: Run) -> None:
@@ -185,6 +185,59 @@ def test_users_are_made_changed_and_removed_while_the_server_runs(server: Server
     server.config_file.write_text(text)
     assert run()["applied"] == ["user reader"]
     assert server.call("ACL", "USERS") == ["default"]
+
+
+def test_rights_grow_first_and_shrink_in_the_end(server: Server, run: Run) -> None:
+    text = server.config_file.read_text()
+    old = f"user worker on #{'0' * 64} ~old &old +ping +get (~set:* +sadd) (%R~read +llen)\nuser gone on nopass +ping\n"
+    new = f"user worker on #{'1' * 64} ~new -@all +ping +llen (~set:* +sadd)\n"
+    server.config_file.write_text(text + old)
+    run()
+
+    def may(*command: str) -> bool:
+        return bool(server.call("ACL", "DRYRUN", "worker", *command) == "OK")
+
+    server.config_file.write_text(text + new)
+    assert run(keep_rights=True)["applied"] == ["user worker"]
+    assert may("GET", "old")
+    assert may("PUBLISH", "old", "x") is False, "a right that nobody had"
+    assert may("LLEN", "read")
+    assert may("LLEN", "new")
+    assert not may("GET", "new"), "rights of two rules are mixed"
+    assert not may("LLEN", "old")
+    assert "gone" in server.call("ACL", "USERS")
+    # A run that was broken off begins again.
+    assert run(keep_rights=True) == UNCHANGED
+    assert run(check_mode=True)["applied"] == ["user worker", "user gone"]
+    assert run()["applied"] == ["user worker", "user gone"]
+    assert not may("GET", "old")
+    assert not may("LLEN", "read")
+    assert may("SADD", "set:1", "x")
+    assert "gone" not in server.call("ACL", "USERS")
+    assert run(keep_rights=True) == UNCHANGED
+    assert run() == UNCHANGED
+
+
+def test_rights_stay_while_a_queue_without_a_name_holds_tasks(server: Server, run: Run) -> None:
+    text = server.config_file.read_text()
+    task = json.dumps({"body": "", "headers": {"task": "x", "id": "1"}, "properties": {"delivery_info": {}}})
+    server.call("LPUSH", "celery", task)
+    server.call("LPUSH", "1.reply.celery.pidbox", json.dumps({"headers": {}, "properties": {}}))
+    # Somebody else's lists, and what is in ours that is no queue.
+    server.call("LPUSH", "jobs", "1", "[]")
+    server.call("LPUSH", "dead_letters", json.dumps({"id": "1", "queue": "gone", "message": "e30="}))
+    server.config_file.write_text(f"{text}user worker on nopass ~gone +llen\n")
+    assert run(queues=["celery"])["applied"] == ["user worker"]
+    server.config_file.write_text(f"{text}user worker on nopass ~celery +llen\n")
+    for key in ("gone", "unacked:default@host:gone", "deferred:gone"):
+        server.call("LPUSH", key, task, task)
+        told = run(queues=["celery"])
+        assert told["unnamed"][0].startswith("The queue 'gone' holds 2 tasks, but no pool")
+        assert server.call("ACL", "DRYRUN", "worker", "LLEN", "gone") == "OK"
+        server.call("DEL", key)
+    assert run(queues=["celery"])["applied"] == ["user worker"]
+    assert server.call("ACL", "DRYRUN", "worker", "LLEN", "gone") != "OK"
+    assert run(queues=["celery"]) == UNCHANGED
 
 
 def test_a_new_password_needs_no_restart_while_the_earlier_one_is_known(server: Server, run: Run) -> None:

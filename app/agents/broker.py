@@ -93,6 +93,16 @@ end
 return moved
 """)
 
+# KEYS list, other list, accepted; ARGV entry, the message that takes its place, the id of a task to be accepted again.
+MOVE_ANEW = register_script("""#!lua flags=allow-oom
+if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 1 then
+  redis.call('LPUSH', KEYS[2], ARGV[2])
+  if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[3], ARGV[3], 1) end
+  return 1
+end
+return 0
+""")
+
 # KEYS leases, then the unacked lists of a living worker, then keys that must not look idle where Redis evicts.
 # ARGV number of lists. Redis's own clock counts: hosts may disagree.
 RENEW = register_script("""#!lua flags=allow-oom

@@ -12,20 +12,10 @@ import redis
 from app.agents import broker, entries, signatures
 from app.agents.entries import asked, printable, shown
 from app.agents.redis_connection import broker_client
-from app.agents.scripts import register_script, run
+from app.agents.scripts import run
 from app.agents.task_ids import task_of
 from app.agents.worker import celery_app
 from app.settings import get_settings
-
-# KEYS dead letters, queue, accepted; ARGV dead letter, message, task id.
-REQUEUE = register_script("""
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
-  redis.call('LPUSH', KEYS[2], ARGV[2])
-  if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[3], ARGV[3], 1) end
-  return 1
-end
-return 0
-""")
 
 BROKEN = "It is no dead letter of ours"
 
@@ -74,7 +64,7 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
             celery_app.backend.forget(task_id)  # the failure that is stored of it
         keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
         try:
-            moved = run(client, REQUEUE, len(keys), *keys, raw, message, task_id)
+            moved = run(client, broker.MOVE_ANEW, len(keys), *keys, raw, message, task_id)
         except redis.ResponseError as refused:
             click.echo(f"{printable(letter['id'])} stays a dead letter: Redis refuses: {printable(refused)}")
             stay = True

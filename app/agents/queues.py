@@ -14,7 +14,7 @@ import redis
 from celery import states
 from celery.exceptions import TaskRevokedError, Terminated
 
-from app.agents import broker, survey
+from app.agents import broker, signatures, survey
 from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
 from app.agents.entries import asked, printable
 from app.agents.redis_connection import broker_client, results_client
@@ -171,6 +171,38 @@ def reclaim(node: str) -> None:
     for entry in held:
         count = deliveries.take_over(celery_app, entry.name)
         click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
+
+
+@main.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def move(source: str, target: str) -> None:
+    """Move what waits in one queue, or is deferred, behind what waits in another one.
+
+    What is no message of ours becomes a dead letter. What workers hold of the queue ends there.
+    """
+    client = _connect()
+    if target == source or target not in get_settings().all_queues:
+        raise click.UsageError(f"{target} is not another queue of this installation; see `list`.")
+    for name, destination in ((source, target), (broker.deferred_list(source), broker.deferred_list(target))):
+
+        def carry(messages: list[bytes], name: str = name, destination: str = destination) -> int:
+            for raw in messages:
+                message = survey.ours(source, raw)
+                if message is None:
+                    reason = signatures.refusal(source, raw) or signatures.MALFORMED
+                    keys = (name, broker.DEAD_LETTERS, broker.ACCEPTED)
+                    run(client, broker.BURY, len(keys), *keys, *dead_letter(source, raw, reason))
+                    click.echo(printable(f"An entry of {name} is a dead letter now: {reason}"))
+                    continue
+                # Where a retry goes.
+                message["properties"]["delivery_info"]["routing_key"] = target
+                keys = (name, destination, broker.ACCEPTED)
+                run(client, broker.MOVE_ANEW, len(keys), *keys, raw, signatures.changed(target, message), "")
+            return len(messages)
+
+        moved = _work_off(client, source, name, lambda *_: True, carry)
+        click.echo(printable(f"{moved} entries of {name} are taken out; tasks among them are in {destination}."))
 
 
 def _connect() -> redis.Redis:

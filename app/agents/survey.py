@@ -21,6 +21,7 @@ from app.agents.entries import asked, printable
 from app.agents.figures import FIGURES, WORKERS
 from app.agents.results import state_of
 from app.agents.task_ids import created, made
+from app.queue_names import is_queue_name
 from app.settings import get_settings
 
 # The alerts' thresholds (roles/monitoring/templates/alerts.yml.j2): seconds that a task waits, tasks that wait,
@@ -107,9 +108,20 @@ class Look:
 
 
 def queues(client: redis.Redis) -> list[str]:
-    """Return all queues: those that the settings name, and those that workers take from."""
+    """Return all queues: those that the settings name, those that workers take from, and others that hold tasks."""
     known = {broker.queue_of(lease) for lease in _leases(client)}
-    return sorted({*get_settings().all_queues, *known})
+    # Only the operator may look for the others.
+    others: list[str]
+    others, _ = asked(lambda: list(_others(client)), [])
+    return sorted({*get_settings().all_queues, *known, *others})
+
+
+def _others(client: redis.Redis) -> Iterator[str]:
+    for key in client.scan_iter(count=10_000, _type="list"):
+        name = key.decode(errors="replace")
+        oldest: bytes = client.lindex(key, -1) or b""  # type: ignore[assignment]  # nothing is decoded
+        if is_queue_name(name) and signatures.parse(oldest):
+            yield name
 
 
 def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:

@@ -91,6 +91,7 @@ OF_INSTANCES = {
     "redis_maxmemory": "set stack_redis_maxmemory",
     "redis_users": "leave it out; the platform's users are made from redis_user_passwords",
     "redis_default_user_rules": "leave it out, or set redis_disabled_commands",
+    "redis_queues": "leave it out; the queues are those of task_routes and celery_worker_pools",
     "redis_earlier_passwords": "leave it out; previous_secrets has them while they change",
 }
 # Keys that something else has in the broker (app/queue_names.py).

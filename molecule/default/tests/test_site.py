@@ -140,6 +140,34 @@ def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Ho
     assert host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env") == before
 
 
+@pytest.mark.hosts("site-debian13")
+def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Api, converge: Converge) -> None:
+    def rights() -> str:
+        socket, file = "/run/redis-broker/redis-server.sock", "/etc/redis/redis-broker.conf"
+        password = host.check_output(f"sed -n 's/^requirepass //p' {file}").strip()
+        return str(host.check_output(f"REDISCLI_AUTH={password} redis-cli -s {socket} ACL LIST"))
+
+    pool = {"name": "default", "queues": ["celery", "reports"], "concurrency": 2}
+    routes = {"app.agents.tasks.example_task.example_agent_task": "reports"}
+    added = converge(task_routes=routes, celery_worker_pools=[pool])
+    assert added.returncode == 0, added.stdout[-4000:]
+    assert "~reports" in rights()
+    host.check_output("systemctl stop typesafe-celery")
+    waiting = api.enqueue(key="value")
+    refused = converge()
+    assert refused.returncode != 0
+    assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout
+    assert "changed=0" in refused.stdout
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
+    command += [str(PROJECT / "playbooks/move_queue.yml"), "-e", "from=reports", "-e", "to=celery"]
+    moved = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "1 entries of reports are taken out" in moved.stdout, moved.stdout
+    removed = converge()
+    assert removed.returncode == 0, removed.stdout[-4000:]
+    assert "~reports" not in rights()
+    api.wait(waiting)
+
+
 @pytest.mark.hosts("site-debian12")
 def test_a_new_password_and_the_guides_topology_reach_everything_and_no_output_shows_a_secret(
     host: Host, api: Api, converge: Converge, secret: Callable[[str], str]

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import secrets
 import shlex
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,17 @@ options:
     type: list
     elements: str
     default: []
+  keep_rights:
+    description:
+      - Leave to the users what they may besides the file's rules, as selectors, and leave users in that the file does
+        not have. For clients that are changed after Redis; a run without it takes all of that back.
+    type: bool
+    default: false
+  queues:
+    description: Names of all queues. While others hold tasks, rights are kept as with C(keep_rights).
+    type: list
+    elements: str
+    default: []
   disconnect_older_than:
     description: End connections of the file's users that are older than so many seconds. None is ended without it.
     type: int
@@ -46,6 +60,10 @@ options:
 RETURN = r"""
 denied:
   description: What the server has lately refused to the file's users for want of permission (ACL LOG).
+  type: list
+  returned: always
+unnamed:
+  description: Which queues that C(queues) does not name hold tasks, one sentence each.
   type: list
   returned: always
 applied:
@@ -150,22 +168,35 @@ def listed_rules(redis: Redis, name: str) -> str:
     return next(rules, "").replace(" sanitize-payload", "")
 
 
-def apply_users(redis: Redis, users: dict[str, list[str]], check_mode: bool) -> list[str]:
+def spelled(redis: Redis, rules: list[str]) -> str:
+    """Return rules as Redis writes them down: it has its own order and spelling."""
+    candidate = f"candidate-{secrets.token_hex(8)}"
+    redis.call("ACL", "SETUSER", candidate, "reset", *rules)
+    try:
+        return listed_rules(redis, candidate)
+    finally:
+        redis.call("ACL", "DELUSER", candidate)
+
+
+def selectors(rules: str) -> list[str]:
+    """Return the selectors that allow what written down rules do, of which the first is for what is outside of any."""
+    words = [word for word in re.sub(r"\([^)]*\)", "", rules).split() if word[0] in "~%&+-" or word.startswith("all")]
+    return [f"({' '.join(words)})", *re.findall(r"\([^)]*\)", rules)]
+
+
+def apply_users(redis: Redis, users: dict[str, list[str]], keep_rights: bool, check_mode: bool) -> list[str]:
     """Return the names of the users that were changed. Clients that are logged in stay so."""
     changed = []
     for name, rules in users.items():
-        # Redis has its own order and spelling: the same rules given to another user are spelled alike.
-        candidate = f"candidate-{secrets.token_hex(8)}"
-        redis.call("ACL", "SETUSER", candidate, "reset", *rules)
-        try:
-            differs = listed_rules(redis, candidate) != listed_rules(redis, name)
-        finally:
-            redis.call("ACL", "DELUSER", candidate)
-        if differs:
+        wanted, current, kept = spelled(redis, rules), listed_rules(redis, name), []
+        if keep_rights and current:
+            kept = [rule for rule in selectors(current) if rule not in selectors(wanted)]
+            wanted = spelled(redis, [*rules, *kept])
+        if wanted != current:
             if not check_mode:
-                redis.call("ACL", "SETUSER", name, "reset", *rules)
+                redis.call("ACL", "SETUSER", name, "reset", *rules, *kept)
             changed.append(f"user {name}")
-    for name in sorted(set(redis.call("ACL", "USERS")) - {"default", *users}):
+    for name in sorted(set(redis.call("ACL", "USERS")) - {"default", *users}) if not keep_rights else []:
         if not check_mode:
             redis.call("ACL", "DELUSER", name)
         changed.append(f"user {name}")
@@ -189,6 +220,38 @@ def denials(redis: Redis, names: set[str], seconds: int) -> list[str]:
         for entry in entries
         if entry["username"] in names and entry["reason"] != "auth" and float(entry["age-seconds"]) <= seconds
     ]
+
+
+def unnamed_queues(redis: Redis, queues: list[str]) -> list[str]:
+    """Say which queues hold tasks and are not among ``queues``, one sentence each.
+
+    A queue is there while it holds something: a list NAME, what workers hold of it in unacked:NODE:NAME, deferred:NAME.
+    """
+    held: Counter[str] = Counter()
+    cursor = "0"
+    while True:
+        cursor, keys = redis.call("SCAN", cursor, "COUNT", "10000", "TYPE", "list")
+        for key in keys:
+            kind, _, rest = key.partition(":")
+            name = {"deferred": rest, "unacked": rest.partition(":")[2]}.get(kind, key)
+            if name not in queues and not name.endswith(".pidbox") and is_task(redis.call("LINDEX", key, "-1")):
+                held[name] += redis.call("LLEN", key)
+        if cursor == "0":
+            break
+    return [
+        f"The queue '{name}' holds {count} tasks, but no pool and no route of the inventory names it: leave it in until"
+        f" they have run, or move what waits with playbooks/move_queue.yml -e from={name} -e to=QUEUE."
+        for name, count in sorted(held.items())
+    ]
+
+
+def is_task(entry: str | None) -> bool:
+    """Tell whether an entry of a list has the form that Celery gives a task (kombu's message, Celery's header)."""
+    try:
+        message = json.loads(entry or "")
+        return "properties" in message and "task" in message["headers"]
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def wait_for_append_only_file(redis: Redis, deadline: float) -> None:
@@ -267,6 +330,8 @@ def main() -> None:
             "earlier_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "denied_within": {"type": "int", "default": 60},
             "disconnect_older_than": {"type": "int"},
+            "keep_rights": {"type": "bool", "default": False},
+            "queues": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -277,7 +342,7 @@ def main() -> None:
     except FileNotFoundError:
         if module.check_mode:
             missing = [f"{path} is not written yet."]
-            module.exit_json(changed=False, applied=[], restart_required=True, reasons=missing, denied=[])
+            module.exit_json(changed=False, applied=[], restart_required=True, reasons=missing, denied=[], unnamed=[])
         module.fail_json(msg=f"{path} does not exist.")
     options, users = parse(text), parse_users(text)
     if "unixsocket" not in options:
@@ -289,6 +354,7 @@ def main() -> None:
     applied: list[str] = []
     reasons: list[str] = []
     denied: list[str] = []
+    unnamed: list[str] = []
     try:
         redis = log_in(options, module.params["earlier_passwords"], timeout)
     except OSError as error:
@@ -298,7 +364,9 @@ def main() -> None:
     else:
         try:
             applied, reasons = apply(redis, options, timeout, module.check_mode)
-            applied += apply_users(redis, users, module.check_mode)
+            unnamed = unnamed_queues(redis, module.params["queues"]) if module.params["queues"] else []
+            keep_rights = module.params["keep_rights"] or bool(unnamed)
+            applied += apply_users(redis, users, keep_rights, module.check_mode)
             if module.params["disconnect_older_than"] is not None and not module.check_mode:
                 applied += disconnect(redis, set(users), module.params["disconnect_older_than"])
             denied = denials(redis, set(users), module.params["denied_within"])
@@ -307,7 +375,12 @@ def main() -> None:
         with contextlib.suppress(OSError):
             redis.call("QUIT")
     module.exit_json(
-        changed=bool(applied), applied=applied, restart_required=bool(reasons), reasons=reasons, denied=denied
+        changed=bool(applied),
+        applied=applied,
+        restart_required=bool(reasons),
+        reasons=reasons,
+        denied=denied,
+        unnamed=unnamed,
     )
 
 
