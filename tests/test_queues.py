@@ -247,6 +247,21 @@ def test_tasks_move_to_another_queue_in_their_order(operator: Operator) -> None:
         operator.queues("move", source, target, succeeds=False)
 
 
+def test_a_probe_goes_through_each_queue_and_comes_back(operator: Operator) -> None:
+    operator.queues("probe", "celery", "--within=1", succeeds=False)
+    operator.broker.delete(DEFAULT_QUEUE, ACCEPTED)
+    worker = operator.start_worker("--queues=celery,reports", "--concurrency=1")
+    assert "each of celery, reports" in operator.queues("probe", "celery", "reports")
+    assert operator.redis.client(1).keys("celery-task-meta-*") == []
+    assert "each of celery," in operator.queues("probe", "celery")
+    operator.queues("probe", "celery", "elsewhere", "--within=2", succeeds=False)
+    # Not for want of workers.
+    operator.send("sleeping.delay(5)")
+    wait_until(lambda: "1 of 1 slots busy" in operator.queues("list"))
+    assert "Not proven" in operator.queues("probe", "celery", "--within=1")
+    worker.stop(signal.SIGKILL)
+
+
 @pytest.mark.parametrize("module", ["queues", "dead_letters"])
 def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: str) -> None:
     operator.redis.stop()

@@ -5,14 +5,18 @@ playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import click
 import redis
-from celery import states
+from celery import chord, states
 from celery.exceptions import TaskRevokedError, Terminated
+from celery.exceptions import TimeoutError as NoResultError
+from celery.result import GroupResult
 
 from app.agents import broker, signatures, survey
 from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
@@ -203,6 +207,40 @@ def move(source: str, target: str) -> None:
 
         moved = _work_off(client, source, name, lambda *_: True, carry)
         click.echo(printable(f"{moved} entries of {name} are taken out; tasks among them are in {destination}."))
+
+
+@main.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@click.option("--within", default=60.0, show_default=True, help="Seconds for all of it.")
+def probe(names: tuple[str, ...], within: float) -> None:
+    """Send a task through each queue, and a chord over all of them; fail unless every result comes back.
+
+    Where tasks wait before it, or all workers are busy, that is no failure.
+    """
+    client = _connect()
+    task = celery_app.tasks["celery.accumulate"]  # Celery's own: returns its arguments
+    queues = names if len(names) > 1 else names * 2  # Celery makes a chain of a chord with one part
+    marks = [f"{queue} {secrets.token_hex(8)}" for queue in queues]
+    before = {queue: client.llen(queue) for queue in queues}
+    header = [task.si(mark).set(queue=queue) for queue, mark in zip(queues, marks, strict=True)]
+    sent = chord(header)(task.s().set(queue=queues[0]))
+    parts = cast("GroupResult", sent.parent)
+    try:
+        found = sent.get(timeout=within)
+    except NoResultError:
+        missing = [queue for queue, part in zip(queues, parts.children or [], strict=True) if not part.ready()]
+        late = missing or [queues[0]]
+        look = survey.look(client)
+        if any(before[queue] for queue in late) or look.busy >= look.size > 0:
+            click.echo(printable(f"Not proven: workers are busy with tasks that came before, in {', '.join(late)}."))
+            return
+        what = f"a task of the queue {late[0]}" if missing else "the end of a chord"
+        raise click.ClickException(printable(f"No result of {what} came within {within:.0f} s.")) from None
+    if found != [[[mark] for mark in marks]]:
+        raise click.ClickException(printable(f"The chord's result is not what was sent: {found}"))
+    parts.forget()
+    sent.forget()
+    click.echo(printable(f"A task went through each of {', '.join(names)}, and a chord over all of them."))
 
 
 def _connect() -> redis.Redis:

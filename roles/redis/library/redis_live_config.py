@@ -47,6 +47,10 @@ options:
   disconnect_older_than:
     description: End connections of the file's users that are older than so many seconds. None is ended without it.
     type: int
+  settle:
+    description: Seconds to wait after rights have changed, before C(denied) is looked at.
+    type: int
+    default: 0
   denied_within:
     description: Seconds that C(denied) looks back.
     type: int
@@ -329,6 +333,7 @@ def main() -> None:
             "config_file": {"type": "path", "required": True},
             "earlier_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "denied_within": {"type": "int", "default": 60},
+            "settle": {"type": "int", "default": 0},
             "disconnect_older_than": {"type": "int"},
             "keep_rights": {"type": "bool", "default": False},
             "queues": {"type": "list", "elements": "str", "default": []},
@@ -366,7 +371,9 @@ def main() -> None:
             applied, reasons = apply(redis, options, timeout, module.check_mode)
             unnamed = unnamed_queues(redis, module.params["queues"]) if module.params["queues"] else []
             keep_rights = module.params["keep_rights"] or bool(unnamed)
-            applied += apply_users(redis, users, keep_rights, module.check_mode)
+            if changed := apply_users(redis, users, keep_rights, module.check_mode):
+                applied += changed
+                time.sleep(module.params["settle"])
             if module.params["disconnect_older_than"] is not None and not module.check_mode:
                 applied += disconnect(redis, set(users), module.params["disconnect_older_than"])
             denied = denials(redis, set(users), module.params["denied_within"])
