@@ -57,6 +57,13 @@ def fatal() -> None:
 
 
 @celery_app.task
+def consuming(queue: str) -> str:
+    """Take a message as a consumer that is no worker."""
+    with celery_app.connection_for_read() as connection:
+        return str(connection.SimpleQueue(queue).get(timeout=1))
+
+
+@celery_app.task
 def talkative() -> None:
     """Fail with a secret in the error, as clients of providers do."""
     raise ValueError({"url": f"https://provider.example/?key={os.environ['GEMINI_API_KEY']}"})

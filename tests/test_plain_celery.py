@@ -66,3 +66,26 @@ def test_names_that_only_we_use_may_be_in_a_tasks_headers(stack: Stack) -> None:
     wait_until(stack.nothing_waits)
     [letter] = [line["message"] for line in worker.log_lines() if "becomes a dead letter" in line["message"]]
     assert "knows no task named" in letter
+
+
+def test_a_consumer_that_is_no_worker_takes_nothing_that_it_could_lose(stack: Stack) -> None:
+    stack.start_worker()
+    waiting = f"recorded.apply_async(('a', '{stack.ledger}', 0), queue='other')"
+    by_a_task = stack.send(waiting, "consuming.delay('other')")[1]
+    failed = stack.result(by_a_task, "FAILURE")["result"]
+    assert "Only a worker takes messages from 'other'" in failed["exc_message"][0]
+    code = "from tests.faulty_worker import *; consuming.run('other')"
+    program = Program(
+        [sys.executable, "-c", code], stack.directory / "consuming.log", stack.env, stderr=subprocess.STDOUT
+    )
+    assert program.process.wait(20) != 0
+    assert "Only a worker takes messages from 'other'" in program.output()
+    assert stack.redis.client(0).llen("other") == 1
+
+
+def test_a_priority_is_answered_with_a_word(stack: Stack) -> None:
+    code = "from tests.faulty_worker import *; [sleeping.apply_async((0,), priority=9) for _ in 'ab']"
+    program = Program([sys.executable, "-c", code], stack.directory / "urgent.log", stack.env, stderr=subprocess.STDOUT)
+    assert program.process.wait(20) == 0
+    assert program.output().count("priority= of tests.faulty_worker.sleeping changes nothing") == 1
+    assert stack.redis.client(0).llen(DEFAULT_QUEUE) == 2

@@ -262,6 +262,20 @@ def test_a_probe_goes_through_each_queue_and_comes_back(operator: Operator) -> N
     worker.stop(signal.SIGKILL)
 
 
+def test_a_task_that_waits_for_its_rate_is_not_stuck(operator: Operator) -> None:
+    operator.env["TASK_DEFAULT_RATE_LIMIT"] = "1/h"
+    operator.start_worker()
+    first, _ = operator.send("sleeping.delay(0)", "sleeping.apply_async((0,), countdown=1)")
+    operator.result(first)
+    limited, *_ = operator.send("sleeping.delay(0)")
+    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    time.sleep(3)
+    (told,) = operator.broker.hgetall("workers").values()
+    assert json.loads(str(told).partition(" ")[2])["held"] == 0, told
+    assert "No task is stuck" in operator.asked("stuck")["verdict"]
+    assert "is under way" in operator.asked("stuck", limited)["verdict"]
+
+
 @pytest.mark.parametrize("module", ["queues", "dead_letters"])
 def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: str) -> None:
     operator.redis.stop()

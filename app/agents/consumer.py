@@ -1,6 +1,7 @@
 """The worker's consumer: what it cannot run becomes a dead letter that says why, and it reconnects soon."""
 
 import logging
+import math
 import time
 from functools import partial
 from typing import Any
@@ -73,6 +74,19 @@ class Consumer(consumer.Consumer):
         if MISSING in str(exc):
             time.sleep(NEXT_RETRY)  # it would connect at once, to no end
         super().on_connection_error_after_connected(exc)
+
+    def _limit_task(self, request: Any, *args: Any) -> Any:
+        # What waits for its rate is not stuck.
+        deliveries.postpone(request.message.delivery_tag, math.inf)
+        return super()._limit_task(request, *args)
+
+    def _limit_post_eta(self, request: Any, *args: Any) -> Any:
+        deliveries.postpone(request.message.delivery_tag, math.inf)
+        return super()._limit_post_eta(request, *args)
+
+    def _limit_move_to_pool(self, request: Any) -> None:
+        deliveries.postpone(request.message.delivery_tag, 0)
+        super()._limit_move_to_pool(request)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return a handler that no message can crash."""

@@ -119,7 +119,7 @@ class Deliveries:
     def __init__(self) -> None:
         """Hold nothing; what is no worker never does."""
         self._client: redis.Redis | None = None
-        self._node = ""
+        self._node, self._process = "", 0
         self._unacked: dict[str, str] = {}  # queue -> our list
         self._held: dict[str, Delivery] = {}
         # What Redis is still to be told. The keeper does it, many at once: the main loop waits for no answer, and a
@@ -141,12 +141,12 @@ class Deliveries:
 
     def serve(self, app: Celery, node: str) -> None:
         """Become a worker of ``app``, whose name must be its own and stay the same after a restart."""
-        self._app, self._node = app, node
+        self._app, self._node, self._process = app, node, os.getpid()
 
     @property
     def serving(self) -> bool:
-        """Tell whether this process is a worker."""
-        return bool(self._node)
+        """Tell whether this process is a worker, and not a child of one."""
+        return self._process == os.getpid()
 
     def begin(self) -> None:
         """Take our name and learn what was revoked; called with every new connection, before anything is taken.
@@ -215,9 +215,9 @@ class Deliveries:
         return tag
 
     def postpone(self, tag: str, seconds: float) -> None:
-        """The message is a task that runs in ``seconds``; until then it waits for its time and not for us."""
+        """The message is a task that runs in ``seconds`` from now; until then it waits for its time and not for us."""
         if delivery := self._held.get(tag):
-            delivery.countdown = seconds
+            delivery.countdown = time.monotonic() - delivery.since + seconds
 
     def acknowledge(self, tag: str) -> None:
         """The message is done with."""

@@ -280,6 +280,11 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
     }
     scheduled = {entry["request"]["id"] for entries in (asked.scheduled() or {}).values() for entry in entries}
     reserved = {entry["id"] for entries in (asked.reserved() or {}).values() for entry in entries}
+    # No answer names a task that waits for its rate: NAME [rate_limit=10/m].
+    rates = [
+        line for lines in (asked.registered("rate_limit") or {}).values() for line in lines if "rate_limit=" in line
+    ]
+    limited = {line.partition(" ")[0] for line in rates}
     found, notes = [], []
     for entry in seen.held:
         if entry.silent > LEASE_MARGIN:
@@ -293,7 +298,9 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
         in_turn = scheduled | (reserved if worker["busy"] >= worker["size"] else set())
         for headers in filter(None, entry.messages):
             name, seconds = f"{headers['id']} ({headers['task']})", running.get(headers["id"])
-            why = _why_stuck(headers, seconds, held_too_long and headers["id"] not in in_turn)
+            why = _why_stuck(
+                headers, seconds, held_too_long and headers["id"] not in in_turn and headers["task"] not in limited
+            )
             if held_too_long and seconds is not None and not why:
                 notes.append(
                     f"{name} has run for {seconds:.0f} s on {entry.node}; its limits allow {_limit(headers):.0f} s"

@@ -8,6 +8,7 @@ one command moves a message from its queue to the worker's own list, where app/a
 
 import logging
 import time
+from functools import cache
 from typing import Any
 
 import redis
@@ -66,6 +67,19 @@ def install() -> None:
         kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
 
 
+def _only_workers_acknowledge(queue: str) -> None:
+    if not deliveries.serving:
+        raise NotImplementedError(
+            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
+            " would be lost when it ends. Take them with no_ack=True, or write a task."
+        )
+
+
+@cache
+def _warn_of_priorities(task: str) -> None:
+    logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
+
+
 class QoS(kombu_redis.QoS):
     """Counts what is in our hands for the prefetch limit; everything else is told to ``deliveries``."""
 
@@ -117,10 +131,25 @@ class Channel(kombu_redis.Channel):
         self._reclaimed: dict[str, float] = {}  # list -> time
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Remember which queues want acknowledgements: answers to questions do not, tasks do."""
-        if deliveries.serving and not no_ack:
+        """Remember which queues want acknowledgements: answers to questions do not, tasks do.
+
+        Raises:
+            NotImplementedError: this process is no worker, so nobody would look after what it takes.
+        """
+        if not no_ack:
+            _only_workers_acknowledge(queue)
             self._acknowledged_queues.add(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """Take one message.
+
+        Raises:
+            NotImplementedError: with an acknowledgement only a worker may.
+        """
+        if not no_ack:
+            _only_workers_acknowledge(queue)
+        return super().basic_get(queue, no_ack, **kwargs)
 
     def _takes(self) -> bool:
         # A worker asks its questions before it consumes tasks: a channel never does both at once.
@@ -264,6 +293,8 @@ class Channel(kombu_redis.Channel):
         message["headers"].pop(REDELIVERIES, None)
         if created(task_id) is None:
             message["headers"].setdefault(MADE, time.time())
+        if message["properties"].get("priority"):
+            _warn_of_priorities(message["headers"].get("task", ""))
         entry = signatures.new_entry(queue, message)
         with self.conn_or_acquire() as client:
             run(client, broker.ENQUEUE, 2, queue, broker.ACCEPTED, entry, task_id)
