@@ -559,17 +559,34 @@ def test_a_missing_authority_is_named() -> None:
     assert "/no/ca.crt is missing or holds no certificate" in found.what
 
 
-def test_a_drop_in_our_own_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = "ip saddr 127.0.0.0/8 counter {}drop\nct state vmap {{ invalid : drop }}\ncounter {}drop\n"
-    live = ours.format(*["packets 5 bytes 7 "] * 2)
-    monkeypatch.setattr(script, "text", lambda _: ours.format("", ""))
-    monkeypatch.setattr(
-        script, "say", lambda *words, **_: (True, live if words[:3] == ("nft", "list", "table") else "")
-    )
-    assert list(script.firewall([6380])) == []
-    live += "ip saddr 10.0.0.1 drop\n"
-    (found,) = script.firewall([6380])
-    assert found.what.endswith("not ours drops packets: ip saddr 10.0.0.1 drop")
+def test_a_drop_in_our_own_table_is_told(tmp_path: Path) -> None:
+    # nft prints some rules otherwise than they were written.
+    rules = tmp_path / "rules.nft"
+    rules.write_text("""table inet platform {
+        set clients { type ipv4_addr; size 65535; flags dynamic; }
+        chain input {
+            type filter hook input priority filter; policy drop;
+            ip saddr 127.0.0.0/8 counter drop
+            ct state vmap { established : accept, related : accept, invalid : drop }
+            ip saddr { 0.0.0.0/0 } add @clients { ip saddr ct count over 4 } reject with tcp reset comment "too many"
+            counter drop
+        }
+    }""")
+    look = tmp_path / "look.py"
+    look.write_text(f"""if True:
+        from tests.support import load_plugin
+        doctor = load_plugin("playbooks/files/doctor.py")
+        doctor.RULES = {str(rules)!r}
+        print([found.what for found in doctor.firewall([6380])])
+    """)
+    steps = f"""nft --file {rules} && {sys.executable} {look}
+        nft add rule inet platform input ip saddr 10.0.0.1 drop && {sys.executable} {look}"""
+    command = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", steps]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment)
+    healthy, foreign = said.stdout.splitlines()
+    assert healthy == "[]"
+    assert "not ours drops packets: ip saddr 10.0.0.1 drop" in foreign
 
 
 @pytest.mark.parametrize(("packets", "told"), [(0, []), (3, ["the firewall has refused 3 packets of tasks"])])
