@@ -256,10 +256,15 @@ def test_a_probe_goes_through_each_queue_and_comes_back(operator: Operator) -> N
     assert "each of celery," in operator.queues("probe", "celery")
     operator.queues("probe", "celery", "elsewhere", "--within=2", succeeds=False)
     # Not for want of workers.
-    operator.send("sleeping.delay(5)")
+    operator.send("sleeping.delay(60)")
     wait_until(lambda: "1 of 1 slots busy" in operator.queues("list"))
-    assert "Not proven" in operator.queues("probe", "celery", "--within=1")
+    assert "Not proven: all workers of celery are busy" in operator.queues("probe", "celery", "--within=20")
     worker.stop(signal.SIGKILL)
+    # Those of another queue do not count.
+    operator.start_worker("--queues=reports", "--concurrency=1", name="reports")
+    operator.send("sleeping.apply_async((60,), queue='reports')")
+    wait_until(lambda: "reports@" in operator.queues("list"))
+    operator.queues("probe", "celery", "--within=12", succeeds=False)
 
 
 def test_a_task_that_waits_for_its_rate_is_not_stuck(operator: Operator) -> None:

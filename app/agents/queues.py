@@ -31,6 +31,9 @@ BATCH = 100
 # A message can be overlooked when workers take others at the same time; what is left after that many looks is new.
 PASSES = 3
 
+# Seconds after which busy workers are not waited for.
+BUSY_AFTER = 10
+
 Wanted = Callable[[str, bytes], bool]  # queue, message
 
 kind = click.option("--task", required=True, metavar="NAME", help="Name of the task, as `list` shows it.")
@@ -215,27 +218,30 @@ def move(source: str, target: str) -> None:
 def probe(names: tuple[str, ...], within: float) -> None:
     """Send a task through each queue, and a chord over all of them; fail unless every result comes back.
 
-    Where tasks wait before it, or all workers are busy, that is no failure.
+    Where all workers of a queue are busy with other tasks, that is no failure.
     """
     client = _connect()
     task = celery_app.tasks["celery.accumulate"]  # Celery's own: returns its arguments
     queues = names if len(names) > 1 else names * 2  # Celery makes a chain of a chord with one part
     marks = [f"{queue} {secrets.token_hex(8)}" for queue in queues]
-    before = {queue: client.llen(queue) for queue in queues}
     header = [task.si(mark).set(queue=queue) for queue, mark in zip(queues, marks, strict=True)]
     sent = chord(header)(task.s().set(queue=queues[0]))
     parts = cast("GroupResult", sent.parent)
-    try:
-        found = sent.get(timeout=within)
-    except NoResultError:
-        missing = [queue for queue, part in zip(queues, parts.children or [], strict=True) if not part.ready()]
-        late = missing or [queues[0]]
-        look = survey.look(client)
-        if any(before[queue] for queue in late) or look.busy >= look.size > 0:
-            click.echo(printable(f"Not proven: workers are busy with tasks that came before, in {', '.join(late)}."))
-            return
-        what = f"a task of the queue {late[0]}" if missing else "the end of a chord"
-        raise click.ClickException(printable(f"No result of {what} came within {within:.0f} s.")) from None
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            found = sent.get(timeout=min(BUSY_AFTER, max(deadline - time.monotonic(), 0)))
+            break
+        except NoResultError:
+            children = zip(queues, parts.children or [], strict=True)
+            missing = list(dict.fromkeys(queue for queue, part in children if not part.ready()))
+            look, late = survey.look(client), missing or [queues[0]]
+            if all(look.is_busy(queue) for queue in late):
+                click.echo(printable(f"Not proven: all workers of {', '.join(late)} are busy with earlier tasks."))
+                return
+            if time.monotonic() > deadline:
+                what = f"a task of the queue {late[0]}" if missing else "the end of a chord"
+                raise click.ClickException(printable(f"No result of {what} came within {within:.0f} s.")) from None
     if found != [[[mark] for mark in marks]]:
         raise click.ClickException(printable(f"The chord's result is not what was sent: {found}"))
     parts.forget()

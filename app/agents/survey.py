@@ -84,6 +84,11 @@ class Look:
         """Tasks that run."""
         return sum(worker["busy"] for worker in self.workers.values())
 
+    def is_busy(self, queue: str) -> bool:
+        """Tell whether workers take from a queue and each of them runs as many tasks as it can."""
+        nodes = {entry.node for entry in self.held if entry.queue == queue} & self.workers.keys()
+        return bool(nodes) and all(self.workers[node]["busy"] >= self.workers[node]["size"] for node in nodes)
+
     def total(self, name: str) -> float:
         """Return a count of all tasks together."""
         return sum(value for (counted, *_), value in self.figures.items() if counted == name)

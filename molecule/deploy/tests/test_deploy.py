@@ -41,6 +41,12 @@ def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_the_installed_state_was_found_healthy() -> None:
+    """Also where the API is open to other hosts."""
+    for host in HOSTS:
+        assert "app.json" in host.run("ls /var/lib/typesafe-manifest")
+
+
 def live(host: Host) -> str:
     """Return the id of the host's live release."""
     return host.run("readlink /opt/typesafe/backend").rpartition("/")[2].partition("-")[0]
