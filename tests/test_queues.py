@@ -260,6 +260,7 @@ def test_a_probe_goes_through_each_queue_and_comes_back(operator: Operator) -> N
     wait_until(lambda: "1 of 1 slots busy" in operator.queues("list"))
     assert "Not proven: all workers of celery are busy" in operator.queues("probe", "celery", "--within=20")
     worker.stop(signal.SIGKILL)
+    operator.broker.hdel("workers", f"test@{socket.gethostname()}")
     # Those of another queue do not count.
     operator.start_worker("--queues=reports", "--concurrency=1", name="reports")
     operator.send("sleeping.apply_async((60,), queue='reports')")
