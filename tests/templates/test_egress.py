@@ -104,6 +104,23 @@ def test_a_wrong_rule_is_refused(rule: dict[str, Any], words: list[str]) -> None
     assert egress.egress_refusals(PUBLIC + REDIS, "worker_egress") == []
 
 
+def test_the_services_reach_both_redis_by_default(tmp_path: Path) -> None:
+    wanted = {
+        ("127.0.0.1",): ["localhost"],
+        ("10.0.0.9",): ["localhost", "10.0.0.9"],
+        ("127.0.0.1", "10.0.0.5"): ["localhost", "10.0.0.5"],
+        ("10.0.0.9", "fd00::5"): ["localhost", "10.0.0.9", "fd00::5"],
+        ("::1", "queue.internal"): ["localhost", "any"],
+        ("cache.internal", "queue.internal"): ["localhost", "any"],
+    }
+    variants = {
+        str(number): {"user_id": 1, **dict(zip(("redis_host", "redis_broker_host"), hosts, strict=False))}
+        for number, hosts in enumerate(wanted)
+    }
+    folders = render("firewall.yml", variants, tmp_path)
+    assert [json.loads((folders[name] / "allow.json").read_text()) for name in variants] == list(wanted.values())
+
+
 # Among hosts
 
 OWN_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
