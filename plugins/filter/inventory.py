@@ -235,6 +235,8 @@ def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]
     elif kind == "list":
         if not isinstance(value, list | tuple):
             yield f"{name} is {shown}, but it must be a list."
+        elif name.endswith("_ip_allow") and not value:
+            yield f"{name} is empty, but it must be a list of IP addresses, networks like 10.0.0.0/8, localhost or any."
         elif option.get("elements") in ("str", "int"):
             for each in value:
                 yield from _refusals(name, each, {**option, "type": option["elements"]})

@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
 SECRETS = (
     *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
-    *("control_signing_key", "monitoring_password"),
+    *("control_signing_key", "monitoring_password", "metrics_api_key"),
 )
 GOOD: dict[str, Any] = {
     **{name: secrets.token_urlsafe(48) for name in SECRETS},
@@ -59,12 +59,14 @@ def run(inventories: dict[str, dict[str, Any]], directory: Path, *, cluster: boo
     hosts: dict[str, Any] = {}
     for number, (name, variables) in enumerate(inventories.items(), 1):
         address = f"10.1.{number // 250}.{number % 250 + 1}"
-        place = {"private_address": address, "api_bind": address, "load_balancer_bind": [address]} if cluster else {}
+        place = {"private_address": address, "api_bind": address, "load_balancer_bind": [address]}
+        # Each is monitored by the others, too.
+        reach = {**place, "private_network": True} if cluster else {}
         authority = {
             "load_balancer_certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
             "load_balancer_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
         }
-        hosts[name] = {**GOOD, "ansible_become": False, **place, **(authority if cluster else {}), **variables}
+        hosts[name] = {**GOOD, "ansible_become": False, **reach, **(authority if cluster else {}), **variables}
     groups = ("redis", "workers", "api", "flower", *(("monitoring", "balancers") if cluster else ()))
     children: dict[str, Any] = {group: {"hosts": {name: {} for name in hosts}} for group in groups}
     file = directory / "hosts.json"
