@@ -86,6 +86,7 @@ CASES = {
         {"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]
     ),
     "log-level": Case({"log_level": "loud"}, ["log_level", "loud", "debug"]),
+    "nothing-allowed": Case({"stack_ip_allow": []}, ["stack_ip_allow is empty", "any"]),
     "list-that-is-a-text": Case({"stack_ip_allow": "10.0.0.9"}, ["stack_ip_allow is the text", "like [10.0.0.9]"]),
     "queues-that-are-a-text": Case(
         {"celery_worker_pools": [{"name": "a", "queues": "slow"}]}, ["pool 'a'", "queues 'slow'", "like [slow]"]
