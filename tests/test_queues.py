@@ -304,6 +304,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
 
     def look(busy: int, task_id: str = "") -> dict[str, Any]:
         headers = [{"id": name, "task": RECORDED} for name in ("runs", "waits")]
+        headers.append({"id": "waits for its rate", "task": SLEEPING})
         held = survey.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
         seen = survey.Look(0.0, {}, {}, [held], workers, {}, 0, {})
@@ -311,6 +312,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
             active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
             reserved=lambda: {"n@h": [{"id": "waits"}]},
             scheduled=dict,
+            registered=lambda _: {"n@h": [f"{SLEEPING} [rate_limit=1/h]"]},
         )
         app: Any = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: asked))
         return survey.stuck(seen, app, task_id)

@@ -122,12 +122,14 @@ def test_killing_workers_under_full_load_loses_nothing(stack: Stack) -> None:
 def a_task_on_its_way_to_a_child(stack: Stack, seconds: float) -> Iterator[Program]:
     """Give a child of a worker a task that it does not accept: all are stopped (SIGSTOP) until the block ends."""
     worker = stack.start_worker()
+    # A child that is not up yet is given nothing.
+    stack.result(*stack.send("sleeping.delay(0)"))
     children = subprocess.check_output(["pgrep", "--parent", str(worker.process.pid)], text=True).split()
     for child in children:
         os.kill(int(child), signal.SIGSTOP)
     try:
         stack.send(f"recorded.delay('a', '{stack.ledger}', {seconds})")
-        worker.wait_for_output("received")
+        worker.wait_for_output("recorded[")
         time.sleep(0.2)  # the pipe to the child; no log tells
         yield worker
     finally:
@@ -154,7 +156,7 @@ def test_a_task_that_a_child_was_just_given_stays_there_when_redis_restarts(stac
     wait_until(lambda: stack.events("end") == ["a"], 30)
     wait_until(stack.nothing_waits)
     # A second time it would start beside the first, in another child.
-    assert worker.output().count("received") == 1
+    assert worker.output().count("recorded[") == 1
 
 
 @pytest.mark.parametrize("fault", ["restart", "kill", "cut"])
