@@ -695,6 +695,12 @@ def test_what_workers_were_told_while_they_run_is_found(server: RedisServer, mon
     assert server.client(0).keys("doctor*") == []
 
 
+def test_the_sample_sets_no_limits_of_its_own() -> None:
+    """Else the doctor would not look for limits that workers were told."""
+    sources = "".join(file.read_text() for file in (REPOSITORY / "app").rglob("*.py"))
+    assert not re.search(r"\brate_limit *=", sources)
+
+
 def test_the_queues_of_workers_here_are_read_from_units_and_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = "ExecStart=celery worker --hostname=default@%H \\\n --queues=celery,reports"
     programs = "[program:a]\ncommand=celery --hostname=one@%(host_node_name)s --queues=celery\n[program:b]\ncommand=x\n"

@@ -273,6 +273,8 @@ def test_a_task_that_waits_for_its_rate_is_not_stuck(operator: Operator) -> None
     operator.start_worker()
     first, _ = operator.send("sleeping.delay(0)", "sleeping.apply_async((0,), countdown=1)")
     operator.result(first)
+    # The probe has no limit.
+    assert "a chord over all of them" in operator.queues("probe", "celery")
     limited, *_ = operator.send("sleeping.delay(0)")
     wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     time.sleep(3)

@@ -44,6 +44,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # A task whose process was killed is retried like any other; rejecting it instead would repeat it for ever.
         "task_retry_on_worker_lost": True,
         "task_default_rate_limit": settings.task_default_rate_limit,
+        # The health gate's probe (app/agents/queues.py) is no work of the application's.
+        "task_annotations": {"celery.accumulate": {"rate_limit": "0"}},
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
         # Celery goes by the task's id, which may be sent again; app/agents/request.py goes by the message.
         "worker_deduplicate_successful_tasks": False,

@@ -285,11 +285,9 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
     }
     scheduled = {entry["request"]["id"] for entries in (asked.scheduled() or {}).values() for entry in entries}
     reserved = {entry["id"] for entries in (asked.reserved() or {}).values() for entry in entries}
-    # No answer names a task that waits for its rate: NAME [rate_limit=10/m].
-    rates = [
-        line for lines in (asked.registered("rate_limit") or {}).values() for line in lines if "rate_limit=" in line
-    ]
-    limited = {line.partition(" ")[0] for line in rates}
+    # No answer names a task that waits for its rate. A task that has one is listed as "NAME [...]".
+    listed = [line.partition(" ") for lines in (asked.registered("rate_limit") or {}).values() for line in lines]
+    limited = {name for name, _, limit in listed if limit}
     found, notes = [], []
     for entry in seen.held:
         if entry.silent > LEASE_MARGIN:
