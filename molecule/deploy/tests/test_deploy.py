@@ -44,7 +44,7 @@ def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]
 def test_the_installed_state_was_found_healthy() -> None:
     """Also where the API is open to other hosts."""
     for host in HOSTS:
-        assert "app.json" in host.run("ls /var/lib/typesafe-manifest")
+        assert "healthy.json" in host.run("ls /var/lib/typesafe-manifest")
 
 
 def live(host: Host) -> str:
