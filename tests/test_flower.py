@@ -247,6 +247,8 @@ def test_no_page_shows_a_secret(redis_server: RedisServer, tmp_path: Path) -> No
     try:
         with httpx.Client(auth=("admin", PASSWORD), base_url=url) as client:
             wait_until(lambda: client.get("/api/workers", params={"refresh": "1"}).json())
+            # Of tasks before that Flower would never hear.
+            worker.wait_for_output("Events of group {task} enabled")
             code = "from app.agents.tasks.example_task import *; print(example_agent_task.delay('t', {}).id)"
             task = Program([sys.executable, "-c", code], tmp_path / "send.log", env)
             assert task.process.wait(20) == 0
