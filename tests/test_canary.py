@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import REPOSITORY, Api, RedisServer, start_worker
+from tests.support import REPOSITORY, Api, RedisServer, Stack, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -30,8 +30,8 @@ def run(code: str, environment: dict[str, str], *arguments: str) -> subprocess.C
     )
 
 
-def test_the_host_that_has_run_a_task_is_told(redis_server: RedisServer, tmp_path: Path) -> None:
-    env = redis_server.environment(0, 1)
+def test_the_host_that_has_run_a_task_is_told(stack: Stack, tmp_path: Path) -> None:
+    env = stack.env
     api = Api(tmp_path / "api.log", env)
     canary = (REPOSITORY / "playbooks/files/canary.py").read_text()
     ids = [api.enqueue({}), api.enqueue({})]
