@@ -62,6 +62,30 @@ def _by_family(networks: Iterable[Any]) -> dict[str, list[str]]:
     return {"ip": [str(network) for network in version_4], "ip6": [str(network) for network in version_6]}
 
 
+def egress_statements(rules: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the nft statements that decide on a new connection; whatever no rule allows jumps to ``refuse_egress``."""
+    # Other services of this host, at whichever of its addresses; and all that is not the public internet.
+    closed = ["fib daddr type != unicast jump refuse_egress"]
+    closed += [
+        f"{family} daddr {{ {', '.join(egress_closed(family))} }} jump refuse_egress" for family in ("ip", "ip6")
+    ]
+    rules = list(rules)
+    return [*_accepts(egress_rules(rules, True)), *closed, *_accepts(egress_rules(rules, False)), "jump refuse_egress"]
+
+
+def _accepts(rules: Iterable[Mapping[str, Any]]) -> list[str]:
+    accepts = []
+    for rule in rules:
+        ports = ", ".join(map(str, rule["ports"]))
+        protocol = f"{rule['protocol']} dport {{ {ports} }}" if ports else f"meta l4proto {rule['protocol']}"
+        accepts += [
+            f'{family} daddr {{ {", ".join(networks)} }} {protocol} accept comment "{rule["name"]}"'
+            for family, networks in rule["to"].items()
+            if networks
+        ]
+    return accepts
+
+
 def egress_allowed(rules: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the named networks of all rules, for systemd's ``IPAddressAllow=``, which knows no ports."""
     by_family = _by_family(network for rule in rules for network in rule.get("to", []))
@@ -139,4 +163,5 @@ class FilterModule:
             "egress_refusals": egress_refusals,
             "egress_resolvers": egress_resolvers,
             "egress_rules": egress_rules,
+            "egress_statements": egress_statements,
         }

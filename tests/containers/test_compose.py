@@ -5,10 +5,12 @@ With podman-compose; ENGINE=docker takes the Docker that runs on this machine, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,9 @@ ENGINE = os.environ.get("ENGINE", "podman")
 COMPOSE = {"docker": ("docker", "compose"), "podman": ("podman-compose",)}[ENGINE]
 IMAGE = f"localhost/{PROJECT}-backend"
 # What podman keeps of a build (app/Containerfile).
+EGRESS_TABLE = f"workers-{PROJECT}"
+# Of the workers, unlike any that a machine with an installation has.
+NETWORK = "172.30.213.0/24"
 STAGE = f"{PROJECT}-backend-build"
 # Seconds; a worker that never comes back is given up 15 s after it.
 HARD_LIMIT = 10
@@ -51,6 +56,7 @@ class Compose:
                     "compose_engine": ENGINE,
                     # Not only the project, but the application too; so that no other test's images are removed.
                     "app_name": PROJECT,
+                    "compose_worker_network": NETWORK,
                     "compose_directory": str(self.directory),
                     # Without a registry; the images are made as Debian makes its own.
                     "container_base_image": self.image("base"),
@@ -103,7 +109,9 @@ class Compose:
             self.run(ENGINE, "rm", "--force", *at_once, *containers, cwd=REPOSITORY)
         if volumes := self.run(ENGINE, "volume", "ls", "--quiet", project, cwd=REPOSITORY).split():
             self.run(ENGINE, "volume", "rm", *volumes, cwd=REPOSITORY)
-        self.run(ENGINE, "network", "rm", "--force", f"{PROJECT}_default", cwd=REPOSITORY, check=False)
+        networks = [f"{PROJECT}_default", f"{PROJECT}_workers"]
+        self.run(ENGINE, "network", "rm", "--force", *networks, cwd=REPOSITORY, check=False)
+        self.run("nft", "delete", "table", "inet", EGRESS_TABLE, cwd=REPOSITORY, check=False)
 
     def containers(self, service: str) -> list[str]:
         """Return the ids of a service's running containers."""
@@ -227,6 +235,45 @@ def test_containers_are_closed(stack: Compose) -> None:
     assert stack.run(ENGINE, "exec", stack.containers("api")[0], "ls", "/run/secrets").split() == sorted(
         ["BACKEND_API_KEY", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL", "TASK_SIGNING_KEY"]
     )
+
+
+# Prints what becomes of a connection to each HOST:PORT, within 3 s.
+CONNECT = """
+import socket, sys
+for target in sys.argv[1:]:
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+        print("open")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.attack("nftables, by the workers' network")
+def test_a_task_reaches_redis_and_no_other_service(stack: Compose) -> None:
+    worker, redis, api = (stack.containers(service)[0] for service in ("celery-worker", "redis", "api"))
+    gateways = re.findall(r'"Gateway": "([0-9.]+)"', json.dumps(stack.inspect(redis)["NetworkSettings"]["Networks"]))
+    addresses = re.findall(r'"IPAddress": "([0-9.]+)"', json.dumps(stack.inspect(api)["NetworkSettings"]["Networks"]))
+    with contextlib.ExitStack() as opened:
+        # The host, at its address in each network.
+        here = [opened.enter_context(socket.create_server((gateway, 0))).getsockname() for gateway in gateways]
+        closed = [f"{address}:{port}" for address, port in here]
+        closed += [f"{address}:{stack.api_port}" for address in addresses] + ["169.254.169.254:80"]
+        assert len(closed) == 4
+        wanted = ["redis:6379", "redis-broker:6380"]
+        told = stack.run(ENGINE, "exec", worker, "python", "-c", CONNECT, *wanted, *closed).split()
+    assert told == ["open"] * 2 + ["ConnectionRefusedError"] * 4
+    # Nothing but the rules is in the way.
+    assert stack.run(ENGINE, "exec", api, "python", "-c", CONNECT, "redis:6379", closed[2]).split() == ["open"] * 2
+    counter = stack.run("nft", "list", "counter", "inet", EGRESS_TABLE, "egress_refused")
+    assert int(re.findall(r"packets (\d+)", counter)[0]) >= 4
+
+
+def test_rules_that_somebody_has_removed_come_back(stack: Compose) -> None:
+    stack.run("nft", "delete", "table", "inet", EGRESS_TABLE)
+    assert re.search(r"localhost +: ok=\d+ +changed=1 ", stack.play())
+    assert "reject" in stack.run("nft", "list", "table", "inet", EGRESS_TABLE)
 
 
 def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> None:

@@ -127,7 +127,8 @@ OWN_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root
 # at every address. Prints what became of each connection, and the counter. Root plays the workers' user.
 HOSTS = """
 import ctypes, json, os, re, socket, subprocess, sys, threading
-own, others, ports, targets = json.loads(sys.argv[2])
+own, others, ports, targets, container = json.loads(sys.argv[2])
+libc = ctypes.CDLL(None)
 
 def run(*command):
     return subprocess.run(command, check=True, text=True, capture_output=True).stdout
@@ -158,7 +159,7 @@ ready, start = os.pipe()
 served, serving = os.pipe()
 peer = os.fork()
 if peer == 0:
-    ctypes.CDLL(None).unshare(0x40000000)  # CLONE_NEWNET
+    libc.unshare(0x40000000)  # CLONE_NEWNET
     os.write(serving, b"1")
     os.read(ready, 1)
     run("ip", "link", "set", "lo", "up")
@@ -180,6 +181,25 @@ os.write(start, b"1")
 os.read(served, 1)
 run("nft", "--file", sys.argv[1])
 
+# A container of the host has a namespace of its own, behind it.
+here = os.open("/proc/self/ns/net", os.O_RDONLY)
+if container:
+    address, gateway = container
+    for path in ("ip_forward", "conf/near/proxy_arp"):
+        with open(f"/proc/sys/net/ipv4/{path}", "w") as setting:
+            setting.write("1")
+    libc.unshare(0x40000000)
+    host = f"/proc/{os.getpid()}/fd/{here}"
+    run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "bridge", "netns", host)
+    run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+    run("ip", "link", "set", "eth0", "up")
+    inside = os.open("/proc/self/ns/net", os.O_RDONLY)
+    libc.setns(here, 0)
+    run("ip", "address", "add", f"{gateway}/24", "dev", "bridge")
+    run("ip", "link", "set", "bridge", "up")
+    libc.setns(inside, 0)
+    run("ip", "route", "add", "default", "via", gateway)
+
 def connect(address, port, protocol):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as each:
@@ -194,7 +214,8 @@ def connect(address, port, protocol):
     return "open"
 
 outcomes = [connect(*target) for target in targets]
-counter = re.search(r"egress_refused.*?packets (\\d+)", run("nft", "list", "table", "inet", "platform"), re.S)
+libc.setns(here, 0)
+counter = re.search(r"egress_refused.*?packets (\\d+)", run("nft", "list", "ruleset"), re.S)
 print(json.dumps({"outcomes": outcomes, "refused": int(counter[1])}))
 os.write(start, b"1")
 os.waitpid(peer, 0)
@@ -239,6 +260,14 @@ REFUSED: list[Target] = [
     ("169.254.169.254", 80, "tcp"),
     ("169.254.169.254", 53, "udp"),
 ]
+# A worker's container with the host's address in its network, and what it reaches there of OPEN.
+CONTAINER = ("10.9.8.5", "10.9.8.1")
+OPEN_TO_CONTAINERS: list[Target] = [
+    (CONTAINER[1], 53, "udp"),
+    ("192.168.7.53", 53, "udp"),
+    ("192.168.7.53", 53, "tcp"),
+    ("8.8.8.8", 443, "tcp"),
+]
 VARIANTS: dict[str, dict[str, Any]] = {
     "restricted": {"redis_host": "10.9.9.2", "user_id": 0},
     "somebody-else": {"redis_host": "10.9.9.2", "user_id": 4711},
@@ -262,11 +291,13 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def connect(rendered: dict[str, Path]) -> Callable[[str, list[Target]], tuple[dict[Target, str], int]]:
+def connect(rendered: dict[str, Path]) -> Callable[..., tuple[dict[Target, str], int]]:
     """Try connections under the rules of a variant; return what became of each, and how many packets were refused."""
 
-    def run(variant: str, targets: list[Target]) -> tuple[dict[Target, str], int]:
-        arguments = [str(rendered[variant] / "rules.nft"), json.dumps([OWN, OTHERS, PORTS, targets])]
+    def run(variant: str, targets: list[Target], container: bool = False) -> tuple[dict[Target, str], int]:
+        rules = rendered[variant] / ("egress.nft" if container else "rules.nft")
+        hosts = [OWN, OTHERS, PORTS, targets, CONTAINER if container else None]
+        arguments = [str(rules), json.dumps(hosts)]
         command = [*OWN_NAMESPACE, sys.executable, "-c", HOSTS, *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert result.returncode == 0, result.stderr
@@ -276,7 +307,7 @@ def connect(rendered: dict[str, Path]) -> Callable[[str, list[Target]], tuple[di
     return run
 
 
-Connect = Callable[[str, list[Target]], tuple[dict[Target, str], int]]
+Connect = Callable[..., tuple[dict[Target, str], int]]
 
 
 @pytest.mark.attack("nftables, by the workers' user")
@@ -287,6 +318,26 @@ def test_the_workers_user_reaches_redis_resolvers_and_the_public_internet_alone(
     # TCP learns it at once.
     assert {outcomes[target] for target in REFUSED if target[2] == "tcp"} == {"ConnectionRefusedError"}
     assert refused >= len(REFUSED)
+
+
+@pytest.mark.attack("nftables, by the workers' network")
+@pytest.mark.integration
+def test_a_workers_container_reaches_resolvers_and_the_public_internet_alone(connect: Connect) -> None:
+    ipv4 = [target for target in REFUSED if "." in target[0] and ":" not in target[0]]
+    outside = [target for target in ipv4 if not target[0].startswith(("127.", "0."))]  # these are its own
+    closed = [*outside, ("10.9.9.2", 6379, "tcp"), *[(CONTAINER[1], port, "tcp") for port in (80, 443, 6380)]]
+    outcomes, refused = connect("restricted", OPEN_TO_CONTAINERS + closed, container=True)
+    assert {target for target, outcome in outcomes.items() if outcome == "open"} == set(OPEN_TO_CONTAINERS)
+    assert {outcomes[target] for target in closed if target[2] == "tcp"} == {"ConnectionRefusedError"}
+    assert refused >= len(closed)
+
+
+@pytest.mark.integration
+def test_the_inventory_opens_to_containers_what_it_names(connect: Connect) -> None:
+    wanted: list[Target] = [("10.9.9.2", 5432, "tcp"), ("10.9.9.3", 443, "tcp"), ("169.254.169.254", 80, "tcp")]
+    closed: list[Target] = [("10.9.9.2", 80, "tcp"), ("8.8.8.8", 443, "tcp"), ("10.9.9.1", 443, "tcp")]
+    outcomes, _ = connect("named", wanted + closed, container=True)
+    assert {target for target, outcome in outcomes.items() if outcome == "open"} == set(wanted)
 
 
 @pytest.mark.integration
