@@ -178,6 +178,11 @@ compat: setup ## Celery's own integration suite on our worker, transport and Red
 chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
 
+.PHONY: faults
+faults: setup ## N random faults of a host from SEED on, and what the doctor makes of them; writes docs/reports/faults.md
+	@$(MAKE) --no-print-directory installed
+	SHORT_RUN=yes molecule test --no-command-borders --scenario-name faults
+
 .PHONY: cluster
 cluster: setup ## Many hosts: each kind dies under load, a network falls apart, a host is replaced; writes docs/cluster.md
 	molecule test --no-command-borders --scenario-name deploy

@@ -1,0 +1,1 @@
+"""Random faults of installed hosts, and how they are judged (make faults)."""
