@@ -75,6 +75,15 @@ def test_each_kind_of_change_of_a_file_is_told(etc: Path) -> None:
     assert "0000 instead of" in said["data/*"]
 
 
+def test_the_first_files_of_a_directory_are_no_difference_if_its_user_made_them(etc: Path) -> None:
+    (etc / "data/aof").unlink()
+    before = {"files": state.files("typesafe", GIVEN)}
+    (etc / "data/dump.rdb").write_text("x")
+    assert told(before, {"files": state.files("typesafe", GIVEN)}) == []
+    (etc / "data/dump.rdb").chmod(0o000)
+    assert "0000 instead of nothing" in told(before, {"files": state.files("typesafe", GIVEN)})[0]
+
+
 def test_files_that_come_and_go_are_no_difference(etc: Path) -> None:
     before = {"files": state.files("typesafe", GIVEN)}
     (etc / "data/aof.2").write_text("x")

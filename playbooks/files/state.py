@@ -597,7 +597,10 @@ def change(name: str, before: str | None, now: str | None) -> str:
         return "" if name.startswith("/run/") else told
     old, new = before.split(), now.split()
     if name.endswith("*"):
-        more = set(now.split(", ")) - set(before.split(", "))
+        # Where there was no file, those that the directory's user has made are no difference.
+        owner = rights(name[:-1]).partition(":")[0] if not before and os.path.lexists(name[:-1]) else ""
+        usual = rf"{re.escape(owner)}:\S+ readable and writable" if owner else r"(?!)"
+        more = {each for each in set(now.split(", ")) - set(before.split(", ")) if not re.fullmatch(usual, each)}
         return f"{name} is {now or 'nothing'} instead of {before or 'nothing'}" if more else ""
     if "leads to" in before + now:
         return f"{name} {now if 'leads to' in now else 'is itself'} instead of {before.removeprefix('leads to ')}"
