@@ -382,11 +382,14 @@ class TestOutage:
 
     @pytest.mark.parametrize("way", ["stop", "hang"])
     def test_all_are_told_in_time(self, api: Api, broker: RedisServer, way: str) -> None:
-        api.enqueue({})
+        healthy = asyncio.run(parallel(api, 300))
+        assert {status for status, _ in healthy} == {202}
         getattr(broker, way)()
         answers = asyncio.run(parallel(api, 300))
         assert {status for status, _ in answers} == {503}
-        assert sorted(seconds for _, seconds in answers)[296] < 1
+        # Beyond what as many answers take on this machine.
+        usual = sorted(seconds for _, seconds in healthy)[296]
+        assert sorted(seconds for _, seconds in answers)[296] < 1 + usual
         before = time.monotonic()
         broker.start() if way == "stop" else wake(broker)
         wait_until(lambda: enqueue(api).status_code == 202, timeout=2)
