@@ -18,6 +18,9 @@ from celery.worker.request import Request as CeleryRequest
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 
+# Seconds that a child takes to begin.
+os.register_at_fork(after_in_child=lambda: time.sleep(float(os.environ.get("FORK_SECONDS", "0"))))
+
 
 @celery_app.task(soft_time_limit=590, time_limit=600)
 def endless() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,17 @@ def test_a_task_whose_process_was_killed_runs_again(stack: Stack) -> None:
     stack.start_worker()
     assert stack.result(*stack.send("dying.delay(1)"), "SUCCESS", "FAILURE")["result"] == "survived"
     wait_until(stack.nothing_waits)
+
+
+def test_children_that_had_not_begun_end_with_their_worker(stack: Stack) -> None:
+    """Without a control group around them, as under supervisor or by hand."""
+    stack.env["FORK_SECONDS"] = "2"
+    worker = stack.start_worker()
+    children = subprocess.check_output(["pgrep", "--parent", str(worker.process.pid)], text=True).split()
+    worker.process.kill()
+    worker.process.wait()
+    assert children
+    wait_until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children))
 
 
 def test_an_error_that_holds_a_secret_tells_it_to_nobody(stack: Stack) -> None:

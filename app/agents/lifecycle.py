@@ -21,13 +21,17 @@ from app.settings import get_settings
 SECOND_PHASE_MARGIN = 5
 
 _stopping = threading.Event()
+# The main process, in it and in children that it has forked.
+_main = 0
 
 
 def connect() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
     signals.celeryd_init.connect(_use_our_classes)
     signals.worker_init.connect(_push_retries_however_long_it_takes)
+    signals.worker_init.connect(_remember_the_main_process)
     signals.worker_init.connect(_share_memory)
+    signals.worker_process_init.connect(_end_with_the_worker)
     signals.worker_shutting_down.connect(_shutting_down)
 
 
@@ -51,6 +55,18 @@ def _share_memory(**_: Any) -> None:
     # Objects that the collector never touches stay shared with forked children: 13 MB a child instead of 27.
     gc.collect()
     gc.freeze()
+
+
+def _remember_the_main_process(**_: Any) -> None:
+    global _main  # noqa: PLW0603 - of the process
+    _main = os.getpid()
+
+
+def _end_with_the_worker(**_: Any) -> None:
+    # Celery asks the kernel to end a child with its parent. A parent that died before that is asked for nothing: the
+    # children would keep one another's pipes open and wait for ever.
+    if _main and os.getppid() != _main:
+        os._exit(1)
 
 
 def _shutting_down(how: str, **_: Any) -> None:
