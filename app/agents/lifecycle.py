@@ -64,8 +64,8 @@ def _remember_the_main_process(**_: Any) -> None:
 
 def _end_with_the_worker(**_: Any) -> None:
     # Celery asks the kernel to end a child with its parent. A parent that died before that is asked for nothing: the
-    # children would keep one another's pipes open and wait for ever.
-    if _main and os.getppid() != _main:
+    # children would keep one another's pipes open and wait for ever. A solo worker is its own and only child.
+    if _main and _main not in (os.getpid(), os.getppid()):
         os._exit(1)
 
 
