@@ -6,10 +6,11 @@ import os
 import random
 import signal
 import time
+import uuid  # noqa: F401 - for those who send
 from pathlib import Path
 from typing import Any
 
-from celery import Task
+from celery import Task, chord, group  # noqa: F401 - for those who send
 from celery.app.task import Task as BaseTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker.control import control_command

@@ -68,6 +68,31 @@ def test_names_that_only_we_use_may_be_in_a_tasks_headers(stack: Stack) -> None:
     assert "knows no task named" in letter
 
 
+def test_an_id_may_be_a_uuid(stack: Stack) -> None:
+    """https://github.com/celery/celery/issues/6164: callers hand over what uuid.uuid4() returns."""
+    stack.env["TASK_SIGNING_KEY"] = secrets.token_hex(32)
+    made = "task_id=uuid.uuid4()"
+    (waiting,) = stack.send(f"sleeping.apply_async((0,), {made}, countdown=5)")
+    assert stack.redis.client(0).hget(ACCEPTED, waiting) == "1"
+    stack.start_worker()
+    ids = stack.send(
+        f"sleeping.apply_async((0,), {made})",
+        f"sleeping.apply_async((0,), {made}, link=sleeping.si(0).set({made}))",
+        f"group(sleeping.si(0), sleeping.si(0).set({made})).apply_async({made}).results[1]",
+        f"chord([sleeping.si(0).set({made})])(collect.s().set({made}))",
+        f"[sleeping.apply_async((0,), {made}, countdown=9)][0]",
+    )
+    revoked = ids.pop()
+    code = f"from tests.faulty_worker import *; celery_app.control.revoke(uuid.UUID('{revoked}'), reply=True)"
+    command = [sys.executable, "-c", code]
+    assert Program(command, stack.directory / "revoke.log", stack.env).process.wait(20) == 0
+    for task_id in ids:
+        stack.result(task_id)
+    stack.result(revoked, "REVOKED")
+    wait_until(stack.nothing_waits)
+    assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
+
+
 def test_a_consumer_that_is_no_worker_takes_nothing_that_it_could_lose(stack: Stack) -> None:
     stack.start_worker()
     waiting = f"recorded.apply_async(('a', '{stack.ledger}', 0), queue='other')"

@@ -20,6 +20,7 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
 from app.agents.revocations import revocations
+from app.agents.task_ids import as_text
 from app.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class Mailbox(pidbox.Mailbox):
         exchange: Any = self.exchange
         command: dict[str, Any] = {
             "method": type,
-            "arguments": arguments,
+            "arguments": {name: as_text(value) if name == "task_id" else value for name, value in arguments.items()},
             "destination": destination,
             "pattern": pattern,
             "matcher": matcher,

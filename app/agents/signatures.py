@@ -11,6 +11,7 @@ from typing import Any
 
 from kombu.utils.json import dumps, loads
 
+from app.agents.task_ids import write_out
 from app.settings import get_settings
 
 MEMBER = "signature"
@@ -54,8 +55,8 @@ def parse(raw: bytes) -> dict[str, Any] | None:
     """Return an entry's content if it has a message's form and an id that can be written down, else nothing."""
     try:
         message = loads(raw.decode())
-        headers = message["headers"]
-        headers.get("id", "").encode()
+        write_out(message)
+        message["headers"].get("id", "").encode()
         message["properties"]["delivery_info"].get("redelivered")
     except Exception:  # noqa: BLE001 - whatever an attacker makes the decoder raise
         return None

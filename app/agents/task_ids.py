@@ -12,6 +12,8 @@ from uuid_utils import compat
 TIMED_VERSION = 7
 # The header that tells it of a task whose id does not.
 MADE = "made"
+# The headers that name tasks.
+IDS = ("id", "root_id", "parent_id", "group")
 
 
 def new_task_id() -> str:
@@ -29,6 +31,21 @@ def created(task_id: str) -> float | None:
     except ValueError:
         return None
     return (value.int >> 80) / 1000 if value.version == TIMED_VERSION else None
+
+
+def as_text(value: Any) -> Any:
+    """Return an id, or several, with its text for each UUID: Celery takes both from a caller."""
+    if isinstance(value, list | tuple | set):
+        return [as_text(one) for one in value]
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def write_out(message: dict[str, Any]) -> None:
+    """Let a message of kombu's name tasks by texts alone; its JSON has a notation for UUIDs."""
+    headers, properties = message["headers"], message["properties"]
+    for holder, name in [*((headers, name) for name in IDS), (properties, "correlation_id")]:
+        if isinstance(holder.get(name), uuid.UUID):
+            holder[name] = str(holder[name])
 
 
 def task_of(message: Mapping[str, Any]) -> str:

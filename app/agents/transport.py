@@ -26,7 +26,7 @@ from app.agents.redis_connection import (
     sentinel_options,
 )
 from app.agents.scripts import digest, load, register_script, run
-from app.agents.task_ids import MADE, created, task_of
+from app.agents.task_ids import MADE, created, task_of, write_out
 from app.redis_address import RedisAddress
 from app.settings import get_settings
 
@@ -284,6 +284,7 @@ class Channel(kombu_redis.Channel):
         return purged
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        write_out(message)
         # Answers and events hold no task; they are read by who knows no signatures.
         task_id = "" if queue.endswith(NO_TASKS) or queue.startswith(EVENTS) else task_of(message)
         if not task_id:
