@@ -99,6 +99,44 @@ class BeyondException(BaseException):
     """Neither an Exception nor one that Python knows, like gevent's GreenletExit."""
 
 
+class UnrestorableError(Exception):
+    """Can be pickled, but not be restored, like botocore's ClientError."""
+
+    def __init__(self, code: int, name: str) -> None:
+        """Pass on one of two arguments."""
+        super().__init__(f"{name} {code}")
+
+
+class UnrestorableIgnore(Ignore):
+    """The same as a way to end."""
+
+    def __init__(self, code: int, name: str) -> None:
+        """Pass on one of two arguments."""
+        super().__init__(f"{name} {code}")
+
+
+UNRESTORABLE: dict[str, BaseException] = {
+    "reject": Reject(UnrestorableError(1, "on purpose"), requeue=False),
+    "reject a function": Reject(ValueError(lambda: 0), requeue=False),
+    "ignore": Ignore(UnrestorableError(1, "on purpose")),
+    "ignore in a way of its own": UnrestorableIgnore(1, "on purpose"),
+}
+
+
+class Handling(BaseTask):  # type: ignore[type-arg]
+    """A base class whose handler fails."""
+
+    def on_failure(self, *_: Any) -> None:
+        """Fail in a way that nobody can restore."""
+        raise UnrestorableError(2, "in a handler")
+
+
+@celery_app.task(base=Handling)
+def unrestorable(how: str) -> None:
+    """Raise what the main process cannot restore."""
+    raise UNRESTORABLE.get(how, ValueError("on purpose"))
+
+
 RAISES: dict[str, BaseException] = {
     "failure": ValueError("on purpose"),
     "outage of its own": ConnectionResetError("an upstream API hung up"),

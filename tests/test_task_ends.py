@@ -119,3 +119,21 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     admin.execute_command("ACL", "SETUSER", "worker", "+lrem")  # type: ignore[no-untyped-call]
     wait_until(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
+
+
+def test_an_error_that_cannot_be_restored_ends_its_task_and_not_the_worker(stack: Stack) -> None:
+    """https://github.com/celery/celery/issues/6990 for what Celery does not look after: Ignore, Reject, handlers."""
+    worker = stack.start_worker()
+    rejected, other, *_, failed = stack.send(
+        *[f"unrestorable.delay({how!r})" for how in ("reject", "reject a function")],
+        *[f"unrestorable.delay({how!r})" for how in ("ignore", "ignore in a way of its own", "handler")],
+    )
+    stack.result(failed, "FAILURE")
+    wait_until(stack.nothing_waits)
+    letters = stack.dead_letters("list")
+    assert f"{rejected}" in letters
+    assert f"{other}" in letters
+    assert "The task rejected it: UnrestorableError: on purpose 1" in letters
+    assert "Unrecoverable" not in worker.output()
+    stack.result(*stack.send("sleeping.delay(0)"))
+    assert worker.process.poll() is None

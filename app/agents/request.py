@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.states import READY_STATES, SUCCESS
+from celery.utils.serialization import get_pickleable_exception
 from celery.worker import request
 from celery.worker.request import create_request_cls
 
@@ -233,7 +235,34 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
         return 0, "None", 0.0
     run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
-    return run(name, task_id, message, *args, **options)
+    try:
+        ended = run(name, task_id, message, *args, **options)
+    except Exception as error:
+        # A handler of the task's that fails twice comes to this.
+        portable = _portable(error)
+        if portable is error:
+            raise
+        raise portable from error
+    if ended[0]:
+        wrapper = ended[1].exception
+        wrapper.exc = _portable(wrapper.exc)
+        ended[1].type = type(wrapper.exc)
+    return ended
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that pickle can restore: one that it cannot ends the worker's main process.
+
+    Celery looks after what fails or is retried, but not after Ignore, Reject, and what a task's handlers raise.
+    """
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever the error's class does
+        if isinstance(error, Reject):
+            reason = error.reason
+            return Reject(_one_line(reason) if isinstance(reason, Exception) else None, requeue=error.requeue)
+        return Ignore(_one_line(error)) if isinstance(error, Ignore) else get_pickleable_exception(error)
+    return error
 
 
 def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
