@@ -108,3 +108,16 @@ def test_a_task_with_a_base_class_of_its_own_is_as_safe_as_any(stack: Stack) -> 
     counted = stack.redis.client(0)
     wanted = {f"ended\x1f{task}\x1fsucceeded" for task in ("own", "requesting")}
     wait_until(lambda: wanted <= set(counted.hkeys("figures")))
+
+
+@pytest.mark.parametrize("whom", ["process", "worker"])
+def test_a_chord_hears_of_a_part_that_died_after_its_success(stack: Stack, whom: str) -> None:
+    """It is not run again, so nobody else would tell the chord; its body would never run."""
+    worker = stack.start_worker()
+    (body,) = stack.send(f"chord([dying_part.s('{stack.ledger}', '{whom}'), sleeping.s(0)])(collect.s())")
+    if whom == "worker":
+        assert worker.process.wait(20) == -signal.SIGKILL
+        stack.start_worker()
+    assert stack.result(body)["result"] == ["part", "done"]
+    wait_until(stack.nothing_waits)
+    assert len(stack.events("start")) == 1

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from celery import current_app
+from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import (
     Ignore,
@@ -22,7 +23,7 @@ from celery.utils.serialization import get_pickleable_exception
 from celery.worker import request
 from celery.worker.request import create_request_cls
 
-from app.agents.deliveries import deliveries
+from app.agents.deliveries import MAX_REDELIVERIES, deliveries
 from app.agents.figures import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
 from app.agents.redis_connection import is_outage
 from app.agents.revocations import revocations
@@ -63,6 +64,8 @@ class Request(request.Request):
         self._check_form()
         if self.eta:
             deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
+        if chord := (self._payload[2] or {}).get("chord"):
+            self._request_dict["chord"] = chord  # for `trace`, which does not look into the body
         self._storing = False
         self._acknowledge_later = False
         self._outcome: str | None = SUCCEEDED  # unless we are told otherwise
@@ -165,6 +168,9 @@ class Request(request.Request):
         """Return what is stored of a success, after which the task's process died."""
         if success := super()._success_was_stored():
             self._outcome = SUCCEEDED
+            if self.chord and self.message.properties.get("returns", 0) < MAX_REDELIVERIES:
+                # Nobody knows whether its chord was told: whoever takes the message again tells it (`trace`).
+                self.reject(requeue=True)
         return success
 
     def _outcome_of(self, error: BaseException) -> str | None:
@@ -232,6 +238,7 @@ def request_class(base: type[request.Request], *args: Any, **options: Any) -> ty
 def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
     """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
     if _is_done(name, task_id, message):
+        _count_for_its_chord(name, task_id, message)
         logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
         return 0, "None", 0.0
     run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
@@ -263,6 +270,17 @@ def _portable(error: Exception) -> Exception:
             return Reject(_one_line(reason) if isinstance(reason, Exception) else None, requeue=error.requeue)
         return Ignore(_one_line(error)) if isinstance(error, Ignore) else get_pickleable_exception(error)
     return error
+
+
+def _count_for_its_chord(name: str, task_id: str, message: dict[str, Any]) -> None:
+    """Tell a chord of a part that is done, once more: its process may have died before it said so.
+
+    Celery's script counts each part once, and hands in the chord's body once.
+    """
+    request = Context(message)
+    if request.chord:
+        backend = current_app.tasks[name].backend
+        backend.on_chord_part_return(request, SUCCESS, backend.get_result(task_id))
 
 
 def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
