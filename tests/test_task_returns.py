@@ -2,13 +2,14 @@
 
 import json
 import signal
+import time
 from collections import Counter
 
 import pytest
 
 from app.agents.broker import DEAD_LETTERS
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.deliveries import MAX_REDELIVERIES
+from app.agents.deliveries import MAX_REDELIVERIES, Deliveries
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -121,3 +122,14 @@ def test_a_chord_hears_of_a_part_that_died_after_its_success(stack: Stack, whom:
     assert stack.result(body)["result"] == ["part", "done"]
     wait_until(stack.nothing_waits)
     assert len(stack.events("start")) == 1
+
+
+def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
+    """https://github.com/celery/celery/issues/3778: workers hold all tasks with an ETA."""
+    deliveries = Deliveries()
+    deliveries._unacked = {DEFAULT_QUEUE: "unacked:test:celery"}
+    began = time.monotonic()
+    tags = [deliveries.take(DEFAULT_QUEUE, b"%d" % number, "") for number in range(30_000)]
+    assert None not in tags
+    assert deliveries.take(DEFAULT_QUEUE, b"7", "") is None
+    assert time.monotonic() - began < 10

@@ -122,6 +122,8 @@ class Deliveries:
         self._node, self._process = "", 0
         self._unacked: dict[str, str] = {}  # queue -> our list
         self._held: dict[str, Delivery] = {}
+        # Digest -> the tag that its message was taken with last: tens of thousands may wait for their time.
+        self._tags: dict[str, str] = {}
         # What Redis is still to be told. The keeper does it, many at once: the main loop waits for no answer, and a
         # Redis that is away is told when it is back. A task whose worker dies before that has its result already.
         self._notices: deque[Notice] = deque()
@@ -208,10 +210,13 @@ class Deliveries:
 
         Nothing is returned for one that is in our hands already: Redis has lost the end of its append-only file.
         """
-        if any(delivery.raw == raw and not delivery.given_back for delivery in tuple(self._held.values())):
+        delivery = Delivery(self._unacked[queue], raw, task_id)
+        earlier = self._held.get(self._tags.get(delivery.digest, ""))
+        if earlier and earlier.raw == raw and not earlier.given_back:
             return None
         tag = str(uuid.uuid4())
-        self._held[tag] = Delivery(self._unacked[queue], raw, task_id)
+        self._held[tag] = delivery
+        self._tags[delivery.digest] = tag
         return tag
 
     def postpone(self, tag: str, seconds: float) -> None:
@@ -345,6 +350,7 @@ class Deliveries:
             kept = {*waiting, *running, *(notice.tag for notice in (*self._notices, *self._refused))}
             started = time.monotonic() - START_ALLOWANCE
             self._held = {tag: held for tag, held in self._held.items() if tag in kept or held.since > started}
+            self._tags = {held.digest: tag for tag, held in self._held.items()}
 
     def _tell(self, notice: Notice) -> None:
         self._notices.append(notice)
@@ -368,7 +374,9 @@ class Deliveries:
                         self._refused.append(notice)
                         logger.error("Redis cannot be told what became of a message: %s", reply)
                     else:
-                        self._held.pop(notice.tag, None)
+                        done = self._held.pop(notice.tag, None)
+                        if done and self._tags.get(done.digest) == notice.tag:
+                            self._tags.pop(done.digest, None)
 
     def _keep(self) -> None:
         noted = renewed = swept = 0.0
