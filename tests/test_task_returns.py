@@ -4,12 +4,15 @@ import json
 import signal
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from app.agents import signatures
 from app.agents.broker import DEAD_LETTERS
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.deliveries import MAX_REDELIVERIES, Deliveries
+from app.agents.deliveries import MAX_REDELIVERIES, REDELIVERIES, Deliveries
+from app.settings import get_settings
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -133,3 +136,17 @@ def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
     assert None not in tags
     assert deliveries.take(DEFAULT_QUEUE, b"7", "") is None
     assert time.monotonic() - began < 10
+
+
+def test_the_largest_message_may_come_back() -> None:
+    """Too large for a worker, all but its beginning would be lost."""
+    limit = get_settings().message_limit
+    message: dict[str, Any] = {"headers": {}, "properties": {"delivery_info": {}}, "body": ""}
+    message["body"] = "x" * (limit - signatures.GROWTH - len(signatures.new_entry(DEFAULT_QUEUE, message)))
+    assert len(signatures.new_entry(DEFAULT_QUEUE, message)) == limit - signatures.GROWTH
+    message["headers"] = {REDELIVERIES: MAX_REDELIVERIES}
+    message["properties"] = {"delivery_info": {"redelivered": True}, "returns": 10**6}
+    assert signatures.refusal(DEFAULT_QUEUE, signatures.changed(DEFAULT_QUEUE, message).encode()) is None
+    message["body"] += "x"
+    with pytest.raises(signatures.MessageTooLargeError):
+        signatures.new_entry(DEFAULT_QUEUE, message)

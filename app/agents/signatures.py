@@ -18,6 +18,8 @@ MEMBER = "signature"
 HEAD = '{"signature": "%s", '
 HEAD_LENGTH = len(HEAD % ("0" * 64))  # SHA-256's 32 bytes in hexadecimal
 FORGED = "Its signature is missing or wrong: it does not come from this installation."
+# Bytes that a message may grow by when it comes back: that it does, how often, and how many workers died with it.
+GROWTH = 256
 MALFORMED = "It is not a message of Celery's."
 
 
@@ -74,9 +76,11 @@ def new_entry(queue: str, message: dict[str, Any]) -> str:
     Raises:
         MessageTooLargeError: no worker would take it.
     """
-    entry, limit = sign(queue, dumps(message)), get_settings().message_limit
+    entry, limit = sign(queue, dumps(message)), get_settings().message_limit - GROWTH
     if len(entry) > limit:
-        raise MessageTooLargeError(f"The message is {len(entry)} bytes large, more than MAX_MESSAGE_BYTES={limit}.")
+        raise MessageTooLargeError(
+            f"The message is {len(entry)} bytes large, more than MAX_MESSAGE_BYTES - {GROWTH} = {limit}."
+        )
     return entry
 
 
