@@ -194,6 +194,12 @@ class TestRefused:
     def test_content_type(self, lonely_api: Api, content_type: str) -> None:
         assert_refused(post(lonely_api, b'{"data": {}}', **{"content-type": content_type}), 415, "application/json")
 
+    @pytest.mark.parametrize("encoding", ["gzip", "br", "x-anything", "gzip, identity"])
+    def test_content_encoding(self, lonely_api: Api, encoding: str) -> None:
+        response = post(lonely_api, b'{"data": {}}', **{"content-encoding": encoding})
+        assert_refused(response, 415, "without a Content-Encoding")
+        assert response.headers["Accept-Encoding"] == "identity"
+
     def test_too_large_by_its_own_word(self, lonely_api: Api) -> None:
         assert_refused(post(lonely_api, b"x" * (256 * 1024 + 1)), 413, "larger than 262144 bytes")
 
@@ -536,8 +542,10 @@ class TestStatus:
 
     def test_odd_numbers_in_a_result(self, lonely_api: Api, redis_server: RedisServer) -> None:
         task_id = uuid7(0)
-        redis_server.client(1).set(f"celery-task-meta-{task_id}", '{"status": "SUCCESS", "result": [NaN, Infinity]}')
-        assert lonely_api.status(task_id)["result"] == [None, None]
+        redis_server.client(1).set(
+            f"celery-task-meta-{task_id}", '{"status": "SUCCESS", "result": [NaN, Infinity, -1e999, 1.5]}'
+        )
+        assert lonely_api.status(task_id)["result"] == [None, None, None, 1.5]
 
 
 class TestHealth:
@@ -547,6 +555,11 @@ class TestHealth:
         assert lonely_api.client.get("/health").json() == {"status": "healthy"}
         assert lonely_api.client.get("/health/ready").json() == {"status": "ready"}
 
+    @pytest.mark.parametrize("path", ["/health", "/health/ready"])
+    def test_it_can_be_asked_for_the_head_alone(self, lonely_api: Api, path: str) -> None:
+        response = lonely_api.client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+
     def test_drained_it_is_not_ready_and_goes_on_serving(self, own: Own, tmp_path: Path) -> None:
         flag = tmp_path / "drained"
         api = own(DRAIN_FILE=str(flag))
@@ -554,6 +567,7 @@ class TestHealth:
         flag.touch()
         response = api.client.get("/health/ready")
         assert_refused(response, 503, "taken out of the balancer")
+        assert api.client.head("/health/ready").status_code == 503
         assert api.client.get("/health").status_code == 200
         assert api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202
         flag.unlink()

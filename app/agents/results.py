@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from typing import Any
 
 import redis
@@ -36,7 +37,7 @@ def parse(stored: bytes) -> dict[str, Any]:
         ValueError: it is not Celery's.
         RecursionError: it is nested too deep for what is left of the stack.
     """
-    meta = json.loads(stored, object_hook=_plain, parse_constant=lambda _: None)
+    meta = json.loads(stored, object_hook=_plain, parse_constant=lambda _: None, parse_float=_finite)
     if not isinstance(meta, dict) or "status" not in meta:
         raise ValueError("What is stored as a task's result is not Celery's.")
     return meta
@@ -48,6 +49,12 @@ def state_of(stored: bytes) -> Any:
         return parse(stored)["status"]
     except (ValueError, RecursionError):
         return UNKNOWN
+
+
+def _finite(number: str) -> float | None:
+    """Return a number; null for one like 1e999, which other languages' JSON writes and Python would call infinite."""
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def _plain(value: dict[str, Any]) -> Any:

@@ -44,6 +44,10 @@ async def read_json(request: Request, limit: int, model: type[Model]) -> Model:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise HTTPException(415, "The Content-Type must be application/json.")
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise HTTPException(
+            415, "The body must be sent as it is, without a Content-Encoding.", headers={"Accept-Encoding": "identity"}
+        )
     body = await _read(request, limit)
     try:
         return model.model_validate_json(body)

@@ -19,12 +19,15 @@ def _is_drained() -> bool:
     return drain_file is not None and drain_file.exists()
 
 
+# Monitors and balancers of others ask with HEAD, too.
+@router.head("", include_in_schema=False)
 @router.get("")
 async def health() -> Health:
     """Answer as long as the process lives, whatever its surroundings do."""
     return Health()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model_exclude_none=True, responses=documented(503))
 async def ready(request: Request) -> Readiness:
     """Tell a balancer whether to send requests here."""
