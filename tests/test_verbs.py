@@ -22,14 +22,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
 NAMES = sorted({name for names in GROUPS.values() for name in names})
 
 
-def run(directory: Path, playbook: str, **variables: object) -> tuple[str, dict[str, Any]]:
+def run(directory: Path, playbook: str, *arguments: str, **variables: object) -> tuple[str, dict[str, Any]]:
     """Run a playbook on hosts that are all this machine; return what it says, and its counts."""
     hosts = {name: {"ansible_connection": "local", "ansible_become": False} for name in NAMES}
     children: dict[str, Any] = {group: {"hosts": {name: {} for name in names}} for group, names in GROUPS.items()}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
     extra = f"--extra-vars={json.dumps(variables)}"
-    report = ansible_report(f"--inventory={inventory}", extra, REPOSITORY / f"playbooks/{playbook}.yml")
+    report = ansible_report(f"--inventory={inventory}", extra, *arguments, REPOSITORY / f"playbooks/{playbook}.yml")
     messages = [
         " ".join(str(outcome.get("msg", "")).split())
         for play in report["plays"]
@@ -50,7 +50,11 @@ def run(directory: Path, playbook: str, **variables: object) -> tuple[str, dict[
         ("remove_redis", {}, "host must name hosts of Redis"),
         ("remove_redis", {"host": "r3"}, "an odd number of three sentinels at least"),
         ("remove_redis", {"host": "r3,r4,r2"}, "there would be the servers r1 and the sentinels r1"),
-        ("scale_workers", {}, "concurrency is '' and pool 'default', but concurrency must be 1 at least"),
+        ("dead_letters", {"verb": "drop", "letters": " , "}, "the last two need letters=ID,ID or letters=all"),
+        ("dead_letters", {"verb": "drop", "letters": ["a", "b"]}, "the last two need letters=ID,ID or letters=all"),
+        ("scale_workers", {}, "concurrency is '' and pool 'default', but concurrency must be a whole number from 1 on"),
+        ("scale_workers", {"concurrency": "2.5"}, "concurrency is '2.5'"),
+        ("scale_workers", {"concurrency": True}, "concurrency is 'True'"),
         ("scale_workers", {"concurrency": 4, "pool": "none"}, "pool one of default with processes"),
     ],
 )
@@ -59,6 +63,13 @@ def test_what_cannot_go_well_is_refused(tmp_path: Path, playbook: str, variables
     assert words in said
     assert [host["changed"] for host in counts.values() if host["changed"]] == []
     assert any(host["failures"] for host in counts.values())
+
+
+@pytest.mark.parametrize("playbook", ["rotate_secrets", "retire_secrets"])
+def test_secrets_are_changed_for_all_hosts_or_none(tmp_path: Path, playbook: str) -> None:
+    said, counts = run(tmp_path, playbook, "--limit=w1")
+    assert "a1, r1, r2, r3, r4, w2 is left out by --limit" in said
+    assert [host["changed"] for host in counts.values() if host["changed"]] == []
 
 
 @pytest.mark.parametrize(("playbook", "host"), [("remove_worker", "w2"), ("remove_redis", "r4")])
