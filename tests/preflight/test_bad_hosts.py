@@ -43,6 +43,13 @@ CASES = {
         {"api_bind": "0.0.0.0", "api_clients": ["balancer"]},  # noqa: S104 - the reason for the rule
         ["'api'", "balancer", "10.0.0.0/24"],
     ),
+    "clients-that-are-a-text": Case(
+        {"host_firewall_allow": [{"name": "metrics", "port": 9100, "from": "10.0.0.1"}]},
+        ["'metrics'", "from 10.0.0.1,", "a list, like [10.0.0.5]"],
+    ),
+    "clients-left-empty": Case(
+        {"host_firewall_allow": [{"name": "metrics", "port": 9100, "from": None}]}, ["'metrics'", "from None", "a list"]
+    ),
     "proxy-that-is-a-name": Case({"trusted_proxies": ["ingress"]}, ["trusted_proxies", "'ingress'", "10.0.0.0/24"]),
     "proxies-that-are-everybody": Case({"trusted_proxies": ["*"]}, ["trusted_proxies", "'*'"]),
     "rejects-at-each-restart": Case(

@@ -69,7 +69,9 @@ def firewall_refusals(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list
                 f"'{name}' has connections: {rule['connections']}, but it must be at least 1, and there are connections"
                 " with the protocol tcp alone."
             )
-        if wrong := malformed(rule.get("from", [])):
+        if not isinstance(rule.get("from", []), list | tuple):
+            refusals.append(f"'{name}' may be reached from {rule['from']}, but that must be a list, like [10.0.0.5].")
+        elif wrong := malformed(rule.get("from", [])):
             refusals.append(
                 f"'{name}' may be reached from {', '.join(wrong)}, but that must be IP addresses and networks like"
                 " 10.0.0.5 or 10.0.0.0/24."
