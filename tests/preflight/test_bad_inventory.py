@@ -107,6 +107,19 @@ CASES = {
     "unknown-eviction-policy": Case(
         {"redis_maxmemory_policy": "lru"}, ["redis_maxmemory_policy", "lru", "allkeys-lru"]
     ),
+    "option-of-the-role-in-capitals": Case(
+        {"redis_extra_settings": {"MaxMemory": "1gb"}}, ["redis_extra_settings", "MaxMemory", "sets itself"]
+    ),
+    "option-without-a-value": Case(
+        {"redis_extra_settings": {"activedefrag": None}}, ["redis_extra_settings", "activedefrag", "one line of text"]
+    ),
+    "option-with-a-list": Case(
+        {"redis_extra_settings": {"client-output-buffer-limit": ["normal 0 0 0"]}}, ["redis_extra_settings", "normal 0"]
+    ),
+    "option-of-two-lines": Case(
+        {"redis_extra_settings": {"hz": "10\nprotected-mode no"}}, ["redis_extra_settings", "hz", "one line of text"]
+    ),
+    "option-that-is-empty": Case({"redis_extra_settings": {"notify-keyspace-events": "", "hz": 20}}, []),
     "tls-without-an-authority": Case({"redis_tls": True}, ["redis_tls is true", "redis_tls_ca", "make secrets"]),
     "certificate-without-tls": Case(
         dict.fromkeys(("redis_tls_ca", "redis_tls_certificate"), "-----BEGIN CERTIFICATE-----\nx"),

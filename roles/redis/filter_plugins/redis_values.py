@@ -101,6 +101,12 @@ def redis_bytes(value: object, host_memory: int) -> int:
     return host_memory * number // 100 if unit == "%" else number * UNITS[unit]
 
 
+def is_option(name: object, value: object) -> bool:
+    """Tell whether this can be one line of redis.conf; ``redis-server`` says what it means."""
+    line = isinstance(value, str | int | float) and re.search(r"[\x00-\x1f\x7f]", str(value)) is None
+    return line and re.fullmatch(r"[A-Za-z0-9-]+", str(name)) is not None
+
+
 def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator[str]:
     """Say in one sentence each what is wrong with one instance's settings."""
 
@@ -141,8 +147,11 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
         yield refuse("disabled_commands", "a list of commands in lower case", wrong)
     if needed := sorted(NEEDED_COMMANDS & set(instance["disabled_commands"])):
         yield refuse("disabled_commands", "without the commands that the role itself uses", needed)
-    if reserved := sorted(RESERVED_SETTINGS & set(instance["extra_settings"])):
+    # Redis reads names of options in any case.
+    if reserved := sorted(str(name) for name in instance["extra_settings"] if str(name).lower() in RESERVED_SETTINGS):
         yield refuse("extra_settings", "without what the role or Debian's unit sets itself", reserved)
+    if odd := {name: value for name, value in instance["extra_settings"].items() if not is_option(name, value)}:
+        yield refuse("extra_settings", "options by their names, each with a number, a switch or one line of text", odd)
 
 
 def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], host_memory: int) -> list[str]:
