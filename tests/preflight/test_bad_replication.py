@@ -26,6 +26,10 @@ CASES = {
     "weak": Case(host(3, sentinel_password=WEAK), ["redis_sentinel_password"], hidden=WEAK),
     "alone": Case(host(4, redis_bind=["127.0.0.1"]), ["redis_bind of alone", "private_address"]),
     "mark": Case(host(5, broker_unreplicated="perhaps"), ["broker_unreplicated", "perhaps", "refuse, mark"]),
+    "wary": Case(
+        host(6, redis_min_replicas_to_write=7), ["redis_min_replicas_to_write of wary is 7", "7 hosts", "lower it"]
+    ),
+    "warier": Case(host(7, broker_replicas_wanted=7), ["broker_replicas_wanted is 7", "6 replicas", "lower it"]),
 }
 
 
@@ -50,6 +54,11 @@ def test_each_needs_an_address(tmp_path: Path) -> None:
     del cases["c"].variables["private_address"]
     said = refusals(cases, tmp_path, sentinels=("a", "b", "c"))
     assert "private_address" in said["a"]
+
+
+def test_one_server_has_no_replicas(tmp_path: Path) -> None:
+    said = refusals({"a": Case({"broker_replicas_wanted": 1}, [])}, tmp_path)
+    assert "broker_replicas_wanted is 1, but the broker has 0 replicas" in said["a"].replace("\n", " ")
 
 
 def test_replicas_cannot_be_older_than_their_primary(tmp_path: Path) -> None:
