@@ -129,6 +129,9 @@ CASES = {
     "memory-that-is-no-size": Case({"stack_redis_maxmemory": "lots"}, ["maxmemory", "lots"]),
     "api-and-flower-on-one-port": Case({"flower_port": 8000}, ["same port", "api_port 8000", "flower_port 8000"]),
     "api-and-redis-on-one-port": Case({"api_port": 6380}, ["same port", "redis 6380", "api_port 6380"]),
+    "api-and-sshd-on-one-port": Case({"api_port": 22}, ["same port", "sshd (firewall_ssh_port) 22", "api_port 22"]),
+    # systemd takes no such number.
+    "port-with-a-zero-before-it": Case({"api_port": "08000"}, ["api_port is '08000'", "whole number"]),
     "port-that-is-none": Case({"api_port": 70000}, ["api_port is 70000", "65535"]),
     "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
     "setting-with-a-quote": Case({"app_environment": "it's"}, ["app_environment", "it's", "quotes"]),

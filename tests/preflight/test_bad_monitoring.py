@@ -11,6 +11,7 @@ from tests.preflight.refusals import Case, refusals
 pytestmark = pytest.mark.timeout(600)
 
 WEAK = "ab" * 12
+WATCHES = "prometheus-and-alertmanager-on-one-port"
 CASES = {
     "reachable": Case({"api_bind": "10.0.0.9"}, []),
     "unreachable": Case({}, ["api_bind of unreachable is 127.0.0.1", "watcher"]),
@@ -31,6 +32,15 @@ CASES = {
     "same-key": Case(
         {"metrics_api_key": "{{ backend_api_key }}", "api_bind": "10.0.0.9"}, ["the same as backend_api_key"]
     ),
+    "exporter-and-api-on-one-port": Case(
+        {"api_bind": "10.0.0.9", "api_port": 9100}, ["same port", "api_port 9100", "exporters_node_port 9100"]
+    ),
+    "exporter-and-flower-on-one-port": Case(
+        {"api_bind": "10.0.0.9", "flower_port": 9121}, ["same port", "flower_port 9121", "exporters_redis_port 9121"]
+    ),
+    "prometheus-and-alertmanager-on-one-port": Case(
+        {"api_bind": "10.0.0.9", "monitoring_prometheus_port": 9093}, ["same port", "monitoring_prometheus_port 9093"]
+    ),
     "port": Case({"exporters_node_port": 0, "api_bind": "10.0.0.9"}, ["exporters_node_port is 0", "1 to 65535"]),
 }
 
@@ -38,7 +48,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    return refusals(CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times"))
+    return refusals(CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times", WATCHES))
 
 
 def test_ansible_says_the_same_with_a_process_for_each_task(tmp_path: Path) -> None:
