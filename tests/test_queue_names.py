@@ -98,7 +98,10 @@ def test_a_queue_that_only_a_pool_names_is_counted_and_bounded(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("routes", "pools", "word"),
     [
-        ({"a": "slow"}, [{"queues": ["slow"]}], ""),
+        ({"a": "slow"}, [{"queues": ["slow"]}, {}], ""),
+        ({"a": "slow"}, [{"queues": ["slow"]}], "takes from the queue 'celery'"),
+        ({}, [{"queues": ["slow"]}], "takes from the queue 'celery'"),
+        ({"*": "slow"}, [{"queues": ["slow"]}], ""),
         ({"a": "slow"}, [], ""),  # workers are elsewhere
         ({"a": "slow"}, [{}], "no pool takes"),
         ({"a": "celery"}, [{"name": "a"}], ""),

@@ -94,6 +94,8 @@ OF_INSTANCES = {
     "redis_queues": "leave it out; the queues are those of task_routes and celery_worker_pools",
     "redis_earlier_passwords": "leave it out; previous_secrets has them while they change",
 }
+# Where Celery puts a task without a route (app/queue_names.py).
+DEFAULT_QUEUE = "celery"
 # Keys that something else has in the broker (app/queue_names.py).
 TAKEN_QUEUES = {"accepted", "alerts", "dead_letters", "failures", "figures", "workers", "revoked", "nodes", "queues"}
 TAKEN_PREFIXES = (
@@ -351,7 +353,7 @@ def queue_of_task(routes: Mapping[str, Any], task: str) -> Any:
     if task in queues:
         return queues[task]
     patterns = {re.escape(pattern).replace(r"\*", ".+?"): queue for pattern, queue in queues.items() if "*" in pattern}
-    return next((queue for pattern, queue in patterns.items() if re.match(pattern, task)), "celery")
+    return next((queue for pattern, queue in patterns.items() if re.match(pattern, task)), DEFAULT_QUEUE)
 
 
 def is_queue_name(name: object) -> bool:
@@ -385,11 +387,38 @@ def queue_refusals(routes: Mapping[str, Any], pools: Iterable[Mapping[str, Any]]
             f"task_routes sends tasks to the queue '{idle[0]}', but no pool takes from it: name it in the queues of one"
             " of celery_worker_pools."
         )
+    if taken and DEFAULT_QUEUE not in taken and "*" not in routes:
+        refusals.append(
+            f"No pool of celery_worker_pools takes from the queue '{DEFAULT_QUEUE}', where each task waits that"
+            " task_routes sends nowhere else: name it in the queues of one of them."
+        )
+    return refusals
+
+
+def former_refusals(former: Mapping[str, Any]) -> list[str]:
+    """Say in one sentence each which of ``previous_secrets`` is no secret: it opens a door, or keeps a program down."""
+    refusals = []
+    users = former.get("redis_user_passwords", {})
+    if not isinstance(users, Mapping):
+        refusals.append("previous_secrets.redis_user_passwords must be a mapping of users and their former passwords.")
+        users = {}
+    values = {name: value for name, value in former.items() if name != "redis_user_passwords"}
+    values |= {f"redis_user_passwords.{user}": value for user, value in users.items()}
+    for name, value in values.items():
+        if name == "metrics_api_key" and value == "":  # there was none
+            continue
+        least = 32 if name.endswith("_signing_key") else 16
+        kind = r"[A-Za-z0-9_.~-]*" if name.endswith("_key") else r"[!-~]*"
+        if not isinstance(value, str) or not re.fullmatch(kind, value) or len(value) < least or len(set(value)) < 8:
+            refusals.append(
+                f"previous_secrets.{name} was never accepted (its value is not shown): it must be a text of at least"
+                f" {least} characters, 8 different ones among them, as {name} itself; leave it out when there was none."
+            )
     return refusals
 
 
 def _queues(pools: Iterable[Any]) -> list[Any]:
-    lists = [pool.get("queues", ["celery"]) for pool in pools if isinstance(pool, Mapping)]
+    lists = [pool.get("queues", [DEFAULT_QUEUE]) for pool in pools if isinstance(pool, Mapping)]
     return [name for names in lists if isinstance(names, list | tuple) for name in names]
 
 

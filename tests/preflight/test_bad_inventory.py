@@ -138,6 +138,9 @@ CASES = {
     "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
     "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_name", "Type Safe", "lower-case"]),
     "route-that-no-pool-takes": Case(ROUTES, ["task_routes", "'slow'", "no pool takes from it"]),
+    "no-pool-for-what-has-no-route": Case(
+        {"celery_worker_pools": [{"name": "slow", "queues": ["slow"]}]}, ["celery_worker_pools", "'celery'"]
+    ),
     "route-that-is-a-list": Case({"task_routes": {"a": ["slow"]}}, ["task_routes", "slow", "letters"]),
     "route-with-more-than-a-queue": Case(
         {"task_routes": {"a": {"queue": "b", "priority": 1}}}, ["task_routes", "letters"]
