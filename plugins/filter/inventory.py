@@ -431,6 +431,7 @@ class FilterModule:
             "app_name_refusals": app_name_refusals,
             "differing": differing,
             "follower_refusals": follower_refusals,
+            "former_refusals": former_refusals,
             "ignored_refusals": ignored_refusals,
             "derived_names": derived_names,
             "documented": documented,

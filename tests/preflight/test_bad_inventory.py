@@ -41,6 +41,30 @@ CASES = {
         hidden="k3P9zQab",
     ),
     "weak-signing-key": Case({"task_signing_key": "k3P9zQab"}, ["task_signing_key", "32"], hidden="k3P9zQab"),
+    # Redis would take an empty password for its administrator's.
+    "empty-former-password": Case(
+        {"previous_secrets": {"redis_password": ""}}, ["previous_secrets.redis_password", "16"]
+    ),
+    "empty-former-password-of-a-user": Case(
+        {"previous_secrets": {"redis_user_passwords": {"worker": ""}}}, ["redis_user_passwords.worker", "16"]
+    ),
+    "former-passwords-of-nobody": Case(
+        {"previous_secrets": {"redis_user_passwords": "k3P9zQ"}}, ["redis_user_passwords", "mapping"], hidden="k3P9zQ"
+    ),
+    # With which no worker would start.
+    "weak-former-signing-key": Case(
+        {"previous_secrets": {"task_signing_key": "k3P9zQab"}}, ["task_signing_key", "32"], hidden="k3P9zQab"
+    ),
+    "weak-former-api-key": Case(
+        {"previous_secrets": {"backend_api_key": "k3P9zQab"}}, ["backend_api_key", "16"], hidden="k3P9zQab"
+    ),
+    "former-api-keys-in-a-list": Case(
+        {"previous_secrets": {"backend_api_key": ["k3P9zQab" * 2]}}, ["backend_api_key", "text"], hidden="k3P9zQab"
+    ),
+    "former-password-that-is-a-number": Case(
+        {"previous_secrets": {"flower_password": 1234567890123456}}, ["flower_password", "text"], hidden="1234567890"
+    ),
+    "no-former-key-for-monitoring": Case({"previous_secrets": {"metrics_api_key": ""}}, []),
     "unknown-former-secret": Case({"previous_secrets": {"api_key": "x"}}, ["previous_secrets", "backend_api_key"]),
     "no-flower-password": Case({"flower_password": None}, ["flower_password"]),
     "weak-flower-password": Case({"flower_password": "Fl0wer-pw"}, ["flower_password", "16"], hidden="Fl0wer-pw"),
@@ -102,6 +126,10 @@ CASES = {
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS, 1234567890123456)},
         ["redis_user_passwords.worker is a number"],
         hidden="1234567890123456",
+    ),
+    "password-of-a-user-that-is-empty": Case(
+        {"redis_user_passwords": {**dict.fromkeys(REDIS_USERS, "k3P9zQ-k3P9zQ-longer"), "worker": None}},
+        ["redis_user_passwords.worker is no text", "make secrets"],
     ),
     "unknown-topology": Case({"redis_topology": "cluster"}, ["redis_topology", "cluster", "split"]),
     "unknown-eviction-policy": Case(
