@@ -75,6 +75,10 @@ ADDRESSES = ("flower_bind", "monitoring_bind", "exporters_bind")
 IN_BRACKETS = ("api_bind", "load_balancer_bind", "load_balancer_status_bind")
 # As Redis writes them: an optional one with a hyphen, * for all.
 OF_REDIS = ("redis_bind", "redis_sentinel_bind")
+# Parameters of the kernel and their values.
+KERNEL = ("hardening_sysctl", "redis_sysctl")
+# Redis' own limit.
+MOST_REDIS_ADDRESSES = 16
 # Hosts that a URL or a connection names.
 HOSTS = ("redis_host", "redis_broker_host", "private_address")
 # Folders on the controller, whose names the host never sees.
@@ -242,8 +246,10 @@ def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]
         elif option.get("elements") in ("str", "int"):
             for each in value:
                 yield from _refusals(name, each, {**option, "type": option["elements"]})
-    elif kind == "dict" and not isinstance(value, Mapping):
-        yield f"{name} is {shown}, but it must be a mapping."
+            if name in OF_REDIS:
+                yield from _bind_refusals(name, [str(each) for each in value])
+    elif kind == "dict":
+        yield from _mapping_refusals(name, value, shown)
     elif kind == "bool" and not isinstance(value, bool) and not MAY_BE_TEXT.fullmatch(name):
         yield f"{name} is {shown}, but it must be true or false, without quotes, and with -e as JSON."
     elif kind == "int":
@@ -289,6 +295,45 @@ def _text_refusals(name: str, value: Any, kind: str, shown: str) -> Iterator[str
         yield f"{name} is {shown}, but it must be an IP address."
     elif name in HOSTS and not is_host(text):
         yield f"{name} is {shown}, but it must be a host name or an IP address, without brackets and port."
+
+
+def _mapping_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield f"{name} is {shown}, but it must be a mapping."
+    elif name in KERNEL:
+        for parameter, setting in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./*-]*", str(parameter)):
+                yield f"{name} has {_plain(parameter)!r}, but a kernel's parameter is named like net.ipv4.ip_forward."
+            elif (
+                isinstance(setting, bool)
+                or not isinstance(setting, int | str)
+                or not re.fullmatch(r"[!-~]+([ \t]+[!-~]+)*", str(setting))
+            ):
+                rule = "a number, or a text like '1024 65000'"
+                yield f"{name} gives {parameter} the value {_plain(setting)!r}, but it must be {rule}."
+
+
+def _bind_refusals(name: str, entries: list[str]) -> Iterator[str]:
+    """Say what Redis would not start with: it opens each entry by itself, an optional one too."""
+    if len(entries) > MOST_REDIS_ADDRESSES:
+        yield f"{name} has {len(entries)} addresses, but Redis takes at most {MOST_REDIS_ADDRESSES}."
+    everything = {"*": "0.0.0.0", "::*": "::", "localhost": "127.0.0.1"}  # noqa: S104 - names of what is compared
+    bare = [everything.get(entry.removeprefix("-"), entry.removeprefix("-")) for entry in entries]
+    parsed = [ip_address(entry) for entry in bare if _is_address(entry)]
+    for address in parsed:
+        same = [other for other in parsed if other.version == address.version]
+        if same.count(address) > 1 or (address.is_unspecified and len(same) > 1):
+            rule = "each address may be there once, and none beside one that stands for all of its kind"
+            yield f"{name} is {entries!r}, but {rule}: Redis would open the same port twice, and not start."
+            return
+
+
+def is_bound(entries: Iterable[str], host: str) -> bool:
+    """Tell whether a Redis that listens on these addresses can be reached at ``host``, one of this machine's."""
+    names = {"localhost", "127.0.0.1", "::1"} if host == "localhost" else {host}
+    names |= {"localhost"} if host in ("127.0.0.1", "::1") else set()
+    every = {"::*", "::"} if ":" in host else {"*", "0.0.0.0"}  # noqa: S104 - what stands for all addresses
+    return not {str(entry).removeprefix("-") for entry in entries}.isdisjoint(names | every)
 
 
 def _without_pem(text: str) -> str:

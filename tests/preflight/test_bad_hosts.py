@@ -28,6 +28,23 @@ CASES = {
         {"hardening_ssh_permit_root_login": "yes"}, ["hardening_ssh_permit_root_login", "yes", "prohibit-password"]
     ),
     "tunnels": Case({"hardening_ssh_tcp_forwarding": "remote"}, ["hardening_ssh_tcp_forwarding", "remote", "local"]),
+    # The kernel would take none of these; a typed line break would set something else.
+    "kernel-parameter-that-is-a-switch": Case(
+        {"hardening_sysctl": {"kernel.dmesg_restrict": True}},
+        ["hardening_sysctl", "kernel.dmesg_restrict", "True", "number"],
+    ),
+    "kernel-parameter-in-a-list": Case(
+        {"hardening_sysctl": {"net.ipv4.ip_local_port_range": [1024, 65000]}}, ["ip_local_port_range", "a text like"]
+    ),
+    "kernel-parameter-without-a-value": Case(
+        {"redis_sysctl": {"vm.swappiness": ""}}, ["redis_sysctl", "vm.swappiness"]
+    ),
+    "two-kernel-parameters-in-one": Case(
+        {"hardening_sysctl": {"vm.swappiness": "1\nkernel.sysrq = 1"}}, ["hardening_sysctl", "vm.swappiness"]
+    ),
+    "kernel-parameter-with-a-space": Case(
+        {"hardening_sysctl": {"vm swappiness": 1}}, ["hardening_sysctl", "vm swappiness"]
+    ),
     "keys": Case({"hardening_ssh_max_auth_tries": 1}, ["hardening_ssh_max_auth_tries is 1", "at least 2"]),
     "another-ssh-port": Case({"firewall_ssh_port": 2222}, ["firewall_ssh_port is 2222", "through port 22", "lock"]),
     "ssh-port-that-is-none": Case({"firewall_ssh_port": 0}, ["firewall_ssh_port is 0", "65535"]),
@@ -84,6 +101,16 @@ GOOD = {
     "no-firewall": Case({"host_firewall": False}, [], {"nftables_error": "Operation not permitted"}),
     "no-hardening": Case({"host_hardening": False, "ansible_password": SECRET}, []),
     "silent-peer": Case({}, [], {"default_ipv4": {}}),
+    "kernel-parameters": Case(
+        {
+            "hardening_sysctl": {
+                "vm.swappiness": 1,
+                "net/ipv4/ip_forward": "0",
+                "net.ipv4.ip_local_port_range": "1024 65000",
+            }
+        },
+        [],
+    ),
     "overlapping-networks": Case({"firewall_ssh_from": ["10.0.0.0/8", "10.0.0.1", "fd00::/8"]}, []),
 }
 
