@@ -37,7 +37,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "hardening_ssh_max_auth_tries": (2, 1000),
     "max_body_bytes": (1, 2 * 10**8),
     "queue_max_length": (1, LARGEST),
-    "redis_databases": (1, 1024),
+    "redis_databases": (2, 1024),  # tasks are in the first, results in the second
     "redis_maxclients": (1, 65000),
     "redis_min_replicas_max_lag": (1, 3600),
     "redis_min_replicas_to_write": (0, 100),
@@ -483,6 +483,7 @@ class FilterModule:
             "queue_of_task": queue_of_task,
             "queue_refusals": queue_refusals,
             "route_queues": route_queues,
+            "is_bound": is_bound,
             "name_refusals": name_refusals,
             "value_refusals": value_refusals,
         }

@@ -32,6 +32,26 @@ CASES = {
         ],
     ),
     "redis-on-loopback": Case({"redis_bind": ["127.0.0.1", "-::1"], "private_network": False}, []),
+    "redis-at-one-address-twice": Case(
+        {"redis_bind": ["127.0.0.1", "10.0.0.9", "-10.0.0.9"]}, ["redis_bind", "10.0.0.9", "once"]
+    ),
+    "redis-at-all-addresses-and-one": Case(
+        {"redis_bind": ["*", "127.0.0.1"]}, ["redis_bind", "'*'", "same port twice"]
+    ),
+    "redis-at-all-addresses-of-ipv6-and-one": Case({"redis_bind": ["127.0.0.1", "::", "-::1"]}, ["redis_bind", "'::'"]),
+    "redis-at-too-many-addresses": Case(
+        {"redis_bind": [f"127.0.0.{number}" for number in range(1, 18)]}, ["redis_bind", "17 addresses", "16"]
+    ),
+    "redis-where-nobody-looks": Case(
+        {"redis_bind": ["10.0.0.9", "-::1"]},
+        ["redis_bind of redis-where-nobody-looks", "redis_host (127.0.0.1)", "add that"],
+    ),
+    "redis-beyond-the-host-alone": Case(
+        {"redis_bind": ["127.0.0.1"], "redis_host": "10.0.0.9"}, ["redis_host (10.0.0.9)"]
+    ),
+    "redis-at-the-private-address-alone": Case({"redis_bind": ["10.0.0.9"], "redis_host": "10.0.0.9"}, []),
+    "redis-without-a-second-database": Case({"redis_databases": 1}, ["redis_databases is 1", "at least 2"]),
+    "redis-at-all-addresses": Case({"redis_bind": ["*", "-::*"]}, []),
     "no-api-key": Case({"backend_api_key": None}, ["backend_api_key", "required"]),
     "weak-api-key": Case({"backend_api_key": "Ab3-" * 3}, ["backend_api_key is too weak", "16"], hidden="Ab3-" * 3),
     "weak-control-key": Case({"control_signing_key": "k3P9zQab"}, ["control_signing_key", "32"], hidden="k3P9zQab"),
