@@ -252,6 +252,8 @@ def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]
         yield from _mapping_refusals(name, value, shown)
     elif kind == "bool" and not isinstance(value, bool) and not MAY_BE_TEXT.fullmatch(name):
         yield f"{name} is {shown}, but it must be true or false, without quotes, and with -e as JSON."
+    elif kind == "float" and isinstance(value, bool):
+        yield f"{name} is {shown}, but it must be a number."
     elif kind == "int":
         yield from _number_refusals(name, value, shown)
     elif kind in ("str", "path"):
@@ -260,7 +262,7 @@ def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]
 
 def _number_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
     least, most = PORTS if name.endswith(("_port", "_ports")) else BOUNDS.get(name, (0, LARGEST))
-    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,30}", str(value)):
+    if isinstance(value, bool) or not re.fullmatch(r"-?(0|[1-9][0-9]{0,29})", str(value)):
         yield f"{name} is {shown}, but it must be a whole number (int)."
     elif (least, most) == PORTS and not least <= int(value) <= most:
         yield f"{name} is {value}, but a port is a number from {least} to {most}."
@@ -362,8 +364,8 @@ def _is_network(text: str) -> bool:
         ip_network(text, strict=False)
     except ValueError:
         return False
-    # A bare number is an address to Python only when it is one in text.
-    return "." in text or ":" in text
+    # A bare number is an address to Python only when it is one in text, and systemd knows no zones.
+    return ("." in text or ":" in text) and "%" not in text
 
 
 def _is_interface(text: str) -> bool:

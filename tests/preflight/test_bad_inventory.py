@@ -103,6 +103,7 @@ CASES = {
     "two-pools-of-one-name": Case(
         {"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]
     ),
+    "pool-whose-name-names-no-file": Case({"celery_worker_pools": [{"name": "a" * 64}]}, ["celery_worker_pools", "63"]),
     "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
     "worker-memory-without-unit": Case(
         {"celery_worker_memory_max": "512"}, ["celery_worker_memory_max is '512'", "M, G"]
@@ -125,6 +126,7 @@ CASES = {
     "limits-equal": Case({"task_time_limit": 55}, ["task_soft_time_limit is 55", "task_time_limit is 55"]),
     "results-expire-too-early": Case({"result_expires": 30}, ["result_expires is 30", "60"]),
     "queue-length-zero": Case({"queue_max_length": 0}, ["queue_max_length is 0", "at least 1"]),
+    "memory-share-that-is-no-number": Case({"broker_max_memory_share": True}, ["broker_max_memory_share is True"]),
     "memory-share-in-percent": Case({"broker_max_memory_share": 80}, ["broker_max_memory_share is 80", "at most 1"]),
     "rate-limit": Case(
         {"task_default_rate_limit": "100 per minute"}, ["task_default_rate_limit", "100 per minute", "100/m"]
