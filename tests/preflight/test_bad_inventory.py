@@ -184,6 +184,12 @@ CASES = {
     "port-with-a-zero-before-it": Case({"api_port": "08000"}, ["api_port is '08000'", "whole number"]),
     "port-that-is-none": Case({"api_port": 70000}, ["api_port is 70000", "65535"]),
     "address-that-is-none": Case({"api_bind": "everywhere"}, ["api_bind", "everywhere", "IP address"]),
+    "address-of-no-interface": Case(
+        {"api_bind": "{{ ansible_facts.eth9.ipv4.address }}"}, ["api_bind names a variable or fact", "does not have"]
+    ),
+    "address-of-no-interface-in-a-list": Case(
+        {"redis_bind": ["127.0.0.1", "{{ ansible_facts.eth9.ipv4.address }}"]}, ["redis_bind names a variable or fact"]
+    ),
     "setting-with-a-quote": Case({"app_environment": "it's"}, ["app_environment", "it's", "quotes"]),
     "no-release-to-go-back-to": Case({"app_release_keep": 1}, ["app_release_keep is 1", "at least 2"]),
     "name-that-names-no-user": Case({"app_name": "Type Safe"}, ["app_name", "Type Safe", "lower-case"]),
