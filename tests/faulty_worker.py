@@ -120,6 +120,7 @@ UNRESTORABLE: dict[str, BaseException] = {
     "reject a function": Reject(ValueError(lambda: 0), requeue=False),
     "ignore": Ignore(UnrestorableError(1, "on purpose")),
     "ignore in a way of its own": UnrestorableIgnore(1, "on purpose"),
+    "failure": UnrestorableError(1, "on purpose"),
 }
 
 

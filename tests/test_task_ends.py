@@ -124,11 +124,10 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
 def test_an_error_that_cannot_be_restored_ends_its_task_and_not_the_worker(stack: Stack) -> None:
     """https://github.com/celery/celery/issues/6990 for what Celery does not look after: Ignore, Reject, handlers."""
     worker = stack.start_worker()
-    rejected, other, *_, failed = stack.send(
-        *[f"unrestorable.delay({how!r})" for how in ("reject", "reject a function")],
-        *[f"unrestorable.delay({how!r})" for how in ("ignore", "ignore in a way of its own", "handler")],
-    )
+    ways = ("reject", "reject a function", "ignore", "ignore in a way of its own", "failure", "handler")
+    rejected, other, *_, failed, handled = stack.send(*[f"unrestorable.delay({how!r})" for how in ways])
     stack.result(failed, "FAILURE")
+    stack.result(handled, "FAILURE")
     wait_until(stack.nothing_waits)
     letters = stack.dead_letters("list")
     assert f"{rejected}" in letters

@@ -6,6 +6,7 @@ import pickle
 import time
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery import current_app
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
@@ -250,8 +251,7 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         if portable is error:
             raise
         raise portable from error
-    if ended[0]:
-        wrapper = ended[1].exception
+    if ended[0] and isinstance(wrapper := ended[1].exception, ExceptionWithTraceback):
         wrapper.exc = _portable(wrapper.exc)
         ended[1].type = type(wrapper.exc)
     return ended
