@@ -351,7 +351,8 @@ def full_page(api: Api, redis: RedisServer) -> str:
     client.hset(
         f"{MINUTE}{int(time.time()) // 60 - 3}", mapping={"succeeded": 5, "failed": 1, "wait": 6, "wait_sum": 9}
     )
-    tell(api, "DiskFilling", {"annotations": {"summary": long, "runbook": f"https://{long}.example/"}}, host=long)
+    texts = {"description": 50 * long, "summary": long, "runbook": f"https://{long}.example/"}
+    tell(api, "DiskFilling", {"annotations": texts}, host=long)
     tell(api, "RedisDown", {}, severity="critical")
     wait_for(api, f"{long}@host", "2 alerts fire")
     return api.client.get("/status").text

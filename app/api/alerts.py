@@ -45,7 +45,7 @@ class Alert(BaseModel):
 
     status: Literal["firing", "resolved"]
     labels: Texts
-    annotations: Texts = {}
+    annotations: Annotated[dict[str, str], Field(max_length=64)] = {}  # of any length: what is kept of them is cut
     startsAt: Text = ""  # noqa: N815 - Alertmanager's name
 
 
