@@ -256,6 +256,17 @@ for target in sys.argv[1:]:
 """
 
 
+def link_local_of(network: str) -> tuple[str, int, int, int]:
+    """Return this host's link-local address, with any port, where it is in a network."""
+    here = network.rpartition(".")[0]
+    for link in json.loads(subprocess.check_output(["ip", "-json", "address"], text=True)):
+        addresses = [entry["local"] for entry in link["addr_info"]]
+        if any(address.startswith(f"{here}.") for address in addresses):
+            local = next(address for address in addresses if address.startswith("fe80:"))
+            return local, 0, 0, socket.if_nametoindex(link["ifname"])
+    raise LookupError(network)
+
+
 @pytest.mark.attack("nftables, by the workers' network")
 def test_a_task_reaches_redis_and_no_other_service(stack: Compose) -> None:
     worker, redis, api = (stack.containers(service)[0] for service in ("celery-worker", "redis", "api"))
@@ -267,9 +278,12 @@ def test_a_task_reaches_redis_and_no_other_service(stack: Compose) -> None:
         closed = [f"{address}:{port}" for address, port in here]
         closed += [f"{address}:{stack.api_port}" for address in addresses] + ["169.254.169.254:80"]
         assert len(closed) == 4
+        link_local = opened.enter_context(socket.create_server(link_local_of(NETWORK), family=socket.AF_INET6))
+        address, port = link_local.getsockname()[:2]
+        other = f"{address.partition('%')[0]}%eth0:{port}"
         wanted = ["redis:6379", "redis-broker:6380"]
-        told = stack.run(ENGINE, "exec", worker, "python", "-c", CONNECT, *wanted, *closed).split()
-    assert told == ["open"] * 2 + ["ConnectionRefusedError"] * 4
+        told = stack.run(ENGINE, "exec", worker, "python", "-c", CONNECT, *wanted, *closed, other).split()
+    assert told == ["open"] * 2 + ["ConnectionRefusedError"] * 4 + ["OSError"]
     # Nothing but the rules is in the way.
     assert stack.run(ENGINE, "exec", api, "python", "-c", CONNECT, "redis:6379", closed[2]).split() == ["open"] * 2
     counter = stack.run("nft", "list", "counter", "inet", EGRESS_TABLE, "egress_refused")
