@@ -14,8 +14,6 @@ from random import Random
 from tests.chaos.host import PROJECT, ChaosError, Host, command
 from tests.faults.mutations import LISTING, SERVICES, Mutation, mutation
 
-# As in molecule/faults and molecule/default: the recorded state holds them.
-ADDRESSES = {"debian12": "10.213.3.1", "debian13": "10.213.3.2"}
 # Seconds within which a fault must show, and within which one that shows may still heal by itself.
 SHOWS, HEALS = 12, 25
 # Seconds for a command of ours: what takes longer hangs.
@@ -126,8 +124,7 @@ def run(host: Host, image: str, inventory: Path, seed: int, healthy: Path) -> Tr
 def start(host: Host, image: str) -> str:
     """Start the host from its installed state; return its port for SSH."""
     command(PROJECT / "scripts/testhost.sh", "stop", host.name)
-    options = ("--cap-add", "NET_ADMIN", f"--ip={ADDRESSES[image]}")
-    port = command(PROJECT / "scripts/testhost.sh", "resume", host.name, image, *options, seconds=120)
+    port = command(PROJECT / "scripts/testhost.sh", "resume", host.name, image, "--cap-add", "NET_ADMIN", seconds=120)
     if not wait_until_works(host, 60):
         raise ChaosError(f"{host.name} does not work before anything is changed")
     return port
