@@ -442,14 +442,14 @@ def queue_refusals(routes: Mapping[str, Any], pools: Iterable[Mapping[str, Any]]
     return refusals
 
 
-def former_refusals(former: Mapping[str, Any]) -> list[str]:
+def previous_refusals(previous: Mapping[str, Any]) -> list[str]:
     """Say in one sentence each which of ``previous_secrets`` is no secret: it opens a door, or keeps a program down."""
     refusals = []
-    users = former.get("redis_user_passwords", {})
+    users = previous.get("redis_user_passwords", {})
     if not isinstance(users, Mapping):
-        refusals.append("previous_secrets.redis_user_passwords must be a mapping of users and their former passwords.")
+        refusals.append("previous_secrets.redis_user_passwords must map users to their previous passwords.")
         users = {}
-    values = {name: value for name, value in former.items() if name != "redis_user_passwords"}
+    values = {name: value for name, value in previous.items() if name != "redis_user_passwords"}
     values |= {f"redis_user_passwords.{user}": value for user, value in users.items()}
     for name, value in values.items():
         if name == "metrics_api_key" and value == "":  # there was none
@@ -478,7 +478,7 @@ class FilterModule:
             "app_name_refusals": app_name_refusals,
             "differing": differing,
             "follower_refusals": follower_refusals,
-            "former_refusals": former_refusals,
+            "previous_refusals": previous_refusals,
             "ignored_refusals": ignored_refusals,
             "derived_names": derived_names,
             "documented": documented,
