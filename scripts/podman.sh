@@ -61,6 +61,11 @@ holder_is_alive() {
   flock 9
   if ! holder_is_alive; then
     rm -f "$state/mounted"
+    if ! pgrep -x conmon >/dev/null; then
+      # Where /run outlives its processes (a restored machine) podman takes dead containers for running and fails at
+      # their missing namespaces. Without its runtime state it looks anew, as after a boot.
+      rm -rf /run/libpod /run/containers/storage /run/netns/netns-* /dev/shm/libpod_lock
+    fi
     # shellcheck disable=SC2016  # the inner shell expands it
     # The holder's argument list carries the name by which holder_is_alive knows it.
     setsid unshare --mount --propagation private bash -c \

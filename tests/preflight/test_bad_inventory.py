@@ -69,7 +69,7 @@ CASES = {
         {"previous_secrets": {"redis_user_passwords": {"worker": ""}}}, ["redis_user_passwords.worker", "16"]
     ),
     "former-passwords-of-nobody": Case(
-        {"previous_secrets": {"redis_user_passwords": "k3P9zQ"}}, ["redis_user_passwords", "mapping"], hidden="k3P9zQ"
+        {"previous_secrets": {"redis_user_passwords": "k3P9zQ"}}, ["redis_user_passwords", "map users"], hidden="k3P9zQ"
     ),
     # With which no worker would start.
     "weak-former-signing-key": Case(
