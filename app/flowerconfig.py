@@ -4,10 +4,11 @@
 """
 
 from app.agents import flower_gate
-from app.agents.redis_connection import sentinel_options
 from app.agents.worker import celery_app
-from app.redis_address import RedisAddress
 from app.settings import get_settings
+from celery_durable.address import RedisAddress
+from celery_durable.connection import sentinel_options
+from celery_durable.options import current
 
 settings = get_settings()
 if credentials := settings.flower_basic_auth:
@@ -15,8 +16,8 @@ if credentials := settings.flower_basic_auth:
 read_only = settings.flower_read_only
 
 # Flower counts queues with a client of its own that looks here; workers would show it to whoever inspects them.
-broker = RedisAddress.parse(settings.celery_broker_url.get_secret_value())
+broker = RedisAddress.parse(current().broker_url)
 if broker.sentinel:
-    celery_app.conf.broker_transport_options["sentinel_kwargs"] = sentinel_options(broker, settings)
+    celery_app.conf.broker_transport_options["sentinel_kwargs"] = sentinel_options(broker, current().sentinel_password)
 
 flower_gate.install()

@@ -2,7 +2,7 @@
 
 Prints JSON, the digest of each script (SHA-1, as Redis names it) and its text. Found are the texts that the application
 and the packages beside it give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's
-locks and of whatever else is installed), and the files ``*.lua`` of the application. Nothing is imported for it.
+locks and of whatever else is installed), and the files ``*.lua``. Nothing is imported for it.
 """
 
 import ast
@@ -13,9 +13,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 APPLICATION = Path(__file__).parent
+
+
+def installed() -> list[Path]:
+    """Return the directories of packages: the environment's, and the library's, which may be installed as a link."""
+    spec = find_spec("celery_durable")
+    library = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    return [*map(Path, site.getsitepackages()), *library]
 
 
 def registered(source: str) -> Iterator[str]:
@@ -35,8 +43,9 @@ def registered(source: str) -> Iterator[str]:
 
 def scripts(application: Path, *packages: Path) -> dict[str, str]:
     """Return the scripts of an application and of the directories of packages, by their digests."""
-    found = [file.read_text() for file in application.rglob("*.lua")]
+    found = []
     for directory in (application, *packages):
+        found += [file.read_text() for file in directory.rglob("*.lua")]
         for file in directory.rglob("*.py"):
             source = file.read_bytes()
             if b"register_script" in source:
@@ -55,4 +64,4 @@ def _name(node: ast.expr) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(scripts(APPLICATION, *map(Path, site.getsitepackages())), sys.stdout)
+    json.dump(scripts(APPLICATION, *installed()), sys.stdout)

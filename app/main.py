@@ -10,17 +10,18 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.agents.inspector import Inspector
-from app.agents.publisher import Publisher
 from app.api import alerts, health, metrics, status, tasks
 from app.api.errors import add_error_handlers
 from app.api.headers import DOCS, SecurityHeaders, docs_policy
 from app.api.prometheus import Prometheus, instrument
-from app.api.redis_clients import broker_client, results_client
 from app.api.security import Guard, KeyRequired, document_schemes
 from app.api.status import PATH, POLICY, Observer
 from app.logs import log_config
 from app.settings import get_settings
+from celery_durable.aio.clients import broker_client, results_client
+from celery_durable.aio.inspector import Inspector
+from celery_durable.aio.publisher import Publisher
+from celery_durable.options import current
 
 TITLE = "TypeSafe agent API"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -29,7 +30,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = get_settings()
-    async with broker_client(settings) as broker, results_client(settings) as results:
+    async with broker_client(current()) as broker, results_client(current()) as results:
         app.state.broker, app.state.results = broker, results
         app.state.publisher, app.state.inspector = Publisher(broker, results), Inspector(broker)
         app.state.prometheus = Prometheus(broker)

@@ -6,7 +6,6 @@ scripts and run none.
 
 import logging
 import os
-import site
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.known_scripts import APPLICATION, scripts
+from app.known_scripts import APPLICATION, installed, scripts
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def load(client: redis.Redis, known: dict[str, str]) -> int:
 def main() -> None:
     """Look after each Redis without end."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    known = scripts(APPLICATION, *map(Path, site.getsitepackages()))
+    known = scripts(APPLICATION, *installed())
     secrets, heartbeat = Path(os.environ["SECRETS_DIRECTORY"]), Path(os.environ["WORKER_HEARTBEAT_FILE"])
     clients = {
         name: redis.Redis.from_url(

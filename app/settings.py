@@ -32,8 +32,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from app.queue_names import DEFAULT_QUEUE, RULE, is_queue_name, route_queue
-from app.redis_address import RedisAddress
+from celery_durable.address import RedisAddress
+from celery_durable.queue_names import DEFAULT_QUEUE, RULE, is_queue_name, route_queue
 
 ENV_FILE = ".env"
 # What makes a key of the API too long to be guessed.
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     # Seconds without a report of any worker after which the API rejects tasks, if workers are expected; 0: never.
     reject_without_workers_seconds: Annotated[int, Field(ge=0)] = 900
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
-    worker_heartbeat_file: Path | None = None  # touched while the worker lives, for app/probe.py
+    worker_heartbeat_file: Path | None = None  # touched while the worker lives, for celery_durable/probe.py
 
     # How long `.delay()` takes while Redis is away or hangs: of a worker as long as Celery tries, some 16 s; in a web
     # process 1 s at most.

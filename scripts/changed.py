@@ -43,6 +43,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("playbooks/compose.yml", [INTEGRATION]),
     ("playbooks/kubernetes.yml", [INTEGRATION]),
     ("playbooks/image.yml", [INTEGRATION]),
+    ("packages/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos"]),
     ("app/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos"]),
     ("tests/chaos/*", ["chaos"]),
     ("tests/*", [INTEGRATION]),

@@ -20,8 +20,8 @@ import httpx
 import redis
 import trustme
 
-from app.agents.broker import ACCEPTED, LEASES, UNACKED
 from app.agents.config import DEFAULT_QUEUE
+from celery_durable.keys import ACCEPTED, LEASES, UNACKED
 
 REPOSITORY = Path(__file__).parent.parent
 T = TypeVar("T")

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.agents.broker import ACCEPTED
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.task_ids import new_task_id
 from app.api.body import READ_BUDGET
 from app.api.rate_limit import MAX_CLIENTS, RateLimiter
+from celery_durable.keys import ACCEPTED
+from celery_durable.task_ids import new_task_id
 from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
 
 JSON = {"content-type": "application/json"}

@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,22 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from app.agents import broker, dead_letters, entries, queues, survey
+from app.agents import dead_letters, queues
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.figures import FAILURES, FIGURES, MINUTE, WORKERS
 from app.agents.worker import celery_app
 from app.api import status
 from app.api.alerts import Alert, Notification, _remember
 from app.api.prometheus import Prometheus
-from app.api.redis_clients import broker_client
-from app.settings import Settings, get_settings
+from celery_durable import entries, keys, options, snapshot
+from celery_durable.aio.clients import broker_client
+from celery_durable.metrics import FAILURES, FIGURES, MINUTE, WORKERS
+from celery_durable.options import Options
 from tests.support import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
 
-HASHES = (WORKERS, FIGURES, broker.ALERTS, broker.ACCEPTED, "minute")
-LISTS = (FAILURES, broker.DEAD_LETTERS, DEFAULT_QUEUE, broker.deferred_list(DEFAULT_QUEUE), "unacked:node@host:celery")
-KEYS = (*HASHES, *LISTS, broker.LEASES)
+HASHES = (WORKERS, FIGURES, keys.ALERTS, keys.ACCEPTED, "minute")
+LISTS = (FAILURES, keys.DEAD_LETTERS, DEFAULT_QUEUE, keys.deferred_list(DEFAULT_QUEUE), "unacked:node@host:celery")
+KEYS = (*HASHES, *LISTS, keys.LEASES)
 
 now = int(time.time())
 GOOD_WORKER = b'%d {"pool": "prefork", "size": 4, "busy": 1, "held": 0, "began": 1}' % now
@@ -92,12 +94,10 @@ fields = st.one_of(
 @pytest.fixture(scope="module")
 def client(redis_server: RedisServer) -> Iterator[Redis]:
     """Everything of this process uses database 9."""
+    url = redis_server.url(9)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
-            patch.setenv(name, redis_server.url(9))
-        get_settings.cache_clear()
-        yield Redis.from_url(redis_server.url(9))
-    get_settings.cache_clear()
+        patch.setattr(options, "_current", replace(options.current(), broker_url=url, result_url=url))
+        yield Redis.from_url(url)
 
 
 def fill(client: Redis, key: str, what: list[tuple[bytes, bytes]]) -> None:
@@ -106,15 +106,15 @@ def fill(client: Redis, key: str, what: list[tuple[bytes, bytes]]) -> None:
     minute = f"{MINUTE}{int(time.time()) // 60}"
     client.hset(WORKERS, "good@host", GOOD_WORKER)
     client.hset(FIGURES, "started\x1fgood.task", "7")
-    client.hset(broker.ALERTS, mapping={"heard": now, "g": json.dumps({"told": now, "alerts": [GOOD_ALERT]})})
+    client.hset(keys.ALERTS, mapping={"heard": now, "g": json.dumps({"told": now, "alerts": [GOOD_ALERT]})})
     client.lpush(FAILURES, json.dumps({**GOOD_FAILURE, "error": "a good failure"}))
-    client.lpush(broker.DEAD_LETTERS, json.dumps(GOOD_LETTER))
-    client.zadd(broker.LEASES, {"unacked:good@host:celery": now})
+    client.lpush(keys.DEAD_LETTERS, json.dumps(GOOD_LETTER))
+    client.zadd(keys.LEASES, {"unacked:good@host:celery": now})
     key = minute if key == "minute" else key
     for field, value in what:
         if key in HASHES or key == minute:
             client.hset(key, field, value)
-        elif key == broker.LEASES:
+        elif key == keys.LEASES:
             client.zadd(key, {field: len(value)})
         else:
             client.lpush(key, value)
@@ -130,12 +130,12 @@ def other_type(client: Redis, key: str) -> None:
 
 async def pages(redis_url: str) -> tuple[str, str]:
     """Return /metrics and the status page, and take a notification of Alertmanager."""
-    settings = Settings(celery_broker_url=redis_url, celery_result_backend=redis_url)
-    async with broker_client(settings) as asynchronous:
+    chosen = Options(broker_url=redis_url, result_url=redis_url)
+    async with broker_client(chosen) as asynchronous:
         prometheus = Prometheus(asynchronous)
         metrics = (await prometheus.page()).decode()
         page = await status.Observer(prometheus, asynchronous, asynchronous).page()
-        if await asynchronous.type(broker.ALERTS) in (b"hash", b"none"):
+        if await asynchronous.type(keys.ALERTS) in (b"hash", b"none"):
             alert = Alert(status="firing", labels={"alertname": "B"})
             await _remember(asynchronous, Notification(groupKey="g", alerts=[alert]))
     return metrics, page
@@ -150,7 +150,7 @@ def read_everything(client: Redis, redis_server: RedisServer) -> tuple[str, str,
     told = [runner.invoke(queues.main, ["list"], catch_exceptions=False).output]
     told.append(runner.invoke(queues.main, ["examine", "--seconds", "0.001"], catch_exceptions=False).output)
     told.append(runner.invoke(queues.main, ["gone"], catch_exceptions=False).output)
-    told.append(str(survey.find(client, client, celery_app, "no-such-task")))
+    told.append(str(snapshot.find(client, client, celery_app, "no-such-task")))
     for text in (listed.output, *told):
         assert all(line.isprintable() for line in text.split("\n")), text
     return metrics, page, listed.output
@@ -175,13 +175,13 @@ def test_a_key_of_another_type(client: Redis, redis_server: RedisServer, key: st
     metrics, page, _ = read_everything(client, redis_server)
     if key == "minute":
         assert "Entries" in page
-    elif not key.startswith(broker.UNACKED):
+    elif not key.startswith(keys.UNACKED):
         assert f'celery_bad_entries{{key="{key}"}} 1.0' in metrics
 
 
 def test_bad_entries_are_counted_and_shown(client: Redis, redis_server: RedisServer) -> None:
     fill(client, WORKERS, [(b"x", b"garbage"), (b"y", b"1 2")])
-    client.lpush(broker.DEAD_LETTERS, "\x1b[2Jbad")
+    client.lpush(keys.DEAD_LETTERS, "\x1b[2Jbad")
     metrics, page, letters = read_everything(client, redis_server)
     assert f'celery_bad_entries{{key="{WORKERS}"}} 2.0' in metrics
     assert "unreadable" in page
@@ -191,10 +191,10 @@ def test_bad_entries_are_counted_and_shown(client: Redis, redis_server: RedisSer
 
 def test_the_dead_letter_verbs_go_around_a_bad_one(client: Redis, redis_server: RedisServer) -> None:
     del redis_server
-    fill(client, broker.DEAD_LETTERS, [(b"", b"bad"), (b"", json.dumps({**GOOD_LETTER, "message": "!"}).encode())])
-    wrong_queue = {**GOOD_LETTER, "queue": broker.ACCEPTED, "message": base64.b64encode(b"x").decode(), "id": "\x1b"}
-    client.lpush(broker.DEAD_LETTERS, json.dumps(wrong_queue))
-    client.hset(broker.ACCEPTED, "a", 1)
+    fill(client, keys.DEAD_LETTERS, [(b"", b"bad"), (b"", json.dumps({**GOOD_LETTER, "message": "!"}).encode())])
+    wrong_queue = {**GOOD_LETTER, "queue": keys.ACCEPTED, "message": base64.b64encode(b"x").decode(), "id": "\x1b"}
+    client.lpush(keys.DEAD_LETTERS, json.dumps(wrong_queue))
+    client.hset(keys.ACCEPTED, "a", 1)
     runner = CliRunner()
     requeued = runner.invoke(dead_letters.main, ["requeue", "--all"], catch_exceptions=False)
     assert requeued.exit_code == 1
@@ -204,7 +204,7 @@ def test_the_dead_letter_verbs_go_around_a_bad_one(client: Redis, redis_server: 
     bad = next(line.split()[0] for line in requeued.output.splitlines() if "no dead letter of ours." in line)
     assert "is deleted" in runner.invoke(dead_letters.main, ["drop", bad], catch_exceptions=False).output
     assert runner.invoke(dead_letters.main, ["drop", "--all"], catch_exceptions=False).exit_code == 0
-    assert client.llen(broker.DEAD_LETTERS) == 0
+    assert client.llen(keys.DEAD_LETTERS) == 0
 
 
 @given(st.text(st.characters(blacklist_categories=())))

@@ -14,6 +14,7 @@ from tests.support import REPOSITORY, load_plugin
 
 script = load_plugin("roles/app_release/files/build_release.py")
 LOCK = REPOSITORY / "requirements/app.txt"
+LIBRARY = REPOSITORY / "packages/celery-durable"
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def packed(source: Path, lock: Path = LOCK) -> tuple[str, tarfile.TarFile]:
     (output := source / "out").mkdir(exist_ok=True)
-    release = script.build(source, "app", lock, python="3.13", machine="x86_64", output=output)
+    own = script.build_wheels([LIBRARY], source)
+    release = script.build(source, "app", lock, own=own, python="3.13", machine="x86_64", output=output)
     return str(release["id"]), tarfile.open(str(release["archive"]))
 
 
@@ -39,6 +41,7 @@ def test_a_release_lists_its_parts(source: Path) -> None:
         stream = archive.extractfile(member)
         assert stream
         text = stream.read().decode()
+        lock = archive.extractfile("requirements.txt").read().decode()  # type: ignore[union-attr]
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     bom = json.loads(text)
     assert bom["metadata"]["component"] == {
@@ -47,7 +50,8 @@ def test_a_release_lists_its_parts(source: Path) -> None:
         "name": "app",
         "version": identity,
     }
-    locked = {tuple(line.split()[0].split("==")) for line in LOCK.read_text().splitlines() if "==" in line}
+    locked = {tuple(line.split()[0].split("==")) for line in lock.splitlines() if "==" in line}
+    assert "celery-durable" in dict(locked)
     assert {(part["name"], part["version"]) for part in bom["components"]} == locked
     hashes = {
         each["content"]
@@ -55,7 +59,7 @@ def test_a_release_lists_its_parts(source: Path) -> None:
         for there in part["externalReferences"]
         for each in there["hashes"]
     }
-    assert all(each in LOCK.read_text() for each in hashes)
+    assert all(each in lock for each in hashes)
     assert len(hashes) > len(locked)
 
 

@@ -21,13 +21,14 @@ from pydantic import SecretStr
 from pydantic_settings import SettingsError
 
 from app.agents.config import celery_config
-from app.agents.figures import size_of
 from app.agents.tasks import example_task
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
-from app.logs import LAST_FRAMES, OWN_FRAMES, JsonFormatter, log_config
-from app.masking import mask
+from app.logs import JsonFormatter, log_config
 from app.settings import Settings, get_settings
+from celery_durable.logs import LAST_FRAMES, OWN_FRAMES
+from celery_durable.masking import mask
+from celery_durable.metrics import size_of
 from tests.support import REPOSITORY
 
 # LineMax of journald.conf(5).
@@ -333,7 +334,7 @@ class TestLogs:
         assert told.count("\n  File ") <= LAST_FRAMES + OWN_FRAMES
         assert "json/decoder.py" in told
         ours = self._exception(lambda: mask(7))  # type: ignore[arg-type]
-        assert "app/masking.py" in ours
+        assert "celery_durable/masking.py" in ours
 
     @hypothesis.given(message=text(max_size=60), times=integers(1, 4000), depth=integers(0, 40))
     @hypothesis.settings(max_examples=20, deadline=None)

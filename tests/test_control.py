@@ -9,6 +9,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,10 @@ import celery.worker.control as commands
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
-from app.agents import control
-from app.agents.control import FORGED, FRESH, HIDDEN, QUESTIONS, signed
-from app.agents.messages import envelope
-from app.settings import get_settings
+from celery_durable import options
+from celery_durable.control import FORGED, FRESH, HIDDEN, QUESTIONS, signed
+from celery_durable.envelope import envelope
 from tests.support import Program, RedisServer, start_worker, wait_until
 
 KEY, FOREIGN_KEY = "k" * 32, "f" * 32
@@ -44,8 +43,8 @@ class Worker:
             "CONTROL_SIGNING_KEY": KEY,
             "TASK_ROUTES": json.dumps({"tests.faulty_worker.recorded": "slow"}),
         }
-        options = ("-c", "1", "--queues=celery")
-        self.program = start_worker(directory / "worker.log", self.env, *options, app="tests.faulty_worker")
+        arguments = ("-c", "1", "--queues=celery")
+        self.program = start_worker(directory / "worker.log", self.env, *arguments, app="tests.faulty_worker")
         self.broker = self.redis.client(0)
         time.sleep(1)  # commands from before its start are refused
 
@@ -106,8 +105,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    chosen = get_settings().model_copy(update={"control_signing_key": SecretStr(key)})
-    monkeypatch.setattr(control, "get_settings", lambda: chosen)
+    monkeypatch.setattr(options, "_current", replace(options.current(), control_keys=(key.encode(),)))
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -159,7 +157,7 @@ class TestChanges:
     def test_a_stale_command(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, late: float) -> None:
         now = time.time()
         with monkeypatch.context() as patch:
-            patch.setattr("app.agents.control.time.time", lambda: now - late)
+            patch.setattr("celery_durable.control.time.time", lambda: now - late)
             stale = signed(command("cancel_consumer", queue="celery"))
         assert "compare the hosts' clocks" in worker.ask(stale)["error"]
 

@@ -15,8 +15,8 @@ import yaml
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from app.agents.publisher import ENQUEUED
 from app.api.prometheus import Snapshot, _Queue, instrument
+from app.api.tasks import ENQUEUED
 from tests.support import REPOSITORY
 
 GRAFANA = REPOSITORY / "deploy/grafana"

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import redis
 
-from app.agents.broker import ACCEPTED, DEAD_LETTERS, IDEMPOTENCY, LEASES, unacked_list
 from app.agents.config import DEFAULT_QUEUE
+from celery_durable.keys import ACCEPTED, DEAD_LETTERS, IDEMPOTENCY, LEASES, unacked_list
 from tests.support import Api, Program, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration

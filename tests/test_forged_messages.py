@@ -6,19 +6,19 @@ import pickle
 import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from app.agents import signatures
-from app.agents.broker import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.deliveries import KEPT_BYTES
-from app.agents.messages import task_message
 from app.agents.tasks.example_task import example_agent_task
 from app.settings import Settings, get_settings
+from celery_durable import options, signing
+from celery_durable.dead_letter import KEPT_BYTES
+from celery_durable.envelope import task_message
+from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
 from tests.support import Api, Program, Stack, wait_until
 from tests.test_task_safety import POISON, message
 
@@ -29,13 +29,12 @@ pytestmark = pytest.mark.attack("signatures of messages")
 
 
 @pytest.fixture
-def signing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+def sign_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     """Choose the signing key of this process; the settings are what they were at the end."""
-    before = get_settings()
 
     def choose(key: str | None) -> None:
-        chosen = before.model_copy(update={"task_signing_key": SecretStr(key) if key else None})
-        monkeypatch.setattr(signatures, "get_settings", lambda: chosen)
+        keys = tuple(part.encode() for part in key.replace(",", " ").split()) if key else ()
+        monkeypatch.setattr(options, "_current", replace(options.current(), signing_keys=keys))
 
     return choose
 
@@ -43,33 +42,33 @@ def signing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
 class TestSignature:
     """Signing and verifying alone."""
 
-    def test_what_is_signed_is_ours_and_nothing_else(self, signing: Callable[[str | None], None]) -> None:
-        signing(KEY)
-        entry = signatures.sign("celery", '{"body": "x"}').encode()
+    def test_what_is_signed_is_ours_and_nothing_else(self, sign_with: Callable[[str | None], None]) -> None:
+        sign_with(KEY)
+        entry = signing.sign("celery", '{"body": "x"}').encode()
         assert json.loads(entry)["body"] == "x"
-        assert signatures.is_ours("celery", entry)
-        assert not signatures.is_ours("other", entry)
+        assert signing.is_ours("celery", entry)
+        assert not signing.is_ours("other", entry)
         for position in range(len(entry)):
             tampered = entry[:position] + bytes([entry[position] ^ 1]) + entry[position + 1 :]
-            assert not signatures.is_ours("celery", tampered)
-            assert not signatures.is_ours("celery", entry[:position])
-        assert not signatures.is_ours("celery", entry + b" ")
-        assert not signatures.is_ours("celery", b'{"body": "x"}')
+            assert not signing.is_ours("celery", tampered)
+            assert not signing.is_ours("celery", entry[:position])
+        assert not signing.is_ours("celery", entry + b" ")
+        assert not signing.is_ours("celery", b'{"body": "x"}')
 
-    def test_rotation(self, signing: Callable[[str | None], None]) -> None:
-        signing(OLD_KEY)
-        old = signatures.sign("celery", "{}").encode()
-        signing(f"{KEY}, {OLD_KEY}")
-        new = signatures.sign("celery", "{}").encode()
-        assert signatures.is_ours("celery", old)
-        signing(KEY)
-        assert signatures.is_ours("celery", new)
-        assert not signatures.is_ours("celery", old)
+    def test_rotation(self, sign_with: Callable[[str | None], None]) -> None:
+        sign_with(OLD_KEY)
+        old = signing.sign("celery", "{}").encode()
+        sign_with(f"{KEY}, {OLD_KEY}")
+        new = signing.sign("celery", "{}").encode()
+        assert signing.is_ours("celery", old)
+        sign_with(KEY)
+        assert signing.is_ours("celery", new)
+        assert not signing.is_ours("celery", old)
 
-    def test_without_a_key_nothing_is_signed_or_verified(self, signing: Callable[[str | None], None]) -> None:
-        signing(None)
-        assert signatures.sign("celery", '{"body": ""}') == '{"body": ""}'
-        assert signatures.is_ours("celery", b"anything")
+    def test_without_a_key_nothing_is_signed_or_verified(self, sign_with: Callable[[str | None], None]) -> None:
+        sign_with(None)
+        assert signing.sign("celery", '{"body": ""}') == '{"body": ""}'
+        assert signing.is_ours("celery", b"anything")
 
     @pytest.mark.parametrize("key", ["short", "x" * 31, f"{KEY} short", f"{KEY},{KEY},{KEY}", " , "])
     def test_a_bad_key_is_refused(self, bare_environment: pytest.MonkeyPatch, key: str) -> None:
@@ -92,8 +91,8 @@ class TestSignature:
             Settings()
 
     def test_a_message_that_no_worker_would_take_is_not_sent(self) -> None:
-        with pytest.raises(signatures.MessageTooLargeError):
-            signatures.new_entry("celery", {"body": "x" * get_settings().message_limit})
+        with pytest.raises(signing.MessageTooLargeError):
+            signing.new_entry("celery", {"body": "x" * get_settings().message_limit})
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     broker.hset(ACCEPTED, victim_id, 1)
     broker.lpush("celery", *forged)
     wait_until(lambda: len(letters(stack)) == len(forged))
-    assert {letter["reason"] for letter in letters(stack)} == {signatures.FORGED}
+    assert {letter["reason"] for letter in letters(stack)} == {signing.FORGED}
     assert sorted(base64.b64decode(letter["message"]).decode() for letter in letters(stack)) == sorted(forged)
     assert broker.hgetall(ACCEPTED) == {victim_id: "1"}, "a forged message changes what is known of a task"
     broker.delete(ACCEPTED)
@@ -176,7 +175,7 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     assert not unpickled.exists()
     assert worker.process.poll() is None
 
-    assert signatures.FORGED in stack.dead_letters("list")
+    assert signing.FORGED in stack.dead_letters("list")
     refused = Program(
         [*["python", "-m", "app.agents.dead_letters", "requeue", "--all"]], stack.directory / "requeue.log", stack.env
     )
@@ -278,7 +277,7 @@ def test_forged_messages_in_a_workers_own_list_do_not_run(stack: Stack) -> None:
     assert queue_of(unacked) == DEFAULT_QUEUE
     stack.redis.client(0).lpush(unacked, forged, "[" * 100_000)
     worker = stack.start_worker()
-    wait_until(lambda: [letter["reason"] for letter in letters(stack)] == [signatures.FORGED] * 2)
+    wait_until(lambda: [letter["reason"] for letter in letters(stack)] == [signing.FORGED] * 2)
     stack.result(*stack.send("sleeping.delay(0)"))
     assert worker.process.poll() is None
 
@@ -344,7 +343,7 @@ def mutants(entry: str, count: int) -> Iterator[bytes]:
     dice = random.Random(4)  # noqa: S311 - not for secrets
     for number in range(count):
         mutant: dict[str, Any] = json.loads(entry)
-        mutant.pop(signatures.MEMBER, None)
+        mutant.pop(signing.MEMBER, None)
         for _ in range(dice.randint(1, 3)):
             where = dice.choice(["headers", "properties", "delivery_info", "member", "body", "delete"])
             value = dice.choice(NASTY)
@@ -388,7 +387,7 @@ def test_no_message_ends_a_worker(stack: Stack, key: str) -> None:
         stack.result(task_id, timeout=90)
     if key:
         wait_until(lambda: broker.llen(DEAD_LETTERS) == FUZZED)
-        assert {letter["reason"] for letter in letters(stack)} == {signatures.FORGED}
+        assert {letter["reason"] for letter in letters(stack)} == {signing.FORGED}
         wait_until(stack.nothing_waits)
     assert worker.process.poll() is None
     assert len([line for line in worker.log_lines() if line["message"].endswith("ready.")]) == 1, (

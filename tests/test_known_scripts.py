@@ -15,9 +15,9 @@ from celery.backends import redis as celery_backend
 from kombu.transport import redis as kombu_redis
 from redis.lock import Lock
 
-from app.agents import broker, figures, scripts, transport
 from app.known_scripts import registered
 from app.known_scripts import scripts as found_in
+from celery_durable import scripts
 from tests.support import REPOSITORY, Api, Program, RedisServer, load_plugin, start_worker, wait_until
 
 # What a client of the platform may do with scripts, beside everything that it needs for its work.
@@ -36,11 +36,7 @@ def known() -> dict[str, str]:
 
 
 def test_every_script_of_the_installed_packages_is_known(known: dict[str, str]) -> None:
-    ours = [
-        transport.TAKE,
-        figures.REPORT,
-        *(text for text in vars(broker).values() if _is_lua(text)),
-    ]
+    ours = [text for text in vars(scripts).values() if _is_lua(text)]
     celerys = [text for name, text in vars(celery_backend).items() if name.endswith("_LUA")]
     kombus = [vars(kombu_redis)[name] for name in ("REFRESH_BINDING", "SWEEP_BINDINGS")]
     locks = [text for name, text in vars(Lock).items() if name.startswith("LUA_")]
@@ -56,7 +52,7 @@ def _is_lua(value: object) -> bool:
 
 
 def test_no_script_of_ours_goes_another_way() -> None:
-    for file in REPOSITORY.glob("app/**/*.py"):
+    for file in (*REPOSITORY.glob("app/**/*.py"), *REPOSITORY.glob("packages/*/src/**/*.py")):
         assert not re.search(r"\.eval\(|\"EVAL\"|\.fcall\(", file.read_text()), file
 
 

@@ -37,7 +37,7 @@ def test_lines_about_strangers_are_few_and_short(levels: list[int]) -> None:
     assert len(written) <= logs.LINES_PER_SECOND * (int(seconds) + 2)
     assert all(len(line.getMessage()) < 400 for line in written)
     assert strangers.filter(record("uvicorn.error", logging.ERROR, "broken"))
-    assert strangers.filter(record("app.agents.publisher", logging.INFO, "Task accepted"))
+    assert strangers.filter(record("celery_durable.aio.publisher", logging.INFO, "Task accepted"))
 
 
 def test_a_second_says_what_the_one_before_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from app.agents import node_owner
-from app.agents.broker import LEASES, OWNER
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.node_owner import described, lives, token
-from app.agents.revocations import KEY
+from celery_durable.keys import LEASES, OWNER
+from celery_durable.revocations import KEY
+from celery_durable.worker import node_owner
+from celery_durable.worker.node_owner import described, lives, token
 from tests.support import Program, Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -96,7 +96,7 @@ def test_a_machine_is_known_by_the_first_file_that_says_something(
 
 
 def test_a_token_tells_whether_its_process_lives() -> None:
-    code = "from app.agents.node_owner import token; print(token(), flush=True); input()"
+    code = "from celery_durable.worker.node_owner import token; print(token(), flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout
         owner = process.stdout.readline().strip()

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from app.agents.broker import ACCEPTED, DEAD_LETTERS
 from app.agents.config import DEFAULT_QUEUE
+from celery_durable.keys import ACCEPTED, DEAD_LETTERS
 from tests.support import Program, Stack, wait_until
 
 pytestmark = pytest.mark.integration

@@ -12,10 +12,10 @@ from celery import Celery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import queue_names
-from app.agents import broker
-from app.agents.config import celery_config, queue_of
+from app.agents.config import celery_config
 from app.settings import Settings, get_settings
+from celery_durable import keys, queue_names
+from celery_durable.aio.publisher import queue_of
 from tests.support import REPOSITORY, load_plugin
 
 inventory = load_plugin("plugins/filter/inventory.py")
@@ -42,11 +42,7 @@ def test_inventory_and_settings_decide_alike(name: str) -> None:
 @pytest.mark.parametrize(
     "key",
     sorted(
-        {
-            value
-            for name, value in vars(broker).items()
-            if name.isupper() and isinstance(value, str) and "\n" not in value
-        }
+        {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str) and "\n" not in value}
     ),
 )
 def test_no_key_of_ours_names_a_queue(key: str) -> None:
@@ -82,9 +78,9 @@ def test_the_api_sends_a_task_where_celery_would(
         app = Celery()
         app.conf.update(celery_config(get_settings()))
         route = app.amqp.router.route({}, task)
-        assert queue_of(task) == route["queue"].name == inventory.queue_of_task(routes, task)
+        assert queue_of(app, task) == route["queue"].name == inventory.queue_of_task(routes, task)
         # What Redis' rules are made from.
-        assert {queue_of(task)} <= {"celery", *inventory.route_queues(routes)} == set(get_settings().all_queues)
+        assert {queue_of(app, task)} <= {"celery", *inventory.route_queues(routes)} == set(get_settings().all_queues)
     finally:
         get_settings.cache_clear()
 

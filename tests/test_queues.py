@@ -10,16 +10,18 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.agents import survey
-from app.agents.broker import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.task_ids import new_task_id
+from app.agents.worker import celery_app
+from celery_durable import options, snapshot
+from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from celery_durable.task_ids import new_task_id
 from tests.support import Api, Program, Stack, wait_until
 from tests.test_task_safety import POISON
 
@@ -295,10 +297,10 @@ def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, module: st
 
 
 def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKERS_EXPECTED", "1")
-    first, last = (survey.Look(at, {}, {}, [], {}, {}, 0, {}) for at in (1.0, 2.0))
-    last.queues["new"] = survey.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
-    assert survey.backlog(first, last)["wrong"]
+    monkeypatch.setattr(options, "_current", replace(options.current(), workers_expected=1))
+    first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0, {}) for at in (1.0, 2.0))
+    last.queues["new"] = snapshot.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
+    assert snapshot.backlog(first, last, celery_app)["wrong"]
 
 
 def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
@@ -307,9 +309,9 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
     def look(busy: int, task_id: str = "") -> dict[str, Any]:
         headers = [{"id": name, "task": RECORDED} for name in ("runs", "waits")]
         headers.append({"id": "waits for its rate", "task": SLEEPING})
-        held = survey.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
+        held = snapshot.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
-        seen = survey.Look(0.0, {}, {}, [held], workers, {}, 0, {})
+        seen = snapshot.Look(0.0, {}, {}, [held], workers, {}, 0, {})
         asked = SimpleNamespace(
             active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
             reserved=lambda: {"n@h": [{"id": "waits"}]},
@@ -317,7 +319,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
             registered=lambda _: {"n@h": [f"{SLEEPING} [rate_limit=1/h]"]},
         )
         app: Any = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: asked))
-        return survey.stuck(seen, app, task_id)
+        return snapshot.stuck(seen, app, task_id)
 
     assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]
     assert [task["id"] for task in look(busy=0)["tasks"]] == ["runs", "waits"]

@@ -15,9 +15,11 @@ import httpx
 import pytest
 import redis
 
-from app.agents import redis_connection
-from app.api import redis_clients
+from app.agents.config import durable_options
 from app.settings import Settings
+from celery_durable import connection
+from celery_durable.aio import clients
+from celery_durable.options import Options
 from tests.support import (
     REPOSITORY,
     Api,
@@ -256,9 +258,9 @@ def silent_sentinel(cluster: Cluster) -> Iterator[None]:
     process.send_signal(signal.SIGCONT)
 
 
-async def ping(settings: Settings) -> None:
+async def ping(settings: Options) -> None:
     """Reach the broker as the API does."""
-    assert await redis_clients.broker_client(settings).ping()
+    assert await clients.broker_client(settings).ping()
 
 
 @pytest.mark.usefixtures("silent_sentinel")
@@ -267,9 +269,9 @@ def test_a_sentinel_that_is_silent_costs_a_moment(
 ) -> None:
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
-    settings = Settings(_env_file=None)
+    settings = durable_options(Settings(_env_file=None))
     began = time.monotonic()
-    assert redis_connection.broker_client(settings).ping()
+    assert connection.broker_client(settings).ping()
     assert time.monotonic() - began < 1
     began = time.monotonic()
     asyncio.run(ping(settings))

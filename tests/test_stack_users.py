@@ -1,6 +1,6 @@
 """The URLs that the stack gives to its clients are those that the application understands."""
 
-from app.redis_address import RedisAddress
+from celery_durable.address import RedisAddress
 from tests.support import load_plugin
 
 stack_users = load_plugin("roles/stack/filter_plugins/stack_users.py")

@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from app.agents.entries import HEARD
-from app.agents.figures import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, figures
 from app.api.alerts import GROUP_KEPT, MAX_GROUPS
 from app.api.prometheus import SNAPSHOT_SECONDS
 from app.api.status import SILENT_SECONDS
+from celery_durable.entries import HEARD
+from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, figures
 from tests.support import Api, Program, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration

@@ -14,8 +14,8 @@ from celery.states import EXCEPTION_STATES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.agents.results import UNKNOWN, state_of
-from app.agents.task_ids import new_task_id
+from celery_durable.stored_results import UNKNOWN, state_of
+from celery_durable.task_ids import new_task_id
 from tests.support import Api, RedisServer
 
 pytestmark = pytest.mark.integration

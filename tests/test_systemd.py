@@ -141,7 +141,7 @@ def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: P
     env = {"WORKER_HEARTBEAT_FILE": str(heartbeat), "WORKER_WATCHDOG_SECONDS": str(LIMIT)}
 
     def probe() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", "-S", "app/probe.py", "worker"]
+        command = [sys.executable, "-I", "-m", "celery_durable.probe", "worker"]
         return subprocess.run(
             command, cwd=REPOSITORY, env={**os.environ, **env}, capture_output=True, text=True, check=False
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.agents.transport import RECLAIM_INTERVAL
 from app.known_scripts import APPLICATION, scripts
+from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration

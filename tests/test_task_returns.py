@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from app.agents import signatures
-from app.agents.broker import DEAD_LETTERS
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.deliveries import MAX_REDELIVERIES, REDELIVERIES, Deliveries
-from app.settings import get_settings
+from celery_durable import signing
+from celery_durable.keys import DEAD_LETTERS
+from celery_durable.options import current
+from celery_durable.redelivery import MAX_REDELIVERIES, REDELIVERIES
+from celery_durable.worker.delivery import Deliveries
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -140,13 +141,13 @@ def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
 
 def test_the_largest_message_may_come_back() -> None:
     """Too large for a worker, all but its beginning would be lost."""
-    limit = get_settings().message_limit
+    limit = current().message_limit
     message: dict[str, Any] = {"headers": {}, "properties": {"delivery_info": {}}, "body": ""}
-    message["body"] = "x" * (limit - signatures.GROWTH - len(signatures.new_entry(DEFAULT_QUEUE, message)))
-    assert len(signatures.new_entry(DEFAULT_QUEUE, message)) == limit - signatures.GROWTH
+    message["body"] = "x" * (limit - signing.GROWTH - len(signing.new_entry(DEFAULT_QUEUE, message)))
+    assert len(signing.new_entry(DEFAULT_QUEUE, message)) == limit - signing.GROWTH
     message["headers"] = {REDELIVERIES: MAX_REDELIVERIES}
     message["properties"] = {"delivery_info": {"redelivered": True}, "returns": 10**6}
-    assert signatures.refusal(DEFAULT_QUEUE, signatures.changed(DEFAULT_QUEUE, message).encode()) is None
+    assert signing.refusal(DEFAULT_QUEUE, signing.changed(DEFAULT_QUEUE, message).encode()) is None
     message["body"] += "x"
-    with pytest.raises(signatures.MessageTooLargeError):
-        signatures.new_entry(DEFAULT_QUEUE, message)
+    with pytest.raises(signing.MessageTooLargeError):
+        signing.new_entry(DEFAULT_QUEUE, message)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from app.agents.broker import DEAD_LETTERS
 from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
-from app.agents.deliveries import MAX_REDELIVERIES
-from app.agents.transport import RECLAIM_INTERVAL
+from celery_durable.keys import DEAD_LETTERS
+from celery_durable.redelivery import MAX_REDELIVERIES
+from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Program, RedisServer, Stack, wait_until
 
 pytestmark = pytest.mark.integration

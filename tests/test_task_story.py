@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from asgi_correlation_id import correlation_id
 
-from app.agents.task_ids import new_task_id
-from app.logs import JsonFormatter, Service
+from app.logs import JsonFormatter
+from celery_durable.task_ids import new_task_id
 from tests.support import load_plugin
 
 reader = load_plugin("playbooks/files/task_story.py")
@@ -25,7 +25,7 @@ ACCESS = '10.0.0.1:1 - "POST /tasks/enqueue HTTP/1.1" 202'
 POLL = f'10.0.0.1:1 - "GET /tasks/status/{TASK} HTTP/1.1" %d'
 
 
-def text(service: Service, message: str, after: float, error: BaseException | None = None, **extra: str) -> str:
+def text(service: str, message: str, after: float, error: BaseException | None = None, **extra: str) -> str:
     """Return a line as our services write it, some seconds after the task was made."""
     record = logging.makeLogRecord(
         {"msg": message, "levelname": "INFO", "exc_info": error and (type(error), error, None), **extra}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.agents import workforce
-from app.agents.figures import WORKERS
+from celery_durable.aio import workforce
+from celery_durable.metrics import WORKERS
 from tests.support import Api, RedisServer, wait_until
 
 pytestmark = pytest.mark.integration

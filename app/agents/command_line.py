@@ -4,7 +4,6 @@ import logging.config
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from app.logs import log_config
 from app.settings import get_settings
@@ -26,15 +25,3 @@ def prepare() -> None:
     logging.config.dictConfig(log_config("flower", level))
     options.logging = level  # Flower applies it to the root logger
     options.conf = str(FLOWER_CONFIG)
-
-
-def chosen_log_level(default: int | str) -> int | str:
-    """Return the log level for a worker: ``--loglevel`` where it was given, else LOG_LEVEL.
-
-    Args:
-        default: what Celery passes on; its own default when the option was not given.
-    """
-    context = click.get_current_context(silent=True)
-    if context is not None and context.get_parameter_source("loglevel") is ParameterSource.DEFAULT:
-        return get_settings().log_level.upper()
-    return default

@@ -1,16 +1,15 @@
 """Celery's configuration, the same for worker, API, Flower and every command."""
 
 import ssl
-from functools import lru_cache
 from typing import Any
 
-from celery.app.routes import MapRoute
 from pydantic import SecretStr
 
-from app import queue_names
-from app.agents.redis_connection import sentinel_options
-from app.redis_address import RedisAddress
-from app.settings import Settings, get_settings
+from app.settings import Settings
+from celery_durable import queue_names
+from celery_durable.address import RedisAddress
+from celery_durable.connection import sentinel_options
+from celery_durable.options import Options
 
 TASK_MODULES = ("app.agents.tasks.example_task",)
 DEFAULT_QUEUE = queue_names.DEFAULT_QUEUE
@@ -23,7 +22,7 @@ SOFT_SHUTDOWN_TIMEOUT = 10
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Translate the settings into Celery's own; all durations are seconds."""
     results = _address(settings.celery_result_backend)
-    # app/agents/redis_connection.py bounds each step, and here nothing is tried again.
+    # celery_durable/connection.py bounds each step, and here nothing is tried again.
     web = settings.celery_client_profile == "web"
     return {
         "broker_url": settings.celery_broker_url.get_secret_value(),
@@ -47,10 +46,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # The health gate's probe (app/agents/queues.py) is no work of the application's.
         "task_annotations": {"celery.accumulate": {"rate_limit": "0"}},
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
-        # Celery goes by the task's id, which may be sent again; app/agents/request.py goes by the message.
-        "worker_deduplicate_successful_tasks": False,
         # Worker
-        "worker_consumer": "app.agents.consumer:Consumer",
         "worker_concurrency": settings.worker_concurrency,
         "worker_prefetch_multiplier": settings.worker_prefetch_multiplier,
         "worker_max_tasks_per_child": settings.worker_max_tasks_per_child,
@@ -72,10 +68,10 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "socket_timeout": 3,
             "socket_keepalive": True,
             **({"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0} if web else {}),
-            # How sentinels are reached is told by app.agents.transport.
+            # How sentinels are reached is told by celery_durable.worker.transport.
             **_primary(settings.celery_broker_url, settings.broker_primary),
         },
-        # Results: stored before the message is acknowledged, however long Redis is away (app/agents/results.py).
+        # Results: stored before the message is acknowledged, however long Redis is away.
         "result_expires": settings.result_expires,
         "result_extended": True,
         "result_backend_always_retry": not web,
@@ -83,7 +79,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "result_backend_transport_options": {
             "retry_policy": {"max_retries": 0 if web else 1, "interval_start": 0},
             **_primary(settings.celery_result_backend, settings.results_primary),
-            **({"sentinel_kwargs": sentinel_options(results, settings)} if results.sentinel else {}),
+            **(
+                {"sentinel_kwargs": sentinel_options(results, _sentinel_password(settings))} if results.sentinel else {}
+            ),
         },
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 5,
@@ -92,15 +90,36 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def queue_of(task: str) -> str:
-    """Return the queue that Celery would send a task to, by its own rule for routes."""
-    route = _router(tuple(get_settings().task_routes.items()))(task) or {}
-    return str(route.get("queue", DEFAULT_QUEUE))
+def durable_options(settings: Settings) -> Options:
+    """Translate the settings into those of celery-durable."""
+    values = (value for _, value in settings if isinstance(value, SecretStr))
+    return Options(
+        broker_url=settings.celery_broker_url.get_secret_value(),
+        result_url=settings.celery_result_backend.get_secret_value(),
+        broker_primary=settings.broker_primary,
+        results_primary=settings.results_primary,
+        sentinel_password=_sentinel_password(settings),
+        signing_keys=tuple(settings.signing_keys),
+        control_keys=tuple(settings.control_keys),
+        message_limit=settings.message_limit,
+        queues=tuple(settings.all_queues),
+        client_profile=settings.celery_client_profile,
+        secrets=tuple(value.get_secret_value() for value in values),
+        json_logs=True,
+        log_level=settings.log_level,
+        watchdog_seconds=settings.worker_watchdog_seconds,
+        heartbeat_file=settings.worker_heartbeat_file,
+        workers_expected=settings.workers_expected,
+        replicas_wanted=settings.broker_replicas_wanted,
+        unreplicated=settings.broker_unreplicated,
+        queue_max_length=settings.queue_max_length,
+        broker_max_memory_share=settings.broker_max_memory_share,
+        reject_without_workers_seconds=settings.reject_without_workers_seconds,
+    )
 
 
-@lru_cache
-def _router(routes: tuple[tuple[str, str], ...]) -> MapRoute:
-    return MapRoute({task: {"queue": queue} for task, queue in routes})
+def _sentinel_password(settings: Settings) -> str | None:
+    return settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
 
 
 def _tls_options(url: SecretStr) -> dict[str, Any] | None:

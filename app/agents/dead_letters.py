@@ -9,13 +9,13 @@ from typing import Any
 import click
 import redis
 
-from app.agents import broker, entries, signatures
-from app.agents.entries import asked, printable, shown
-from app.agents.redis_connection import broker_client
-from app.agents.scripts import run
-from app.agents.task_ids import task_of
 from app.agents.worker import celery_app
-from app.settings import get_settings
+from celery_durable import entries, keys, scripts, signing
+from celery_durable.connection import broker_client
+from celery_durable.entries import asked, printable, shown
+from celery_durable.options import current
+from celery_durable.scripts import run
+from celery_durable.task_ids import task_of
 
 BROKEN = "It is no dead letter of ours"
 
@@ -62,9 +62,9 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
         message, task_id = _as_new(letter["queue"], old)
         if task_id:
             celery_app.backend.forget(task_id)  # the failure that is stored of it
-        keys = (broker.DEAD_LETTERS, letter["queue"], broker.ACCEPTED)
+        names = (keys.DEAD_LETTERS, letter["queue"], keys.ACCEPTED)
         try:
-            moved = run(client, broker.MOVE_ANEW, len(keys), *keys, raw, message, task_id)
+            moved = run(client, scripts.MOVE_ANEW, len(names), *names, raw, message, task_id)
         except redis.ResponseError as refused:
             click.echo(f"{printable(letter['id'])} stays a dead letter: Redis refuses: {printable(refused)}")
             stay = True
@@ -82,20 +82,20 @@ def drop(ids: tuple[str, ...], every: bool) -> None:
     """Delete dead letters for good."""
     client = _connect()
     for raw, letter in _chosen(client, ids, every):
-        if client.lrem(broker.DEAD_LETTERS, 1, raw):  # type: ignore[arg-type]  # bytes go as they are
+        if client.lrem(keys.DEAD_LETTERS, 1, raw):  # type: ignore[arg-type]  # bytes go as they are
             click.echo(f"{printable(letter['id'])} is deleted.")
 
 
 def _connect() -> redis.Redis:
-    return broker_client(get_settings())
+    return broker_client(current())
 
 
 def _letters(client: redis.Redis) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield each entry with its letter; for one that is none, with a letter that says so and shows its beginning."""
     stored: list[bytes]
-    stored, wrong = asked(lambda: client.lrange(broker.DEAD_LETTERS, 0, -1), [])
+    stored, wrong = asked(lambda: client.lrange(keys.DEAD_LETTERS, 0, -1), [])
     if wrong:
-        raise SystemExit(f"The key {broker.DEAD_LETTERS} is no list, so nothing of it can be shown; look who made it.")
+        raise SystemExit(f"The key {keys.DEAD_LETTERS} is no list, so nothing of it can be shown; look who made it.")
     for raw in stored:
         yield raw, entries.letter(raw) or _broken(raw)
 
@@ -116,7 +116,7 @@ def _why_not(letter: dict[str, Any]) -> str | None:
         message = base64.b64decode(letter["message"], validate=True)
     except ValueError:
         return f"{BROKEN}: its message is not base64."
-    return signatures.refusal(letter["queue"], message)
+    return signing.refusal(letter["queue"], message)
 
 
 def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tuple[bytes, dict[str, Any]]]:
@@ -132,11 +132,11 @@ def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tupl
 
 def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
     """Return the message without its history, and its task's id; one that is no message stays as it is."""
-    message = signatures.parse(raw)
+    message = signing.parse(raw)
     if message is None:
         return raw, ""
     message["headers"].update(retries=0, redeliveries=0)
-    return signatures.changed(queue, message), task_of(message)
+    return signing.changed(queue, message), task_of(message)
 
 
 if __name__ == "__main__":

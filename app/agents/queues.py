@@ -18,13 +18,15 @@ from celery.exceptions import TaskRevokedError, Terminated
 from celery.exceptions import TimeoutError as NoResultError
 from celery.result import GroupResult
 
-from app.agents import broker, signatures, survey
-from app.agents.deliveries import LEASE_MARGIN, dead_letter, deliveries
-from app.agents.entries import asked, printable
-from app.agents.redis_connection import broker_client, results_client
-from app.agents.scripts import run
 from app.agents.worker import celery_app
-from app.settings import get_settings
+from celery_durable import keys, scripts, signing, snapshot
+from celery_durable.connection import broker_client, results_client
+from celery_durable.dead_letter import dead_letter
+from celery_durable.entries import asked, printable
+from celery_durable.options import current
+from celery_durable.redelivery import LEASE_MARGIN
+from celery_durable.scripts import run
+from celery_durable.worker.delivery import deliveries
 
 # Messages that one step reads or moves: they may be large, and Redis does nothing else meanwhile.
 BATCH = 100
@@ -48,7 +50,7 @@ def main() -> None:
 @main.command("list")
 def list_queues() -> None:
     """Show what waits, is deferred and is in the hands of workers, by queue and kind of task."""
-    for line in survey.look(_connect()).lines():
+    for line in snapshot.look(_connect()).lines():
         click.echo(line)
 
 
@@ -57,9 +59,9 @@ def list_queues() -> None:
 def examine(seconds: float) -> None:
     """Look twice and say, as JSON, whether there is a backlog, why, and what helps."""
     client = _connect()
-    first = survey.look(client)
+    first = snapshot.look(client)
     time.sleep(seconds)
-    click.echo(json.dumps(survey.backlog(first, survey.look(client))))
+    click.echo(json.dumps(snapshot.backlog(first, snapshot.look(client), celery_app)))
 
 
 @main.command()
@@ -68,21 +70,21 @@ def examine(seconds: float) -> None:
 @click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
 def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> None:
     """Say, as JSON, which workers are dead and hold tasks."""
-    click.echo(json.dumps(survey.gone(survey.held(_connect()), hosts, running, declared)))
+    click.echo(json.dumps(snapshot.gone(snapshot.held(_connect()), hosts, running, declared)))
 
 
 @main.command()
 @click.argument("task_id", metavar="[ID]", default="")
 def stuck(task_id: str) -> None:
     """Say, as JSON, which tasks run for too long or kill their workers, or what one task does."""
-    click.echo(json.dumps(survey.stuck(survey.look(_connect()), celery_app, task_id)))
+    click.echo(json.dumps(snapshot.stuck(snapshot.look(_connect()), celery_app, task_id)))
 
 
 @main.command()
 @click.argument("task_id", metavar="ID")
 def find(task_id: str) -> None:
     """Say in one sentence what became of a task, as JSON."""
-    found = survey.find(_connect(), results_client(get_settings()), celery_app, task_id)
+    found = snapshot.find(_connect(), results_client(current()), celery_app, task_id)
     click.echo(json.dumps(found))
 
 
@@ -91,8 +93,8 @@ def find(task_id: str) -> None:
 def defer(task: str) -> None:
     """Put the waiting tasks of one kind aside. They stay accepted, and run after `resume`."""
     client = _connect()
-    for queue in survey.queues(client):
-        moved = _move(client, queue, queue, broker.deferred_list(queue), _is(task))
+    for queue in snapshot.queues(client):
+        moved = _move(client, queue, queue, keys.deferred_list(queue), _is(task))
         click.echo(printable(f"{moved} tasks of {queue} are deferred."))
 
 
@@ -101,10 +103,10 @@ def defer(task: str) -> None:
 def resume(task: str | None) -> None:
     """Put deferred tasks back into their queues, behind what waits there now."""
     client = _connect()
-    for queue in survey.queues(client):
+    for queue in snapshot.queues(client):
         # Without a kind everything goes back: what no worker wants becomes a dead letter there.
         wanted = _is(task) if task else lambda *_: True
-        moved = _move(client, queue, broker.deferred_list(queue), queue, wanted)
+        moved = _move(client, queue, keys.deferred_list(queue), queue, wanted)
         click.echo(printable(f"{moved} tasks are in {queue} again."))
 
 
@@ -114,14 +116,14 @@ def resume(task: str | None) -> None:
 def drop(task: str, reason: str) -> None:
     """End the waiting and the deferred tasks of one kind: their status becomes REVOKED. What runs goes on."""
     client = _connect()
-    for queue in survey.queues(client):
-        deferred = broker.deferred_list(queue)
+    for queue in snapshot.queues(client):
+        deferred = keys.deferred_list(queue)
 
         def end(messages: list[bytes], queue: str = queue, deferred: str = deferred) -> int:
             for raw in messages:
                 task_id = _id(queue, raw)
                 celery_app.backend.store_result(task_id, TaskRevokedError(reason), states.REVOKED)
-                run(client, broker.ACKNOWLEDGE, 2, deferred, broker.ACCEPTED, raw, task_id)
+                run(client, scripts.ACKNOWLEDGE, 2, deferred, keys.ACCEPTED, raw, task_id)
             return len(messages)
 
         # Among the deferred no worker takes them, and each keeps its message until its status is stored.
@@ -143,17 +145,17 @@ def bury(task_id: str, reason: str) -> None:
     def is_it(queue: str, raw: bytes) -> bool:
         return _id(queue, raw) == task_id
 
-    for name, queue in survey.lists(client):
+    for name, queue in snapshot.lists(client):
         if name == queue:
             # Where no worker takes it from; the list of the deferred comes next.
-            _move(client, queue, queue, broker.deferred_list(queue), is_it)
+            _move(client, queue, queue, keys.deferred_list(queue), is_it)
             continue
 
         def put_aside(messages: list[bytes], name: str = name, queue: str = queue) -> int:
-            keys = (name, broker.DEAD_LETTERS, broker.ACCEPTED)
+            names = (name, keys.DEAD_LETTERS, keys.ACCEPTED)
             for raw in messages:
                 celery_app.backend.store_result(task_id, Terminated(reason), states.FAILURE)
-                run(client, broker.BURY, len(keys), *keys, *dead_letter(queue, raw, reason))
+                run(client, scripts.BURY, len(names), *names, *dead_letter(queue, raw, reason))
                 click.echo(printable(f"{task_id} was in {name} and is a dead letter now."))
             return len(messages)
 
@@ -170,7 +172,7 @@ def reclaim(node: str) -> None:
     If it does run still, its tasks run twice.
     """
     client = _connect()
-    held = [held for held in survey.held(client) if held.node == node]
+    held = [held for held in snapshot.held(client) if held.node == node]
     if not held:
         raise click.UsageError(f"{node} holds nothing; see `list`.")
     if any(silent.silent <= LEASE_MARGIN for silent in held):
@@ -189,23 +191,23 @@ def move(source: str, target: str) -> None:
     What is no message of ours becomes a dead letter. What workers hold of the queue ends there.
     """
     client = _connect()
-    if target == source or target not in get_settings().all_queues:
+    if target == source or target not in current().queues:
         raise click.UsageError(f"{target} is not another queue of this installation; see `list`.")
-    for name, destination in ((source, target), (broker.deferred_list(source), broker.deferred_list(target))):
+    for name, destination in ((source, target), (keys.deferred_list(source), keys.deferred_list(target))):
 
         def carry(messages: list[bytes], name: str = name, destination: str = destination) -> int:
             for raw in messages:
-                message = survey.ours(source, raw)
+                message = snapshot.ours(source, raw)
                 if message is None:
-                    reason = signatures.refusal(source, raw) or signatures.MALFORMED
-                    keys = (name, broker.DEAD_LETTERS, broker.ACCEPTED)
-                    run(client, broker.BURY, len(keys), *keys, *dead_letter(source, raw, reason))
+                    reason = signing.refusal(source, raw) or signing.MALFORMED
+                    names = (name, keys.DEAD_LETTERS, keys.ACCEPTED)
+                    run(client, scripts.BURY, len(names), *names, *dead_letter(source, raw, reason))
                     click.echo(printable(f"An entry of {name} is a dead letter now: {reason}"))
                     continue
                 # Where a retry goes.
                 message["properties"]["delivery_info"]["routing_key"] = target
-                keys = (name, destination, broker.ACCEPTED)
-                run(client, broker.MOVE_ANEW, len(keys), *keys, raw, signatures.changed(target, message), "")
+                names = (name, destination, keys.ACCEPTED)
+                run(client, scripts.MOVE_ANEW, len(names), *names, raw, signing.changed(target, message), "")
             return len(messages)
 
         moved = _work_off(client, source, name, lambda *_: True, carry)
@@ -235,7 +237,7 @@ def probe(names: tuple[str, ...], within: float) -> None:
         except NoResultError:
             children = zip(queues, parts.children or [], strict=True)
             missing = list(dict.fromkeys(queue for queue, part in children if not part.ready()))
-            look, late = survey.look(client), missing or [queues[0]]
+            look, late = snapshot.look(client), missing or [queues[0]]
             if all(look.is_busy(queue) for queue in late):
                 click.echo(printable(f"Not proven: all workers of {', '.join(late)} are busy with earlier tasks."))
                 return
@@ -250,15 +252,15 @@ def probe(names: tuple[str, ...], within: float) -> None:
 
 
 def _connect() -> redis.Redis:
-    return broker_client(get_settings())
+    return broker_client(current())
 
 
 def _is(task: str) -> Wanted:
-    return lambda queue, raw: (message := survey.ours(queue, raw)) is not None and message["headers"]["task"] == task
+    return lambda queue, raw: (message := snapshot.ours(queue, raw)) is not None and message["headers"]["task"] == task
 
 
 def _id(queue: str, raw: bytes) -> str:
-    message = survey.ours(queue, raw)
+    message = snapshot.ours(queue, raw)
     return message["headers"].get("id", "") if message else ""
 
 
@@ -266,7 +268,7 @@ def _move(client: redis.Redis, queue: str, source: str, target: str, wanted: Wan
     """Move messages of ``queue`` between two lists, the oldest first, while workers take others; return how many."""
 
     def move(messages: list[bytes]) -> int:
-        return int(run(client, broker.MOVE, 2, source, target, *messages))
+        return int(run(client, scripts.MOVE, 2, source, target, *messages))
 
     total = 0
     for _ in range(PASSES):

@@ -15,13 +15,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis
 
-from app.agents import entries
-from app.agents.broker import ALERTS
-from app.agents.entries import HEARD
 from app.api.body import read_json
 from app.api.errors import documented
 from app.api.security import MetricsRoute
 from app.settings import get_settings
+from celery_durable import entries
+from celery_durable.entries import HEARD
+from celery_durable.keys import ALERTS
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from app.agents.admission import BrokerFullError, QueueFullError
-from app.agents.publisher import BrokerUnavailableError, KeyReusedError
-from app.agents.workforce import WorkersAbsentError
 from app.api.headers import HEADERS
 from app.api.models import ErrorBody
+from celery_durable.aio.admission import BrokerFullError, QueueFullError
+from celery_durable.aio.publisher import BrokerUnavailableError, KeyReusedError
+from celery_durable.aio.workforce import WorkersAbsentError
 
 logger = logging.getLogger(__name__)
 

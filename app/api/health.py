@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 
-from app.agents.inspector import Answers, Inspector
 from app.api.errors import RETRY_AFTER, documented, unavailable
 from app.api.models import Health, Readiness, WorkersHealth
 from app.settings import get_settings
+from celery_durable.aio.inspector import Answers, Inspector
 
 router = APIRouter(prefix="/health", tags=["health"])
 

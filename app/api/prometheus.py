@@ -21,13 +21,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.agents import broker as keys
-from app.agents import entries
-from app.agents.figures import BUCKETS, FAILURES, FAILURES_KEPT, FIGURES, OUTCOMES, OVER, WORKERS
-from app.agents.signatures import parse
-from app.agents.task_ids import made
-from app.agents.workforce import ALIVE_SECONDS
 from app.settings import get_settings
+from celery_durable import entries, keys
+from celery_durable.aio.workforce import ALIVE_SECONDS
+from celery_durable.metrics import BUCKETS, FAILURES, FAILURES_KEPT, FIGURES, OUTCOMES, OVER, WORKERS
+from celery_durable.signing import parse
+from celery_durable.task_ids import made
 
 # Seconds that what Redis has said is shown again.
 SNAPSHOT_SECONDS = 5.0

@@ -20,16 +20,16 @@ from markupsafe import Markup
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.agents import entries
-from app.agents.broker import ALERTS
-from app.agents.figures import DIED, FAILED, FAILURES, FAILURES_KEPT, MINUTE, RETRIED, SUCCEEDED, TIMED_OUT
-from app.agents.workforce import ALIVE_SECONDS
 from app.api.alerts import Firing, firing, heard
 from app.api.errors import documented
 from app.api.headers import page_policy
 from app.api.prometheus import SNAPSHOT_SECONDS, Prometheus, Snapshot
 from app.api.security import PageRoute
 from app.settings import get_settings
+from celery_durable import entries
+from celery_durable.aio.workforce import ALIVE_SECONDS
+from celery_durable.keys import ALERTS
+from celery_durable.metrics import DIED, FAILED, FAILURES, FAILURES_KEPT, MINUTE, RETRIED, SUCCEEDED, TIMED_OUT
 
 T = TypeVar("T")
 

@@ -10,21 +10,22 @@ from typing import Annotated, Any
 from asgi_correlation_id import correlation_id
 from celery.states import EXCEPTION_STATES, SUCCESS
 from fastapi import APIRouter, Header, HTTPException, Request, Response
+from prometheus_client import Counter
 from pydantic import AfterValidator, WithJsonSchema
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import State
 
-from app.agents.broker import ACCEPTED
-from app.agents.publisher import Publisher
-from app.agents.results import UNKNOWN, parse
-from app.agents.task_ids import created
 from app.agents.tasks.example_task import example_agent_task
 from app.api.body import read_enqueue_request
 from app.api.errors import documented, unavailable
 from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
 from app.api.security import ProtectedRoute
-from app.masking import mask
 from app.settings import get_settings
+from celery_durable.aio.publisher import Publisher
+from celery_durable.keys import ACCEPTED
+from celery_durable.masking import mask
+from celery_durable.stored_results import UNKNOWN, parse
+from celery_durable.task_ids import created
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
 
@@ -32,6 +33,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, 
 EXPIRY_ALLOWANCE = 5
 # Seconds for all questions to Redis that a status needs; the promise to clients is one second.
 STATUS_BUDGET = 0.8
+ENQUEUED = Counter("celery_tasks_enqueued", "Tasks that the API has put into a queue.", ["task"])
 VISIBLE_ASCII = r"^[!-~]{1,255}$"
 IDEMPOTENCY_HELP = (
     "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
@@ -88,6 +90,8 @@ async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> E
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
     published = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
+    if published.new:
+        ENQUEUED.labels(example_agent_task.name).inc()
     return EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
 
 

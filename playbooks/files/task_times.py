@@ -22,7 +22,7 @@ from typing import Any
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 PATIENCE = 20
 HOUR = 3600
-# What Celery raises in a task or says of it (app/agents/task_logs.py logs the name).
+# What Celery raises in a task or says of it (celery_durable/worker/task_logs.py logs the name).
 LIMITS = ("SoftTimeLimitExceeded", "TimeLimitExceeded")
 SAMPLE = re.compile(r"^(celery_\w+)\{(.*)\} (\S+)$")
 

@@ -98,9 +98,9 @@ OF_INSTANCES = {
     "redis_queues": "leave it out; the queues are those of task_routes and celery_worker_pools",
     "redis_earlier_passwords": "leave it out; previous_secrets has them while they change",
 }
-# Where Celery puts a task without a route (app/queue_names.py).
+# Where Celery puts a task without a route (celery_durable/queue_names.py).
 DEFAULT_QUEUE = "celery"
-# Keys that something else has in the broker (app/queue_names.py).
+# Keys that something else has in the broker (celery_durable/queue_names.py).
 TAKEN_QUEUES = {"accepted", "alerts", "dead_letters", "failures", "figures", "workers", "revoked", "nodes", "queues"}
 TAKEN_PREFIXES = (
     *("unacked", "deferred:", "idempotency:", "figures:", "app:", "_kombu.", "celeryev", "celery-task", "__sentinel__"),
@@ -404,7 +404,7 @@ def queue_of_task(routes: Mapping[str, Any], task: str) -> Any:
 
 
 def is_queue_name(name: object) -> bool:
-    """Tell whether a queue may have this name (app/queue_names.py)."""
+    """Tell whether a queue may have this name (celery_durable/queue_names.py)."""
     return (
         isinstance(name, str)
         and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}", name) is not None

@@ -4,15 +4,16 @@ import os
 
 from kombu.transport import TRANSPORT_ALIASES
 
-from app.agents import broker
 from app.agents.worker import celery_app
+from celery_durable import scripts
 
 without = os.environ.get("BENCH_WITHOUT", "").split(",")
 if "delivery" in without:
     TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"
 if "ledger" in without:
-    broker.ACKNOWLEDGE = "redis.call('LREM', KEYS[1], 1, ARGV[1])"
-    broker.ENQUEUE = "redis.call('LPUSH', KEYS[1], ARGV[1])"
+    scripts.ACKNOWLEDGE = "redis.call('LREM', KEYS[1], 1, ARGV[1])"
+    scripts.ENQUEUE = "redis.call('LPUSH', KEYS[1], ARGV[1])"
+    scripts._texts += [scripts.ACKNOWLEDGE, scripts.ENQUEUE]
 
 
 @celery_app.task(name="tiny")

@@ -142,7 +142,7 @@ class Host:
         return all(self.redis(port, "PING") == "PONG" for port in REDIS_CONFIGS)
 
     def queue_is_empty(self) -> bool:
-        """Tell whether no message waits and none is held by a worker (app/agents/broker.py names the keys)."""
+        """Tell whether no message waits and none is held by a worker (celery_durable/keys.py names the keys)."""
         held = self.redis(6380, "--scan --pattern 'unacked:*'")
         return self.redis(6380, "EXISTS celery unacked") == "0" and not held
 

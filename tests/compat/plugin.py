@@ -16,9 +16,9 @@ from celery.contrib.testing import app as testing_app
 from celery.contrib.testing import worker as testing_worker
 from celery.utils.nodenames import anon_nodename
 
-from app.agents import results, transport
 from app.agents.config import celery_config
 from app.settings import get_settings
+from celery_durable.worker import results, transport
 from tests.support import start_worker
 
 transport.install()
@@ -28,7 +28,7 @@ make_app = testing_app.TestApp
 def producer(config: dict[str, Any] | None = None, **kwargs: Any) -> Celery:
     """Make the suite's application one of an installation; arguments are those of Celery's TestApp."""
     settings = {name: value for name, value in celery_config(get_settings()).items() if name != "include"}
-    kwargs.setdefault("control", "app.agents.control:Control")
+    kwargs.setdefault("control", "celery_durable.control:Control")
     app: Celery = make_app(config={**settings, **(config or {})}, **kwargs)
     results.install(app)
     return app

@@ -25,8 +25,8 @@ import yaml
 from dotenv import dotenv_values
 
 from app.agents.config import celery_config
-from app.redis_address import RedisAddress
 from app.settings import Settings
+from celery_durable.address import RedisAddress
 from tests.support import REPOSITORY, ansible_report
 
 HERE = Path(__file__).parent

@@ -64,7 +64,7 @@ def program(directory: Path) -> dict[str, str]:
 
 def test_a_stop_waits_for_the_hard_limit_and_what_follows_under_both_supervisions(rendered: dict[str, Path]) -> None:
     for limit, directory in ((60, rendered["default"]), (300, rendered["changed"])):
-        # Phase one ends 5 s after the hard limit, phase two takes up to 10 s (app/agents/lifecycle.py, config.py).
+        # Phase one ends 5 s after the hard limit, phase two takes up to 10 s (worker/lifecycle.py, config.py).
         needed = limit + 5 + 10
         unit = service(directory, "worker.service")
         assert int(unit["TimeoutStopSec"][0]) > needed

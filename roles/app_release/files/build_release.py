@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from pathlib import Path
 # Debian 12 has glibc 2.36. Wheels are tagged with the oldest glibc they run on; 2.17 is manylinux2014's.
 GLIBC_MINOR_VERSIONS = range(17, 37)
 # Part of a release's name: another one when releases hold something else than before.
-FORMAT = b"2"
+FORMAT = b"3"
+# Seconds since 1970 that stand in the libraries' wheels: 1980, the first year that zip files know.
+WHEEL_TIME = "315532800"
 # CycloneDX, beside the application.
 BILL_OF_MATERIALS = "sbom.cdx.json"
 
@@ -65,6 +68,29 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
         sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
 
+def build_wheels(libraries: list[Path], directory: Path) -> list[Path]:
+    """Build the wheel of each library of our own into ``directory``; the same source gives the same bytes.
+
+    Raises:
+        SystemExit: with the last line of the program that builds when it fails.
+    """
+    for library in libraries:
+        command = [sys.executable, "-m", "flit_core.wheel", "--outdir", str(directory), str(library)]
+        env = {**os.environ, "SOURCE_DATE_EPOCH": WHEEL_TIME}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        if result.returncode != 0:
+            said = (result.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            sys.exit(f"cannot build {library}, which requirements/controller.txt has flit_core for: {said}")
+    return sorted(directory.glob("*.whl"))
+
+
+def locked(wheel: Path) -> str:
+    """Return the requirement, pinned and with its hash, that this wheel meets."""
+    name, version, *_ = wheel.name.split("-")
+    checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return f"{name.replace('_', '-')}=={version} \\\n    --hash=sha256:{checksum}\n"
+
+
 def bill_of_materials(requirements_file: Path, package: str, identity: str) -> bytes:
     """Return the list of what ``requirements_file`` locks, as the parts of the release ``identity``.
 
@@ -89,14 +115,22 @@ def bill_of_materials(requirements_file: Path, package: str, identity: str) -> b
 
 
 def build(
-    source: Path, package: str, requirements_file: Path, *, python: str, machine: str, output: Path
+    source: Path,
+    package: str,
+    requirements_file: Path,
+    *,
+    own: list[Path],
+    python: str,
+    machine: str,
+    output: Path,
 ) -> dict[str, object]:
-    """Build the release archive when it does not exist yet.
+    """Build the release archive when it does not exist yet, with the wheels ``own`` besides those that are locked.
 
     Returns:
         ``id`` and ``archive`` of the release, and whether it was ``built`` now.
     """
-    requirements = requirements_file.read_text()
+    others = requirements_file.read_text()
+    requirements = others + "".join(map(locked, own))
     files = release_files(source, package)
     if not files:
         sys.exit(f"there is no application in {source / package}: set app_release_source to the folder that holds it")
@@ -105,23 +139,29 @@ def build(
     if archive.exists():
         return {"id": identity, "archive": str(archive), "built": False}
 
-    wheels_digest = hashlib.sha256(f"{requirements}{python}{machine}".encode()).hexdigest()[:12]
+    wheels_digest = hashlib.sha256(f"{others}{python}{machine}".encode()).hexdigest()[:12]
     wheels = output / f"wheels-{wheels_digest}"
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         if not wheels.exists():
             fresh = Path(scratch, "wheels")
-            download_wheels(requirements, python, machine, fresh)
+            download_wheels(others, python, machine, fresh)
             fresh.rename(wheels)
         unfinished = Path(scratch, "release.tar")
         with tarfile.open(unfinished, "w") as tar:
             for path in files:
                 tar.add(path, arcname=str(path.relative_to(source)), filter=owned_by_root)
-            tar.add(requirements_file, arcname="requirements.txt", filter=owned_by_root)
             tar.add(wheels, arcname="wheels", filter=owned_by_root)
-            parts = bill_of_materials(requirements_file, package, identity)
-            member = tarfile.TarInfo(BILL_OF_MATERIALS)
-            member.size, member.mtime = len(parts), int(requirements_file.stat().st_mtime)
-            tar.addfile(owned_by_root(member), io.BytesIO(parts))
+            for wheel in own:
+                tar.add(wheel, arcname=f"wheels/{wheel.name}", filter=owned_by_root)
+            (whole := Path(scratch, "requirements.txt")).write_text(requirements)
+            written = int(requirements_file.stat().st_mtime)
+            for name, content in (
+                ("requirements.txt", requirements.encode()),
+                (BILL_OF_MATERIALS, bill_of_materials(whole, package, identity)),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = len(content), written
+                tar.addfile(owned_by_root(member), io.BytesIO(content))
         unfinished.rename(archive)
     return {"id": identity, "archive": str(archive), "built": True}
 
@@ -140,18 +180,20 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder that holds the package")
     parser.add_argument("--package", required=True, help="name of the package's folder")
     parser.add_argument("--requirements", type=Path, required=True, help="locked requirements with hashes")
+    parser.add_argument("--library", type=Path, action="append", default=[], help="folder of a package of our own")
     parser.add_argument("--python", required=True, help="the host's Python, like 3.11")
     parser.add_argument("--machine", required=True, help="the host's architecture, like x86_64")
     parser.add_argument("--output", type=Path, required=True, help="folder for archives and wheels")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with (arguments.output / "lock").open("w") as lock:
+    with (arguments.output / "lock").open("w") as lock, tempfile.TemporaryDirectory() as wheels:
         # Several playbooks may run side by side.
         fcntl.flock(lock, fcntl.LOCK_EX)
         release = build(
             arguments.source,
             arguments.package,
             arguments.requirements,
+            own=build_wheels(arguments.library, Path(wheels)),
             python=arguments.python,
             machine=arguments.machine,
             output=arguments.output,

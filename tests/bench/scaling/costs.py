@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.agents.broker import ACCEPTED
 from app.agents.config import DEFAULT_QUEUE
-from app.agents.figures import WORKERS
+from celery_durable.keys import ACCEPTED
+from celery_durable.metrics import WORKERS
 from tests.bench.scaling.load import Requests, enqueue_request, load, request
 from tests.bench.scaling.processes import Stack, Use, cpu_seconds, family_cpu, family_mib, look
 from tests.support import Api, Program, RedisServer, wait_until

@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.agents.broker import ACCEPTED, ACKNOWLEDGE, ENQUEUE
 from app.agents.config import DEFAULT_QUEUE
+from celery_durable.keys import ACCEPTED
+from celery_durable.scripts import ACKNOWLEDGE, ENQUEUE
 from tests.bench.scaling.costs import ApiCosts, Tiny
 from tests.bench.scaling.processes import Stack, Use, look
 from tests.support import RedisServer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from app.agents.figures import WORKERS
+from celery_durable.metrics import WORKERS
 from tests.support import Api, Program, RedisServer, wait_until
 
 MIB, GIB = 2**20, 2**30

@@ -1,0 +1,251 @@
+"""The API's way into the queue: Celery's own message, pushed through one asyncio Redis connection.
+
+``apply_async`` blocks the event loop, subscribes to each result and retries for 19 s while Redis is down
+(docs/decisions/0004-enqueue-path.md).
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from celery import Celery, Task
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from celery_durable.aio.admission import SAMPLE_INTERVAL, Admission
+from celery_durable.aio.replay import KEEP_SECONDS, Push, Recovery
+from celery_durable.aio.workforce import Workforce
+from celery_durable.envelope import task_message
+from celery_durable.keys import IDEMPOTENCY
+from celery_durable.options import current
+from celery_durable.scripts import ENQUEUE, load_async
+from celery_durable.task_ids import created, new_task_id
+
+logger = logging.getLogger(__name__)
+
+# Seconds until a client is told that the broker is gone; the promise is one second.
+PUBLISH_BUDGET = 0.8
+# Seconds that replicas have to confirm a batch; one on the same network needs a few milliseconds.
+REPLICATION_BUDGET = 0.3
+
+
+class BrokerUnavailableError(Exception):
+    """The task was not, or not surely, put into its queue."""
+
+
+class NotReplicatedError(BrokerUnavailableError):
+    """The task is in its queue, but fewer replicas than wanted have it: it could be lost with the primary."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A task that is in its queue."""
+
+    task_id: str
+    replicated: bool = True  # on as many replicas as wanted
+    new: bool = True  # not put there earlier, with the same idempotency key
+
+
+class KeyReusedError(Exception):
+    """The idempotency key belongs to a task with other data."""
+
+
+# The earlier value of the idempotency key, or nothing when the message was pushed; and whether it is on the replicas.
+Answer = tuple[bytes | None, bool]
+# A message on its way, and who waits for that.
+Waiting = tuple[Push, asyncio.Future[Answer]]
+
+
+class Publisher:
+    """Puts tasks into their queues; calls that overlap share one round trip.
+
+    Coalescing keeps hundreds of parallel requests on a single connection, and each batch fails or succeeds at once.
+    """
+
+    def __init__(self, broker: Redis, results: Redis) -> None:
+        """Use ``broker``, whose own socket timeouts must lie below PUBLISH_BUDGET."""
+        self._broker = broker
+        self._admission = Admission()
+        self._recovery = Recovery(broker, results)
+        self.workforce = Workforce(broker)
+        self._waiting: list[Waiting] = []
+        self._sample_is_due = False
+        self._run_id: str | None = None  # of the Redis that answers
+        self._writer: asyncio.Task[None] | None = None
+
+    async def publish(
+        self, task: Task[Any, Any], data: dict[str, Any], request_id: str | None, idempotency_key: str | None = None
+    ) -> Published:
+        """Return when the task is in its queue, or was put there earlier with the same idempotency key.
+
+        Raises:
+            BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
+            NotReplicatedError: too few replicas have it, and the settings refuse such a task.
+            QueueFullError, BrokerFullError: there is no room for it.
+            WorkersAbsentError: nobody would run it.
+            KeyReusedError: the idempotency key came with other data before.
+        """
+        queue = queue_of(task.app, task.name)
+        self._admission.check(queue)
+        self.workforce.check()
+
+        def push(task_id: str, value: str = "") -> Push:
+            message = task_message(task, task_id, (task_id, data), queue, request_id)
+            return Push(queue, task_id, message, (key, value, task.app.conf.result_expires) if value else None)
+
+        task_id = new_task_id()
+        if idempotency_key is None:
+            _, replicated = await self._push(push(task_id))
+            _accepted(task, task_id, request_id, queue)
+            return Published(task_id, replicated)
+
+        key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
+        # A Redis that has just crashed may have forgotten the key, which must not make a second task.
+        value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
+        task_id = _task_of(value, fingerprint)
+        earlier, replicated = await self._push(push(task_id, value))
+        if earlier is None:
+            _accepted(task, task_id, request_id, queue)
+        else:
+            value = earlier.decode("utf-8", "replace")
+            task_id = _task_of(value, fingerprint)
+            extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
+            logger.info("Task was accepted earlier, with the same Idempotency-Key", extra=extra)
+            if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
+                # Whoever pushed it may have seen that fail, and not remember it.
+                self._recovery.remember(push(task_id, value))
+        return Published(task_id, replicated, earlier is None)
+
+    def remembers(self, task_id: str) -> bool:
+        """Tell whether this process has put a task into its queue a moment ago, whatever Redis knows of it."""
+        return self._recovery.remembers(task_id)
+
+    async def watch(self) -> None:
+        """Keep admission's figures fresh, look for workers, bring back what a restarted Redis has lost; without end."""
+        loaded_into = None
+        while True:
+            if loaded_into != self._run_id or loaded_into is None:
+                # Before a request pays for it: another Redis, or a restarted one, has no script yet.
+                with suppress(RedisError, OSError):
+                    await load_async(self._broker)
+                loaded_into = self._run_id
+            self._sample_is_due = True
+            self._start_writer()
+            try:
+                await self._recovery.push_again()
+                await self.workforce.look()
+            except (RedisError, OSError) as error:
+                logger.warning("Lost tasks are not restored yet: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(SAMPLE_INTERVAL)
+
+    async def _push(self, push: Push) -> Answer:
+        self._admission.add(push.queue, push.message)
+        pushed: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((push, pushed))
+        self._start_writer()
+        try:
+            async with asyncio.timeout(PUBLISH_BUDGET):
+                answer = await pushed
+        except (RedisError, OSError, TimeoutError) as error:
+            raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
+        if not answer[1] and current().unreplicated == "refuse":
+            raise NotReplicatedError(f"Fewer than {current().replicas_wanted} replicas have the task.")
+        return answer
+
+    def _start_writer(self) -> None:
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._waiting or self._sample_is_due:
+            # A client that was already told "unavailable" must not get its task in later.
+            batch = [entry for entry in self._waiting if not entry[1].done()]
+            self._waiting.clear()
+            sampling, self._sample_is_due = self._sample_is_due, False
+            pipeline = self._broker.pipeline(transaction=False)
+            for push, _ in batch:
+                push.run(ENQUEUE, pipeline)
+            replicas = current().replicas_wanted if batch else 0
+            if replicas:
+                pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
+            if sampling:
+                self._admission.ask(pipeline)
+            try:
+                replies = await pipeline.execute(raise_on_error=False)
+            except (RedisError, OSError) as error:
+                if isinstance(error, RedisTimeoutError):
+                    # Redis hangs: who came meanwhile need not wait as long once more.
+                    batch += self._waiting
+                    self._waiting.clear()
+                replies = [error] * len(batch)
+            answers = replies[len(batch) :]
+            confirmed = answers.pop(0) if replicas and answers else 0
+            replicated = not isinstance(confirmed, Exception) and confirmed >= replicas
+            if not replicated:
+                # It may be the primary no longer: who connects again asks the sentinels.
+                await self._broker.connection_pool.disconnect(inuse_connections=False)
+            batch, replies = await self._without_missing(batch, replies[: len(batch)])
+            for (push, pushed), reply in zip(batch, replies, strict=False):
+                self._tell(push, pushed, reply, replicated)
+            if answers:
+                self._learn(answers)
+
+    async def _without_missing(self, batch: list[Waiting], replies: list[Any]) -> tuple[list[Waiting], list[Any]]:
+        """Load the script where Redis lacks it; return what is done with, the rest goes into the next round trip."""
+        lacking = [entry for entry, reply in zip(batch, replies, strict=False) if isinstance(reply, NoScriptError)]
+        if not lacking:
+            return batch, replies
+        try:
+            await load_async(self._broker)
+        except (RedisError, OSError) as error:
+            return batch, [error if isinstance(reply, NoScriptError) else reply for reply in replies]
+        self._waiting = lacking + self._waiting
+        done = [pair for pair in zip(batch, replies, strict=False) if not isinstance(pair[1], NoScriptError)]
+        return [entry for entry, _ in done], [reply for _, reply in done]
+
+    def _tell(self, push: Push, pushed: asyncio.Future[Answer], reply: Any, replicated: bool) -> None:
+        if reply is None:
+            self._recovery.remember(push)
+        if pushed.done():
+            return
+        if isinstance(reply, Exception):
+            pushed.set_exception(reply)
+        else:
+            pushed.set_result((reply, replicated))
+
+    def _learn(self, answers: list[Any]) -> None:
+        try:
+            self._run_id = self._admission.learn(answers)
+            self._recovery.saw(self._run_id)
+        except RedisError as error:
+            logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
+
+
+@cache
+def queue_of(app: Celery, task: str) -> str:
+    """Return the queue that Celery would send a task to, by the routes of ``app``."""
+    return str(app.amqp.router.route({}, task)["queue"].name)
+
+
+def _accepted(task: Task[Any, Any], task_id: str, request_id: str | None, queue: str) -> None:
+    extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
+    logger.info("Task accepted", extra=extra)
+
+
+def _task_of(value: str, fingerprint: str) -> str:
+    """Return the task id in an idempotency key's value; the data must be the same as then."""
+    task_id, _, known = value.partition(" ")
+    if known != fingerprint:
+        raise KeyReusedError("The Idempotency-Key was used with other data before; take a new one for a new task.")
+    return task_id
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

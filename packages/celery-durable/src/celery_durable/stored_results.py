@@ -1,0 +1,50 @@
+"""What Celery has stored about a task, for whoever reads it without Celery."""
+
+import json
+import math
+from typing import Any
+
+from kombu.utils.json import object_hook
+
+# What the state of a task is called whose stored result nobody can read.
+UNKNOWN = "UNKNOWN"
+
+
+def parse(stored: bytes) -> dict[str, Any]:
+    """Return what Celery has stored about a task, made of what JSON knows alone: dates are texts, NaN is null.
+
+    Raises:
+        ValueError: it is not Celery's.
+        RecursionError: it is nested too deep for what is left of the stack.
+    """
+    meta = json.loads(stored, object_hook=_plain, parse_constant=lambda _: None, parse_float=_finite)
+    if not isinstance(meta, dict) or "status" not in meta:
+        raise ValueError("What is stored as a task's result is not Celery's.")
+    return meta
+
+
+def state_of(stored: bytes) -> Any:
+    """Return a task's state from what Celery has stored about it; UNKNOWN where that cannot be read."""
+    try:
+        return parse(stored)["status"]
+    except (ValueError, RecursionError):
+        return UNKNOWN
+
+
+def _finite(number: str) -> float | None:
+    """Return a number; null for one like 1e999, which other languages' JSON writes and Python would call infinite."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """Turn what kombu writes for a date, a UUID, bytes ... into a text, and leave what it does not know as it is."""
+    try:
+        revived = object_hook(value)
+        if revived is value:
+            return value
+        if isinstance(revived, bytes):
+            return revived.decode()
+        return revived.isoformat().replace("+00:00", "Z") if hasattr(revived, "isoformat") else str(revived)
+    except Exception:  # noqa: BLE001 - what looks like one may be anything
+        return value

@@ -1,0 +1,310 @@
+"""A task in the worker's hands: its result is stored before its message is done with."""
+
+import logging
+import os
+import pickle
+import time
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery import current_app
+from celery.app.task import Context
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.exceptions import (
+    Ignore,
+    InvalidTaskError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery.states import READY_STATES, SUCCESS
+from celery.utils.serialization import get_pickleable_exception
+from celery.worker import request
+from celery.worker.request import create_request_cls
+
+from celery_durable.connection import is_outage
+from celery_durable.masking import mask, mask_all
+from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
+from celery_durable.redelivery import MAX_REDELIVERIES
+from celery_durable.revocations import revocations
+from celery_durable.worker.delivery import deliveries
+
+logger = logging.getLogger(__name__)
+
+# What Celery uses in its main loop, where a value of another type would end the worker.
+TEXT, NUMBER = (str, type(None)), (int, float, type(None))
+HEADER_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "task": (str,),
+    "retries": NUMBER,
+    "timelimit": (list, tuple, type(None)),
+    "group_index": NUMBER,
+    "stamped_headers": (list, type(None)),
+    "stamps": (dict, type(None)),
+    **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "eta", "expires", "argsrepr", "kwargsrepr"), TEXT),
+}
+# Outcomes after which a task does not run again.
+FINAL_FAILURES = (FAILED, TIMED_OUT, DIED)
+
+
+class Request(request.Request):
+    """Celery's request, used through ``Task.Request``.
+
+    Celery acknowledges a task whose process died before it stores the failure, and forgets a message when the main
+    process cannot store a result.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take over a message; the arguments are the base class's.
+
+        Raises:
+            InvalidTaskError: it has not the form of a task.
+        """
+        super().__init__(*args, **kwargs)
+        self._check_form()
+        if self.eta:
+            deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
+        if chord := (self._payload[2] or {}).get("chord"):
+            self._request_dict["chord"] = chord  # for `trace`, which does not look into the body
+        self._storing = False
+        self._acknowledge_later = False
+        self._outcome: str | None = SUCCEEDED  # unless we are told otherwise
+        self._error = ""
+        self._counted = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Celery makes a subclass for each task, with an ``on_success`` of its own."""
+        super().__init_subclass__(**kwargs)
+        handle = cls.on_success
+
+        def on_success(self: Request, ended: Any, **options: Any) -> None:
+            handle(self, ended, **options)
+            if not ended[0]:
+                self._count()
+
+        cls.on_success = on_success  # type: ignore[method-assign,assignment]
+
+    def _check_form(self) -> None:
+        headers = self._request_dict
+        for name, kinds in HEADER_TYPES.items():
+            if name in headers and not isinstance(headers[name], kinds):
+                raise InvalidTaskError(f"its header {name} is of a wrong type")
+        limits = headers.get("timelimit") or (None, None)
+        if len(limits) != 2 or not all(isinstance(limit, NUMBER) for limit in limits):
+            raise InvalidTaskError("its header timelimit must hold two numbers")
+        task_args, task_kwargs, embed = self._payload
+        if not (
+            isinstance(task_args, list | tuple) and isinstance(task_kwargs, dict) and isinstance(embed or {}, dict)
+        ):
+            raise InvalidTaskError("its body must hold arguments, keyword arguments and options")
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - the base class's name
+        """Tell Flower and whoever else listens; an error must not tell a secret."""
+        super().send_event(type, **(mask_all(fields) if "exception" in fields else fields))
+
+    def on_accepted(self, pid: Any, time_accepted: Any) -> None:
+        """The pool has begun to run it."""
+        super().on_accepted(pid, time_accepted)
+        due = self.eta.timestamp() if self.eta else None
+        # A message that comes back has waited since it was lost: nobody knows for how long.
+        came_back = self.delivery_info["redelivered"]
+        deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
+        figures.started(self.name, None if came_back else waited(self._request_dict, due))
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, but not before the result is stored."""
+        if self._storing:
+            self._acknowledge_later = True
+            return
+        super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, or put it among the dead letters."""
+        if requeue:
+            self._outcome = None
+        super().reject(requeue)
+
+    def _count(self) -> None:
+        if self._counted or not self.time_start or not self._outcome:
+            return
+        self._counted = True
+        figures.ended(self.name, self._outcome, time.time() - self.time_start)
+        if self._outcome in FINAL_FAILURES:
+            figures.failed(self.name, self.id, self._outcome, self._error)
+
+    def _bury(self, reason: str) -> None:
+        # Whoever acknowledges early keeps nothing to be buried.
+        if not self.acknowledged:
+            deliveries.bury(self.message.delivery_tag, reason)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """The task failed, or its process died."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
+        self._outcome, self._error = self._outcome_of(error), _one_line(error)
+        if isinstance(error, Reject) and not error.requeue:
+            self._bury(f"The task rejected it: {mask(str(error.reason))}")
+        if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
+            if self._outcome == DIED:
+                self._bury(f"Its process died in each of {self._context.retries + 1} runs: {error}")
+            self.acknowledge()
+        self._count()
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """It is not run, or was terminated."""
+        self._outcome = None
+        if self._stored(super()._announce_revoked, reason, terminated, signum, expired):
+            self.acknowledge()
+            if not expired:
+                revocations.heeded(self.id)
+
+    def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
+        """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
+        runs_again = bool(self.task.acks_late) and super()._retry_worker_lost(exc, exc_info)
+        if runs_again:
+            self._outcome = RETRIED
+        return runs_again
+
+    def _success_was_stored(self) -> Any:
+        """Return what is stored of a success, after which the task's process died."""
+        if success := super()._success_was_stored():
+            self._outcome = SUCCEEDED
+            if self.chord and self.message.properties.get("returns", 0) < MAX_REDELIVERIES:
+                # Nobody knows whether its chord was told: whoever takes the message again tells it (`trace`).
+                self.reject(requeue=True)
+        return success
+
+    def _outcome_of(self, error: BaseException) -> str | None:
+        if isinstance(error, WorkerLostError):
+            return DIED  # unless it runs again
+        if isinstance(error, Ignore | Reject):
+            return None
+        if isinstance(error, Retry):
+            return RETRIED
+        return TIMED_OUT if isinstance(error, SoftTimeLimitExceeded | TimeLimitExceeded) else FAILED
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A time limit is over."""
+        if not soft:
+            self._outcome = TIMED_OUT
+        if self._stored(super().on_timeout, soft, timeout):
+            self.acknowledge()
+        if not soft:
+            self._count()
+
+    def _log_fields(self) -> dict[str, Any]:
+        return {"task_id": self.id, "task_name": self.name, "request_id": self._request_dict.get("request_id")}
+
+    def _stored(self, store: Any, *args: Any) -> bool:
+        """Run a handler of Celery's and tell whether it wanted the message acknowledged."""
+        self._storing, self._acknowledge_later = True, False
+        try:
+            store(*args)
+        except MemoryError:
+            # Celery raises it anew in the main process; the task's own process has stored the failure.
+            logger.warning("Task %s ran out of memory", self.id, extra=self._log_fields())
+            self._acknowledge_later = True
+        except Exception as error:
+            extra = self._log_fields()
+            if self._end_is_stored():
+                # A handler of the application's, which runs in the main process when the task's process is gone.
+                logger.exception("The end of task %s is stored, but a handler of it failed", self.id, extra=extra)
+                return True
+            if not is_outage(error):
+                # It would fail as often as the task runs.
+                logger.exception("The end of task %s cannot be stored", self.id, extra=extra)
+                self._bury(f"Its end cannot be stored: {_one_line(error)}")
+                return True
+            logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
+            self._storing = False
+            self.reject(requeue=True)
+            return False
+        finally:
+            self._storing = False
+        return self._acknowledge_later
+
+    def _end_is_stored(self) -> bool:
+        task_id, state = getattr(self.task.backend, "last_stored", None) or ("", "")
+        # A part of a chord is counted after it is stored.
+        return task_id == self.id and state in READY_STATES and not self.chord
+
+
+def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[Request]:
+    """Do what Celery's strategy does, with our Request in front of one that a task brings, and with our ``trace``."""
+    kind = base if issubclass(base, Request) else type(base.__name__, (Request, base), {})
+    made: type[Request] = create_request_cls(kind, *args, trace=trace, **options)
+    return made
+
+
+def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
+    """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
+    if _is_done(name, task_id, message):
+        _count_for_its_chord(name, task_id, message)
+        logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
+        return 0, "None", 0.0
+    run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
+    try:
+        ended = run(name, task_id, message, *args, **options)
+    except Exception as error:
+        # A handler of the task's that fails twice comes to this.
+        portable = _portable(error)
+        if portable is error:
+            raise
+        raise portable from error
+    if ended[0] and isinstance(wrapper := ended[1].exception, ExceptionWithTraceback):
+        wrapper.exc = _portable(wrapper.exc)
+        ended[1].type = type(wrapper.exc)
+    return ended
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that pickle can restore: one that it cannot ends the worker's main process.
+
+    Celery looks after what fails or is retried, but not after Ignore, Reject, and what a task's handlers raise.
+    """
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever the error's class does
+        if isinstance(error, Reject):
+            reason = error.reason
+            return Reject(_one_line(reason) if isinstance(reason, Exception) else None, requeue=error.requeue)
+        return Ignore(_one_line(error)) if isinstance(error, Ignore) else get_pickleable_exception(error)
+    return error
+
+
+def _count_for_its_chord(name: str, task_id: str, message: dict[str, Any]) -> None:
+    """Tell a chord of a part that is done, once more: its process may have died before it said so.
+
+    Celery's script counts each part once, and hands in the chord's body once.
+    """
+    request = Context(message)
+    if request.chord:
+        backend = current_app.tasks[name].backend
+        backend.on_chord_part_return(request, SUCCESS, backend.get_result(task_id))
+
+
+def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
+    """Tell whether a message that came back, or may have, is one whose success is stored."""
+    properties = message["properties"]
+    if not (properties.get("doubtful") or message["delivery_info"]["redelivered"]):
+        return False
+    try:
+        meta = current_app.tasks[name].backend.get_task_meta(task_id, cache=False)
+        # Without its message's name it was stored by another version or backend.
+        is_same: bool = meta.get("message", properties["message_id"]) == properties["message_id"]
+        return is_same and meta["status"] == SUCCESS
+    except Exception as error:  # noqa: BLE001 - no backend, or one that has no answer: it runs, at least once
+        logger.debug("Nobody knows whether task %s is done: %r", task_id, error)
+        return False
+
+
+def _one_line(error: BaseException) -> str:
+    """Describe an exception without its secrets."""
+    try:
+        text = mask(str(error)).strip().partition("\n")[0]
+        # redis-py shows the beginning of what was to be stored.
+        text = text.rpartition("of pipeline caused error: ")[2]
+    except Exception:  # noqa: BLE001 - what makes the text is the task's own code
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,109 @@
+"""Where results are stored: Celery's Redis backend, which never drops one because Redis is away or refuses to write."""
+
+import logging
+from typing import Any
+
+import redis
+from celery import Celery, current_app, signals, states
+from celery.backends.redis import RedisBackend, SentinelBackend
+from kombu.exceptions import OperationalError
+
+from celery_durable.connection import (
+    Connection,
+    SentinelConnection,
+    SentinelSslConnection,
+    SslConnection,
+    is_outage,
+)
+from celery_durable.masking import mask_all
+
+logger = logging.getLogger(__name__)
+
+# Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
+MAIN_PROCESS_RETRIES = 5
+
+
+class ResultStore(RedisBackend):
+    """Used through Celery's table of backends."""
+
+    plain_connection: type[redis.Connection] = Connection
+    tls_connection: type[redis.Connection] = SslConnection
+
+    # The task and the state that this thread has stored last.
+    last_stored: tuple[str, str] | None = None
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Tell whether it is worth while to try again; Celery would try again after a KeyError, too."""
+        return is_outage(exc)
+
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, *_: Any, **__: Any
+    ) -> None:
+        """Store that a task is to run again. Its message was sent before: whatever happens here, this run has ended."""
+        try:
+            result = self.encode_result(exc, states.RETRY)
+            self._ensure_retryable(
+                self._store_result,
+                *(task_id, result, states.RETRY, traceback),
+                request=request,
+                max_retries=MAIN_PROCESS_RETRIES,
+            )
+        except Exception:
+            logger.exception("That task %s will run again cannot be stored", task_id, extra={"task_id": task_id})
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        """Listen for the result of a task that is about to be sent.
+
+        Raises:
+            kombu.exceptions.OperationalError: Redis does not answer; Celery says so with a RuntimeError here.
+        """
+        try:
+            return super().on_task_call(producer, task_id)
+        except RuntimeError as error:
+            raise OperationalError("The Redis with the results does not answer.") from error
+
+    def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
+        """Make an error fit for storage. A client of a provider may have put its key into the message."""
+        return mask_all(super().prepare_exception(*args, **kwargs))
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        stored = super()._store_result(task_id, result, state, mask_all(traceback), *args, **kwargs)
+        self.last_stored = task_id, state
+        return stored
+
+    def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> dict[str, Any]:
+        # Two messages may have the same task id.
+        meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **options)
+        meta["message"] = (getattr(request, "properties", None) or {}).get("message_id")
+        return meta
+
+    def _get_pool(self, **params: Any) -> Any:
+        encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
+        kind = self.tls_connection if encrypted else self.plain_connection
+        return super()._get_pool(**{**params, "connection_class": kind})
+
+
+class SentinelResultStore(ResultStore, SentinelBackend):
+    """The same in the server that sentinels call the primary."""
+
+    plain_connection = SentinelConnection
+    tls_connection = SentinelSslConnection
+
+
+def install(app: Celery) -> None:
+    """Make result URLs of ``app`` use these classes."""
+    stores = {"redis": ResultStore, "rediss": ResultStore, "sentinel": SentinelResultStore}
+    app.loader.override_backends = {scheme: f"{__name__}:{store.__name__}" for scheme, store in stores.items()}
+    signals.worker_init.connect(_limit_retries)
+    signals.worker_process_init.connect(_retry_until_the_time_limit)
+
+
+def _limit_retries(sender: Any, **_: Any) -> None:
+    # The backend belongs to the thread: those of a thread pool keep trying.
+    sender.app.backend.max_retries = MAIN_PROCESS_RETRIES
+
+
+def _retry_until_the_time_limit(**_: Any) -> None:
+    current_app.backend.max_retries = float("inf")

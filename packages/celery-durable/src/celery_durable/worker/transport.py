@@ -1,0 +1,321 @@
+"""Kombu's Redis transport with an atomic delivery.
+
+Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
+it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
+one command moves a message from its queue to the worker's own list, where delivery.py looks after it
+(docs/decisions/0010-atomic-delivery.md).
+"""
+
+import logging
+import time
+from functools import cache
+from typing import Any
+
+import redis
+from kombu import transport as kombu_transport
+from kombu.transport import redis as kombu_redis
+from redis.exceptions import NoScriptError, OutOfMemoryError
+
+from celery_durable import keys, scripts, signing
+from celery_durable.address import RedisAddress
+from celery_durable.connection import (
+    Connection,
+    SentinelConnection,
+    SentinelSslConnection,
+    SslConnection,
+    sentinel_options,
+)
+from celery_durable.options import current
+from celery_durable.redelivery import REDELIVERIES
+from celery_durable.scripts import digest, load, run
+from celery_durable.task_ids import MADE, created, task_of, write_out
+from celery_durable.worker.delivery import deliveries
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a worker of several queues waits for the first of them before it looks into all again.
+LOOK_INTERVAL = 0.2
+# Seconds between two looks for messages that got lost between Redis and this worker.
+RECLAIM_INTERVAL = 5.0
+
+# Seconds after a connection was made in which a message may be one that was done already: Redis may have been killed
+# with the end of its append-only file unwritten.
+DOUBT = 60.0
+# Queues of answers to questions, and of events.
+NO_TASKS, EVENTS = ".pidbox", "celeryev"
+# Messages that a purge reads in one round trip.
+PURGED_AT_ONCE = 500
+# A list that is always empty: waiting for it is waiting without a write.
+NOTHING = "unacked_nothing"
+
+
+class PurgeError(Exception):
+    """A queue cannot be emptied."""
+
+
+def install() -> None:
+    """Make every broker URL of this process use this transport."""
+    for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
+        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
+
+
+def _only_workers_acknowledge(queue: str) -> None:
+    if not deliveries.serving:
+        raise NotImplementedError(
+            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
+            " would be lost when it ends. Take them with no_ack=True, or write a task."
+        )
+
+
+@cache
+def _warn_of_priorities(task: str) -> None:
+    logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
+
+
+class QoS(kombu_redis.QoS):
+    """Counts what is in our hands for the prefetch limit; everything else is told to ``deliveries``."""
+
+    restore_at_shutdown = False
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """The message lies in our list already."""
+        super(kombu_redis.QoS, self).append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Works for tasks that began on an earlier connection, too."""
+        deliveries.acknowledge(delivery_tag)
+        self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Put the message back, or among the dead letters."""
+        if requeue:
+            deliveries.requeue(delivery_tag)
+        else:
+            deliveries.bury(delivery_tag, "A worker refused it; its log says why.")
+        self._quick_ack(delivery_tag)
+
+    def tags(self) -> tuple[str, ...]:
+        """Return the messages that came through this connection and are not done with."""
+        return tuple(self._delivered or ())
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """No message comes back because of its age alone."""
+
+
+class Channel(kombu_redis.Channel):
+    """Takes messages by moving them, and counts accepted tasks when it publishes."""
+
+    QoS = QoS
+    connection_class: type[redis.Connection] = Connection
+    connection_class_ssl: type[redis.Connection] = SslConnection
+    # Batches would bypass _put.
+    supports_batch_publish = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Connect; the arguments are the base class's."""
+        super().__init__(*args, **kwargs)
+        self._connected = time.monotonic()
+        self._taken_from: list[str] = []
+        self._command = ""  # what waits for its answer
+        self._looked_in_vain = False
+        self._full = False  # Redis has no memory left and refuses BLMOVE
+        self._acknowledged_queues: set[str] = set()
+        self._reclaimed: dict[str, float] = {}  # list -> time
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Remember which queues want acknowledgements: answers to questions do not, tasks do.
+
+        Raises:
+            NotImplementedError: this process is no worker, so nobody would look after what it takes.
+        """
+        if not no_ack:
+            _only_workers_acknowledge(queue)
+            self._acknowledged_queues.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """Take one message.
+
+        Raises:
+            NotImplementedError: with an acknowledgement only a worker may.
+        """
+        if not no_ack:
+            _only_workers_acknowledge(queue)
+        return super().basic_get(queue, no_ack, **kwargs)
+
+    def _takes(self) -> bool:
+        # A worker asks its questions before it consumes tasks: a channel never does both at once.
+        return not self._acknowledged_queues.isdisjoint(self.active_queues)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self._takes():
+            self._command = ""
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        lists = [deliveries.unacked_list(queue) for queue in queues]
+        self._reclaim(lists)
+        if (len(queues) > 1 or self._full) and not self._looked_in_vain:
+            pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
+            command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs]
+        elif self._full:
+            command = ["BRPOP", NOTHING, LOOK_INTERVAL]
+            self._full = False
+        else:
+            patience = timeout or self.brpop_timeout if len(queues) == 1 else LOOK_INTERVAL
+            command = ["BLMOVE", queues[0], lists[0], "RIGHT", "LEFT", patience]
+        self._taken_from, self._command = list(queues), command[0]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self.client.connection.send_command(*command)
+
+    def _reclaim(self, lists: list[str]) -> None:
+        # Nothing is on its way to us: no command is under way on this connection, and earlier ones are closed.
+        now = time.monotonic()
+        if any(now - self._reclaimed.get(unacked, -RECLAIM_INTERVAL) >= RECLAIM_INTERVAL for unacked in lists):
+            deliveries.reclaim(self.qos.tags())
+            self._reclaimed = dict.fromkeys(lists, now)
+
+    def _receive_one(self, c: Any) -> Any:
+        try:
+            return super()._receive_one(c)
+        except (redis.RedisError, OSError):
+            raise
+        except kombu_redis.Empty:
+            # Raised, it would end kombu's loop, and what came with it would wait for the next message.
+            return None
+        except Exception:
+            logger.exception("What came on a channel is ignored")
+            return None
+
+    def _deliver_fanout_message(self, message: dict[str, Any], exchange: str) -> Any:
+        # Nobody of ours compresses on a channel, and a few bytes could become more than the memory holds.
+        message["headers"].pop("compression", None)
+        return super()._deliver_fanout_message(message, exchange)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if not self._command:
+            try:
+                return bool(super()._brpop_read(**options))
+            except (redis.RedisError, OSError, kombu_redis.Empty):
+                raise
+            except Exception:
+                logger.exception("What came as an answer is ignored")
+                raise kombu_redis.Empty from None
+        try:
+            reply = self.client.parse_response(self.client.connection, self._command, **options)
+        except NoScriptError:
+            with self.conn_or_acquire() as client:
+                load(client)
+            raise kombu_redis.Empty from None
+        except self.connection_errors as error:
+            if isinstance(error.__cause__, OutOfMemoryError):
+                self._full = True
+                raise kombu_redis.Empty from error
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self._looked_in_vain = self._command == "EVALSHA" and not reply
+        # What comes while we close stays in our list and is given back with it.
+        if not reply or self._closing:
+            raise kombu_redis.Empty
+        number, raw = (0, reply) if self._command == "BLMOVE" else reply
+        queue = self._taken_from[number]
+        self._queue_cycle.rotate(queue)
+        self._deliver(queue, raw)
+        return True
+
+    def _deliver(self, queue: str, raw: bytes) -> None:
+        refusal = signing.refusal(queue, raw)
+        payload = None if refusal else signing.parse(raw)
+        tag = deliveries.take(queue, raw, task_of(payload) if payload else "")
+        if tag is None:
+            return
+        if payload is None:
+            deliveries.bury(tag, refusal or signing.MALFORMED)
+            return
+        try:
+            # What its sender called it is the same however often it comes.
+            payload["properties"] |= {"message_id": payload["properties"].get("delivery_tag"), "delivery_tag": tag}
+            if time.monotonic() - self._connected < DOUBT:
+                payload["properties"]["doubtful"] = True
+            self.Message(payload, channel=self)
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
+            deliveries.bury(tag, signing.MALFORMED)
+            return
+        self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
+
+    def _purge(self, queue: str) -> int:
+        """Delete what waits, and tell the ledger.
+
+        Raises:
+            PurgeError: Redis refuses. Celery takes its own errors for an empty queue.
+        """
+        purged = 0
+        with self.conn_or_acquire() as client:
+            try:
+                # The newest first: that is where a script looks for them.
+                while entries := client.lrange(queue, 0, PURGED_AT_ONCE - 1):
+                    pipeline = client.pipeline(transaction=False)
+                    for raw in entries:
+                        message = signing.parse(raw)
+                        names = queue, keys.ACCEPTED
+                        pipeline.evalsha(
+                            digest(scripts.ACKNOWLEDGE), len(names), *names, raw, task_of(message) if message else ""
+                        )
+                    pipeline.execute()
+                    purged += len(entries)
+            except redis.ResponseError as error:
+                raise PurgeError(
+                    f"The queue {queue} cannot be purged; {purged} messages are deleted. {error}"
+                ) from error
+        return purged
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        write_out(message)
+        # Answers and events hold no task; they are read by who knows no signatures.
+        task_id = "" if queue.endswith(NO_TASKS) or queue.startswith(EVENTS) else task_of(message)
+        if not task_id:
+            super()._put(queue, message, **kwargs)
+            return
+        # A retry inherits the headers of the run before.
+        message["headers"].pop(REDELIVERIES, None)
+        if created(task_id) is None:
+            message["headers"].setdefault(MADE, time.time())
+        if message["properties"].get("priority"):
+            _warn_of_priorities(message["headers"].get("task", ""))
+        entry = signing.new_entry(queue, message)
+        with self.conn_or_acquire() as client:
+            run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
+
+
+class Transport(kombu_redis.Transport):
+    """The transport that ``install`` puts in the place of kombu's."""
+
+    Channel = Channel
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same channel to the server that sentinels call the primary."""
+
+    connection_class = SentinelConnection
+    connection_class_ssl = SentinelSslConnection
+    # Flower wants them among the options, too; they are not to be set from there.
+    from_transport_options = tuple(
+        name for name in kombu_redis.SentinelChannel.from_transport_options if name != "sentinel_kwargs"
+    )
+
+    @property
+    def sentinel_kwargs(self) -> dict[str, Any]:
+        """How sentinels are reached. Not among the transport's options: `celery inspect stats` shows those, as JSON."""
+        return sentinel_options(RedisAddress.parse(current().broker_url), current().sentinel_password)
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The transport for ``sentinel://``."""
+
+    Channel = SentinelChannel

@@ -1,0 +1,75 @@
+"""What may import what: the library knows no application, and its layers are as docs/layers.md draws them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import REPOSITORY
+
+SOURCE = REPOSITORY / "packages/celery-durable/src"
+LIBRARY = "celery_durable"
+MODULES = sorted(SOURCE.rglob("*.py"))
+# What the library may need besides Python: Celery, redis-py, and what these bring.
+ALLOWED = {"celery", "kombu", "billiard", "click", "redis", LIBRARY, *sys.stdlib_module_names}
+
+
+def imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            yield node.module or ""
+            if node.module == LIBRARY or (node.module or "").startswith(f"{LIBRARY}."):
+                yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def layer(name: str) -> str:
+    """Return `worker` or `aio` for a module of these, `flat` for one beside them."""
+    part = name.removeprefix(f"{LIBRARY}.").split(".")[0]
+    return part if part in {"worker", "aio"} else "flat"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
+def test_the_library_depends_on_celery_and_redis_alone(module: Path) -> None:
+    assert {name.partition(".")[0] for name in imported(module)} <= ALLOWED
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
+def test_nothing_imports_upwards(module: Path) -> None:
+    own = layer(".".join(module.relative_to(SOURCE).with_suffix("").parts))
+    inside = {name for name in imported(module) if name.startswith(f"{LIBRARY}.")}
+    # install() alone, in the package's own file, reaches into a layer.
+    wanted = {"flat", own} if module.parent != SOURCE / LIBRARY or module.stem != "__init__" else {"flat", "worker"}
+    assert {layer(name) for name in inside} <= wanted
+
+
+def test_flat_modules_have_no_circle() -> None:
+    below: dict[str, set[str]] = {}
+    for module in MODULES:
+        name = ".".join(module.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        if name != LIBRARY:
+            below[name] = {other for other in imported(module) if other.startswith(f"{LIBRARY}.")}
+    known = set(below)
+    while below:
+        floor = {name for name, others in below.items() if not (others & known) - {name} & below.keys()}
+        assert floor, f"a circle among {sorted(below)}"
+        below = {name: others for name, others in below.items() if name not in floor}
+
+
+def test_the_package_alone_imports_nothing() -> None:
+    third = {"celery", "kombu", "billiard", "click", "redis"}
+    code = f"import sys; import {LIBRARY}; print(*{third} & {{*sys.modules}})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == []
+
+
+def test_no_library_knows_the_sample() -> None:
+    for file in (REPOSITORY / "packages").rglob("*"):
+        if file.is_file() and file.suffix in {".py", ".md", ".toml", ".lua"}:
+            text = file.read_text()
+            assert not [word for word in ("app.agents", "app.main", "typesafe") if word in text], file
