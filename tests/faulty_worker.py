@@ -187,6 +187,12 @@ def rejecting_once(self: Task[Any, Any], ledger: str) -> None:
         raise Reject("later", requeue=True)
 
 
+@celery_app.task(bind=True)
+def growing(self: Task[Any, Any], content: str) -> None:
+    """Ask for a retry that is larger than any worker takes."""
+    raise self.retry(args=(content * 10_000_000,), countdown=0)
+
+
 class Own(BaseTask):  # type: ignore[type-arg]
     """A base class that does not come from the application."""
 

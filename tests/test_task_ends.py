@@ -1,14 +1,12 @@
 """However a task ends and whatever Redis answers then: it ends once, and its worker works on."""
 
-import site
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.known_scripts import APPLICATION, scripts
+from app.known_scripts import APPLICATION, installed, scripts
 from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Stack, wait_until
 
@@ -104,7 +102,7 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     admin = stack.redis.client(0)
     rules: dict[str, list[str]] = {"keys": ["*"], "channels": ["*"], "commands": ["+@all"]}
     admin.acl_setuser("worker", enabled=True, passwords="+secret", **rules)  # type: ignore[arg-type]
-    for script in scripts(APPLICATION, *map(Path, site.getsitepackages())).values():  # a client with a name loads none
+    for script in scripts(APPLICATION, *installed()).values():  # a client with a name loads none
         admin.script_load(script)
     stack.env["CELERY_BROKER_URL"] = f"redis://worker:secret@127.0.0.1:{stack.redis.port}/0"
     worker = stack.start_worker()
@@ -136,3 +134,11 @@ def test_an_error_that_cannot_be_restored_ends_its_task_and_not_the_worker(stack
     assert "Unrecoverable" not in worker.output()
     stack.result(*stack.send("sleeping.delay(0)"))
     assert worker.process.poll() is None
+
+
+def test_a_retry_that_cannot_be_sent_ends_its_task(stack: Stack) -> None:
+    stack.start_worker()
+    (task,) = stack.send("growing.delay('x')")
+    assert "MAX_MESSAGE_BYTES" in str(stack.result(task, "FAILURE")["result"])
+    wait_until(stack.nothing_waits)
+    assert task in stack.dead_letters("list")

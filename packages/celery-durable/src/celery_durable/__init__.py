@@ -3,6 +3,7 @@
 ``install(app, options)`` gives them to an application. Importing this package alone imports nothing.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from celery_durable.options import Options
 
 __version__ = "0.1.0"
+
+# Celery's own, where nothing is configured, is RabbitMQ.
+DEFAULT_BROKER = "redis://localhost:6379/0"
 
 
 def install(app: "Celery[Any]", options: "Options | None" = None) -> None:
@@ -25,7 +29,13 @@ def install(app: "Celery[Any]", options: "Options | None" = None) -> None:
     from celery_durable.worker import delivery, lifecycle, results, systemd, task_logs, transport  # noqa: PLC0415
 
     options = options or Options()
-    set_current(options)
+    set_current(
+        replace(
+            options,
+            broker_url=options.broker_url or app.conf.broker_url or DEFAULT_BROKER,
+            result_url=options.result_url or app.conf.result_backend or "",
+        )
+    )
     app.control_cls = "celery_durable.control:Control"
     app.conf.worker_consumer = "celery_durable.worker.consumer:Consumer"
     app.conf.worker_deduplicate_successful_tasks = False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from celery_durable.address import RedisAddress
+from celery_durable.queue_names import DEFAULT_QUEUE
 
 # Bytes of the largest queue entry that a worker takes, unless it is said: 2 MiB of content and Celery's headers.
 MESSAGE_LIMIT = (2 * 1024 + 64) * 1024
@@ -14,8 +15,9 @@ MESSAGE_LIMIT = (2 * 1024 + 64) * 1024
 class Options:
     """Given to ``celery_durable.install``; durations are seconds. URLs are secrets because they carry passwords."""
 
-    broker_url: str = field(default="redis://localhost:6379/0", repr=False)
-    result_url: str = field(default="redis://localhost:6379/1", repr=False)
+    # Empty: those of the application.
+    broker_url: str = field(default="", repr=False)
+    result_url: str = field(default="", repr=False)
     # Where a URL above names sentinels: what they call the primary, and the password that they ask for themselves.
     broker_primary: str = "broker"
     results_primary: str = "main"
@@ -25,7 +27,7 @@ class Options:
     control_keys: tuple[bytes, ...] = field(default=(), repr=False)
     message_limit: int = MESSAGE_LIMIT
     # Every queue that somebody may send tasks to or take them from.
-    queues: tuple[str, ...] = ("celery",)
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
     # How long ``.delay()`` takes while Redis is away or hangs: of a worker as long as Celery tries, some 16 s; in a web
     # process 1 s at most.
     client_profile: Literal["worker", "web"] = "worker"

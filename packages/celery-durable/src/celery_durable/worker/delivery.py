@@ -498,7 +498,8 @@ deliveries = Deliveries()
 
 def install(app: Celery) -> None:
     """Make workers of ``app`` look after their messages."""
-    signals.celeryd_init.connect(_serve)
+    # Also sent where Celery's testing tools start a worker.
+    signals.worker_init.connect(_serve)
     signals.worker_ready.connect(_count_start)
     app.steps["consumer"].add(GiveBack)
 
@@ -508,8 +509,8 @@ def _count_start(sender: Any, **_: Any) -> None:
     deliveries.report()
 
 
-def _serve(sender: str, instance: Any, **_: Any) -> None:
-    deliveries.serve(instance.app, sender)
+def _serve(sender: Any, **_: Any) -> None:
+    deliveries.serve(sender.app, sender.hostname)
 
 
 class GiveBack(bootsteps.StartStopStep):

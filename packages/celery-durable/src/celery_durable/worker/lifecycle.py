@@ -27,7 +27,7 @@ _main = 0
 
 def install(app: Celery) -> None:
     """Connect the handlers; of most Celery may keep weak references, because they are module functions."""
-    signals.celeryd_init.connect(_use_our_classes)
+    signals.worker_init.connect(_use_our_classes)
     signals.worker_init.connect(_push_retries_however_long_it_takes)
     signals.worker_init.connect(_remember_the_main_process)
     signals.worker_init.connect(_share_memory)
