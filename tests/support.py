@@ -271,11 +271,11 @@ class Stack:
 class Api:
     """An API server and a client that sends its key."""
 
-    def __init__(self, log: Path, env: dict[str, str]) -> None:
+    def __init__(self, log: Path, env: dict[str, str], app: str = "app.main:app") -> None:
         """Start it on a free port, all of its log lines in JSON, and wait until it answers."""
         self.url = f"http://127.0.0.1:{free_port()}"
         self.key = secrets.token_hex(16)
-        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", self.url.rpartition(":")[2]]
+        command = [sys.executable, "-m", "uvicorn", app, "--port", self.url.rpartition(":")[2]]
         command += ["--log-config", "app/log_config.json", "--no-server-header", *SERVER_OPTIONS]
         self.program = Program(command, log, {"BACKEND_API_KEY": self.key, **env})
         self.program.wait_for_output("Uvicorn running")

@@ -125,6 +125,13 @@ class TestIdempotencyKey:
         assert "visible ASCII" in refused.json()["detail"]
         assert queued(broker) == []
 
+    def test_more_than_one(self, api: Api, broker: RedisServer) -> None:
+        """Nobody knows which of them the client will repeat."""
+        headers = [(b"Idempotency-Key", b"one"), (b"Idempotency-Key", b"two")]
+        refused = api.client.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        assert (refused.status_code, refused.json()["detail"]) == (422, "Idempotency-Key: must be sent once.")
+        assert queued(broker) == []
+
     def test_at_the_same_time_through_two_servers(
         self, api: Api, broker: RedisServer, results: RedisServer, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

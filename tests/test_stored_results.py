@@ -146,6 +146,20 @@ def test_deeper_than_any_stack(lonely_api: Api, redis_server: RedisServer) -> No
     assert "too deep" in told["error"]
 
 
+@pytest.mark.parametrize("stored", [b"", b"x", b"[]", b"{}", b"\xff", None])
+def test_what_somebody_else_has_stored(lonely_api: Api, redis_server: RedisServer, stored: bytes | None) -> None:
+    """Not 503 for ever, as if Redis were away, and not 500."""
+    key, client = "celery-task-meta-foreign", redis_server.client(1)
+    client.delete(key)
+    if stored is None:
+        client.lpush(key, "x")  # a key of another type
+    else:
+        client.set(key, stored)
+    told = ask(lonely_api, "foreign")
+    assert told["status"] == "UNKNOWN"
+    assert "not Celery's" in told["error"]
+
+
 @given(st.binary(max_size=50))
 def test_what_is_not_celerys_has_no_state(stored: bytes) -> None:
     assert state_of(stored) == UNKNOWN

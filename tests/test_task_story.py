@@ -204,3 +204,11 @@ def test_a_host_that_is_away_is_named() -> None:
     away = {"inventory_hostname": "two", "story_read": {"unreachable": True}}
     assert "two cannot be read" in stack_story.task_story([host("one", [line(0, "accepted")]), away], TASK)[-2]
     assert len(stack_story.task_story([away], TASK)) == 1
+
+
+@pytest.mark.parametrize("name", ["nightly", "Report (2026)[1]", "0f0e8400-e29b-41d4-a716-446655440000"])
+def test_an_id_that_its_sender_has_chosen_is_found(journal: Journal, tmp_path: Path, name: str) -> None:
+    journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=name), 1)
+    journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=OTHER), 1)
+    assert reader.created(name) is None
+    assert [line.message for line in reader.story(name, "typesafe", tmp_path, 0)] == ["Task started"]

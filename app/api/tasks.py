@@ -12,6 +12,8 @@ from celery.states import EXCEPTION_STATES, SUCCESS
 from fastapi import APIRouter, Header, HTTPException, Request, Response
 from prometheus_client import Counter
 from pydantic import AfterValidator, WithJsonSchema
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import State
 
@@ -22,6 +24,7 @@ from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
 from app.api.security import ProtectedRoute
 from app.settings import get_settings
 from celery_durable.aio.publisher import Publisher
+from celery_durable.entries import expected
 from celery_durable.keys import ACCEPTED
 from celery_durable.masking import mask
 from celery_durable.stored_results import UNKNOWN, parse
@@ -87,6 +90,8 @@ TaskId = Annotated[
 )
 async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> EnqueueResponse:
     """Put a task into the queue; 202 means that it is there."""
+    if len(request.headers.getlist("Idempotency-Key")) > 1:
+        raise HTTPException(422, "Idempotency-Key: must be sent once.")
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
     published = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
@@ -122,12 +127,12 @@ async def status(task_id: TaskId, request: Request) -> Response:
 async def _look_up(task_id: str, state: State) -> Response:
     results, publisher = state.results, state.publisher
     key = f"celery-task-meta-{task_id}"
-    stored = await results.get(key)
+    stored = await _stored(results, key)
     if stored is None:
         if await state.broker.hexists(ACCEPTED, task_id) or publisher.remembers(task_id):
             return _answer(task_id, "PENDING")
         # The worker stores the result before it acknowledges: it may have done both between the two questions.
-        stored = await results.get(key)
+        stored = await _stored(results, key)
     if stored is not None:
         return await _describe(task_id, stored)
     kept = get_settings().result_expires
@@ -144,6 +149,14 @@ async def _look_up(task_id: str, state: State) -> Response:
     raise HTTPException(404, "No such task: it was never accepted here, or its result was dropped to make room.")
 
 
+async def _stored(results: Redis, key: str) -> Any:
+    """Return what is stored of a task, None when nothing is; a key of another type holds nothing of Celery's."""
+    try:
+        return await results.get(key)
+    except ResponseError as error:
+        return expected(error, b"")[0]
+
+
 async def _describe(task_id: str, stored: bytes) -> Response:
     try:
         return _outcome(task_id, stored)
@@ -152,6 +165,8 @@ async def _describe(task_id: str, stored: bytes) -> Response:
         with suppress(RecursionError):
             return await asyncio.to_thread(_outcome, task_id, stored)
         return _answer(task_id, UNKNOWN, error="Its result is nested too deep to be shown.")
+    except ValueError:
+        return _answer(task_id, UNKNOWN, error="What is stored in the place of its result is not Celery's.")
 
 
 def _outcome(task_id: str, stored: bytes) -> Response:

@@ -22,12 +22,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 # The platform's own addresses are never behind a proxy, whatever the environment says.
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 # Seconds that clocks of different hosts may differ.
 CLOCKS = 5
 PATIENCE = 5
+# Ids of this version begin with the time (RFC 9562).
+TIMED_VERSION = 7
 LEVELS = ["EMERGENCY", "ALERT", "CRITICAL", "ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]  # syslog's priorities
 FIELDS = "MESSAGE,PRIORITY,UNIT,_HOSTNAME,_PID,_SYSTEMD_UNIT"
 SUPERVISOR_LOG = "/var/log/supervisor/supervisord.log"
@@ -68,7 +71,7 @@ def parse(text: str, written: str, host: str, unit: str, level: str) -> Line:
 
 def belongs(text: str, task: str, requests: Iterable[str]) -> bool:
     """Tell whether a line is about the task, or about one of its requests and no other task."""
-    if task in text.lower():
+    if task.lower() in text.lower():
         return ANSWERED_POLL.search(text.replace('\\"', '"')) is None
     try:
         entry = json.loads(text)
@@ -127,9 +130,11 @@ def story(task: str, prefix: str, log_directory: Path, since: float) -> list[Lin
     """Return all lines about the task, and those about units."""
     ours, units = [f"{prefix}-*"], [f"{prefix}-*", "redis-server*", "supervisor"]
     # journalctl looks for the text itself: a journal may hold millions of lines.
-    named = [from_journal(entry) for entry in journalctl(ours, since, f"--grep={task}")]
+    named = [
+        from_journal(entry) for entry in journalctl(ours, since, f"--grep={re.escape(task)}", "--case-sensitive=no")
+    ]
     in_files = list(files(log_directory, since))
-    named += [(text, line) for text, line in in_files if task in text]
+    named += [(text, line) for text, line in in_files if task.lower() in text.lower()]
     found = [line for text, line in named if belongs(text, task, ())]
     requests = {line.request_id for line in found if line.request_id}
     if requests:
@@ -137,7 +142,9 @@ def story(task: str, prefix: str, log_directory: Path, since: float) -> list[Lin
         # A pattern of small letters alone would find capitals too.
         asked = journalctl(ours, since, f"--grep={pattern}", "--case-sensitive")
         candidates = [*map(from_journal, asked), *in_files]
-        found += [line for text, line in candidates if task not in text and belongs(text, task, requests)]
+        found += [
+            line for text, line in candidates if task.lower() not in text.lower() and belongs(text, task, requests)
+        ]
     found += [from_journal(entry)[1] for entry in journalctl(units, since, "_PID=1")]
     found += supervisor(Path(SUPERVISOR_LOG), since, prefix)
     return found
@@ -151,10 +158,19 @@ def oldest(prefix: str, log_directory: Path) -> str:
     return min(times, default="")
 
 
+def created(task: str) -> float | None:
+    """Return when an id was made, in seconds since 1970; None for one that does not tell, which is not of the API's."""
+    try:
+        value = uuid.UUID(task)
+    except ValueError:
+        return None
+    return (value.int >> 80) / 1000 if value.version == TIMED_VERSION else None
+
+
 def state(url: str, key_file: Path, task: str) -> str:
     """Return what the API says about the task, in one sentence."""
     key = key_file.read_text().replace(",", " ").split()[0]
-    request = urllib.request.Request(f"{url}/tasks/status/{task}", headers={"X-API-Key": key})
+    request = urllib.request.Request(f"{url}/tasks/status/{quote(task, safe='')}", headers={"X-API-Key": key})
     try:
         with OPEN(request, timeout=PATIENCE) as answer:
             told: dict[str, str] = json.load(answer)
@@ -168,18 +184,18 @@ def state(url: str, key_file: Path, task: str) -> str:
 def main() -> None:
     """Print lines, state and the oldest line's time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", help="id of the task, a UUID of version 7")
+    parser.add_argument("task", help="id of the task")
     parser.add_argument("--prefix", default="typesafe", help="the installation's name")
     parser.add_argument("--log-directory", type=Path, help="where supervisor writes the workers' log files")
     parser.add_argument("--api", metavar="URL")
     parser.add_argument("--key-file", type=Path)
     arguments = parser.parse_args()
-    task = str(uuid.UUID(arguments.task))
+    task = arguments.task
     directory = arguments.log_directory or Path("/var/log") / arguments.prefix
-    created = (uuid.UUID(task).int >> 80) / 1000
+    made = created(task)
     told = {
-        "created": moment(created),
-        "lines": [asdict(line) for line in story(task, arguments.prefix, directory, created - CLOCKS)],
+        "created": moment(made) if made else "",
+        "lines": [asdict(line) for line in story(task, arguments.prefix, directory, made - CLOCKS if made else 0)],
         "oldest": oldest(arguments.prefix, directory),
         "state": state(arguments.api, arguments.key_file, task) if arguments.api else "",
     }

@@ -20,7 +20,9 @@ CASES = {
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS[1:], "k3P9zQ-k3P9zQ-longer")}, ["worker", "required"]
     ),
     "weak-password-of-a-redis-user": Case(
-        {"redis_user_passwords": dict.fromkeys(REDIS_USERS, WEAK)}, ["redis_users", "worker", "too weak"], hidden=WEAK
+        {"redis_user_passwords": {**{user: f"{user}-k3P9zQ-k3P9zQ" for user in REDIS_USERS}, "worker": WEAK}},
+        ["redis_users", "worker", "too weak"],
+        hidden=WEAK,
     ),
     "request-limit": Case({"rate_limit": "100 per second"}, ["rate_limit", "100 per second", "1000/second"]),
     "redis-in-clear": Case(
@@ -119,6 +121,23 @@ CASES = {
     "egress-to-no-port": Case({"worker_egress": [{"name": "db", "ports": [0]}]}, ["'db' of worker_egress", "port 0"]),
     "egress-by-another-protocol": Case({"worker_egress": [{"name": "vpn", "protocol": "esp"}]}, ["esp", "tcp, udp"]),
     "egress-that-is-a-text": Case({"worker_egress": "443"}, ["worker_egress", "dict"]),
+    "worker-memory-too-small": Case({"celery_worker_memory_max": "1M"}, ["celery_worker_memory_max is 1M", "128M"]),
+    "api-memory-too-small": Case({"api_memory_max": "1M"}, ["api_memory_max is 1M", "128M"]),
+    "memory-in-percent": Case({"api_memory_max": "5%"}, []),
+    "concurrency-without-end": Case(
+        {"celery_worker_pools": [{"name": "all", "concurrency": 100_000}]}, ["'all' is 100000", "at most 1000"]
+    ),
+    "flower-in-the-place-of-the-api": Case({"flower_url_prefix": "tasks"}, ["flower_url_prefix is 'tasks'", "choose"]),
+    "host-without-a-firewall": Case(
+        {"hardening_disabled_modules": ["dccp", "nf_tables"]},
+        ["hardening_disabled_modules", "nf_tables", "take it out"],
+    ),
+    "one-password-for-all": Case(
+        {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "k3P9zQ-k3P9zQ-longer")},
+        ["redis_user_passwords", "one password", "make secrets"],
+        hidden="k3P9zQ",
+    ),
+    "redis-for-one-client": Case({"redis_maxclients": 1}, ["maxclients", "1", "from 64"]),
     "watchdog-too-short": Case({"celery_worker_watchdog_seconds": 1}, ["celery_worker_watchdog_seconds is 1", "10"]),
     "limits-the-wrong-way-round": Case(
         {"task_soft_time_limit": 61}, ["task_soft_time_limit is 61", "task_time_limit is 60", "below"]
@@ -171,6 +190,10 @@ CASES = {
     ),
     "option-that-is-empty": Case({"redis_extra_settings": {"notify-keyspace-events": "", "hz": 20}}, []),
     "tls-without-an-authority": Case({"redis_tls": True}, ["redis_tls is true", "redis_tls_ca", "make secrets"]),
+    "authority-that-is-none": Case(
+        {"redis_tls": True, "redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"},
+        ["redis_tls_ca holds no certificate", "PEM"],
+    ),
     "certificate-without-tls": Case(
         dict.fromkeys(("redis_tls_ca", "redis_tls_certificate"), "-----BEGIN CERTIFICATE-----\nx"),
         ["redis_tls_certificate", "redis_tls is false"],

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cryptography import x509
+
 # redis.conf: 1k is 1000 bytes, 1kb is 1024.
 UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
 MEGABYTE = 1024**2
@@ -125,9 +127,10 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
             "example's."
         )
     yield from refusals_of_users(instance)
-    for option, most in (("port", 65535), ("maxclients", 65000), ("databases", 1024)):
-        if not 1 <= int(instance[option]) <= most:
-            yield refuse(option, f"from 1 to {most}")
+    # A worker, an API process, Flower and an exporter have some ten connections each.
+    for option, least, most in (("port", 1, 65535), ("maxclients", 64, 65000), ("databases", 1, 1024)):
+        if not least <= int(instance[option]) <= most:
+            yield refuse(option, f"from {least} to {most}")
     if not instance["bind"] or malformed("bind", r"\*|-?[0-9A-Za-z:._%-]*[0-9A-Za-z:*]"):
         yield refuse("bind", "a list of at least one address")
     try:
@@ -185,6 +188,12 @@ def redis_tls_refusals(certificate: str, key: str, ca: str) -> list[str]:
     """Say in one sentence each what is wrong with certificate and key; Redis itself tries whether they fit."""
     given = {"redis_tls_certificate": certificate, "redis_tls_key": key, "redis_tls_ca": ca}
     missing = [name for name, value in given.items() if not value.strip()]
+    for name in ("redis_tls_certificate", "redis_tls_ca"):
+        try:
+            if given[name].strip():
+                x509.load_pem_x509_certificates(given[name].encode())
+        except ValueError:
+            return [f"{name} holds no certificate in PEM that can be read (its value is not shown): give it whole."]
     if certificate.strip() or key.strip():
         if missing:
             return [f"{' and '.join(missing)} must be given too: certificate, key and CA belong together."]

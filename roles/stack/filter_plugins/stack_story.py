@@ -57,7 +57,7 @@ def _nothing(told: Mapping[str, Mapping[str, str]], task: str, state: str, *, ce
     created = next(iter(told.values()))["created"]
     # The host whose logs are the shortest may have had it.
     back, host = max((story["oldest"], name) for name, story in told.items())
-    if created < back:
+    if created and created < back:
         return f"No log has a line about {task}: it is of {created}, and the logs of {host} reach back to {back} only."
     # Of a task that it does not know the API says 404, 410 of one whose result has ended.
     if state and not state.startswith(("404", "The API")):
