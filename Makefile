@@ -49,10 +49,15 @@ secrets: ## Write strong random secrets for INVENTORY into its vault file
 	@scripts/setup.sh controller
 	@ansible-playbook playbooks/secrets.yml -e inventory=$(abspath $(INVENTORY))
 
-.PHONY: deploy
-deploy: ## Install or update everything in INVENTORY
+.PHONY: site
+site: ## Install or update everything in INVENTORY
 	@scripts/setup.sh controller
 	ansible-playbook -i $(INVENTORY) site.yml
+
+.PHONY: deploy
+deploy: ## A new release in INVENTORY, host by host, behind gates
+	@scripts/setup.sh controller
+	ansible-playbook -i $(INVENTORY) playbooks/deploy.yml
 
 .PHONY: kubernetes-base
 kubernetes-base: ## Write deploy/kubernetes/base and what belongs to it from the role's defaults
@@ -175,7 +180,7 @@ compat: setup ## Celery's own integration suite on our worker, transport and Red
 	python -m tests.compat.run
 
 .PHONY: chaos
-chaos: setup ## Every fault on every kind of host; writes docs/chaos.md
+chaos: setup ## Every fault on every kind of host; writes docs/reports/chaos.md
 	molecule test --no-command-borders --scenario-name chaos_full
 
 .PHONY: faults
@@ -184,11 +189,11 @@ faults: setup ## N random faults of a host from SEED on, and what the doctor mak
 	SHORT_RUN=yes molecule test --no-command-borders --scenario-name faults
 
 .PHONY: cluster
-cluster: setup ## Many hosts: each kind dies under load, a network falls apart, a host is replaced; writes docs/cluster.md
+cluster: setup ## Many hosts: each kind dies under load, a network falls apart, a host is replaced; writes docs/reports/cluster.md
 	molecule test --no-command-borders --scenario-name deploy
 	molecule test --no-command-borders --scenario-name cluster
 
 .PHONY: drills
-drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/drills.md and docs/drills-cluster.md
+drills: setup ## Fire drills: faults, their alerts, their runbooks; writes docs/reports/drills.md and docs/reports/drills-cluster.md
 	molecule test --no-command-borders --scenario-name monitoring
 	molecule test --no-command-borders --scenario-name monitoring_cluster

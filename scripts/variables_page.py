@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Write docs/variables.md: scripts/variables_page.py [--check]."""
+"""Write docs/reference/variables.md: scripts/variables_page.py [--check]."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, nodes
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "variables.md"
+PAGE = ROOT / "docs/reference/variables.md"
 # In the order in which the roles meet a host.
 ROLES = [
     "stack",
@@ -16,6 +17,7 @@ ROLES = [
     "hardening",
     "firewall",
     "redis",
+    "redis_sentinel",
     "app_release",
     "celery_worker",
     "api",
@@ -51,6 +53,15 @@ def type_of(option: dict[str, Any]) -> str:
     return f"{kind} of {option['elements']}" if "elements" in option else kind
 
 
+def named_in(value: Any) -> set[str]:
+    """Return the variables that the expressions in a value name."""
+    if isinstance(value, str):
+        tree = Environment(autoescape=True).parse(value)
+        return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name for part in parts for name in named_in(part)}
+
+
 def default_of(name: str, option: dict[str, Any], defaults: dict[str, Any]) -> str:
     """Return an option's default: its value, an expression, or that there is none."""
     if option.get("required"):
@@ -59,6 +70,9 @@ def default_of(name: str, option: dict[str, Any], defaults: dict[str, Any]) -> s
     if value is None:
         return ""
     shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    if "{{" in shown:
+        others = sorted(named_in(value) - {name, "inventory_hostname"})
+        return "follows " + ", ".join(f"`{other}`" for other in others) if others else "computed"
     return "`" + shown.replace("|", "\\|") + "`"
 
 
@@ -88,6 +102,8 @@ def rows(
 
 def page() -> str:
     """Return the whole page."""
+    if missing := {path.parent.name for path in ROOT.glob("roles/*/meta")} - set(ROLES):
+        sys.exit(f"ROLES lacks {', '.join(sorted(missing))}")
     parts = [HEADER]
     for role in ROLES:
         specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
@@ -103,7 +119,7 @@ def main() -> None:
     """Write the page, or with --check exit with 1 when it is not current."""
     if "--check" in sys.argv[1:]:
         if PAGE.read_text() != page():
-            sys.exit("docs/variables.md is not current: run scripts/variables_page.py")
+            sys.exit("docs/reference/variables.md is not current: run scripts/variables_page.py")
     else:
         PAGE.write_text(page())
 

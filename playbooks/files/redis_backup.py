@@ -632,7 +632,10 @@ def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
         now, replication = redis.figures(), redis.info("replication")
         replicated = replication["role"] != "master" or replication["connected_slaves"] != "0"
     if replicated:
-        refuse(f"Redis {instance.name} is replicated here, and this restores a single server only: see docs/backup.md.")
+        refuse(
+            f"Redis {instance.name} is replicated here, and this restores a single server only: "
+            "see docs/operations/backup.md."
+        )
     present = described(now) if now else "it does not answer"
     origin = f"{instance.name} of {manifest['taken']} from {manifest['host']}, Redis {manifest['redis_version']}"
     return f"{origin}, can be loaded: {described(manifest['figures'])}. What is there now: {present}."

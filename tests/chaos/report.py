@@ -1,4 +1,4 @@
-"""The page docs/chaos.md, written by ``make chaos``."""
+"""The page docs/reports/chaos.md, written by ``make chaos``."""
 
 from __future__ import annotations
 

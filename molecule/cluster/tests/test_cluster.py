@@ -1,4 +1,4 @@
-"""Hosts die under load, one at a time, a network falls apart, releases are rolled out. Writes docs/cluster.md."""
+"""Hosts die under load, one at a time, a network falls apart, releases are rolled out; writes the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SENTINEL = (
 RATE, BEFORE, AFTER = 8, 4, 8
 # Seconds: from a fault until tasks are accepted again, and until accepted ones have run after the load.
 LONGEST_STALL, DRAIN = 15, 90
-PAGE = PROJECT / "docs/cluster.md"
+PAGE = PROJECT / "docs/reports/cluster.md"
 HEAD = """# The cluster under faults
 
 Written by `molecule test -s cluster` on {date} UTC; do not edit. {hosts} hosts on one machine with two cores,

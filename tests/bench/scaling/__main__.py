@@ -13,7 +13,7 @@ from tests.bench.scaling.page import PREFORK, TINY, Measured, page
 from tests.bench.scaling.processes import flush_seconds, machine_ticks
 from tests.support import REPOSITORY
 
-PAGE = REPOSITORY / "docs" / "scaling-measured.md"
+PAGE = REPOSITORY / "docs/reports/scaling-measured.md"
 
 
 @click.command()

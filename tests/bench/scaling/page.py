@@ -1,4 +1,4 @@
-"""The page docs/scaling-measured.md."""
+"""The page docs/reports/scaling-measured.md."""
 
 import os
 import platform

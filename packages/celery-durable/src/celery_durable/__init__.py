@@ -18,7 +18,7 @@ DEFAULT_BROKER = "redis://localhost:6379/0"
 
 
 def install(app: "Celery[Any]", options: "Options | None" = None) -> None:
-    """Make ``app`` deliver, store and stop as docs/guarantees.md says; to be called before ``app.control`` is used.
+    """Give ``app`` the guarantees of docs/reference/delivery-guarantees.md, before ``app.control`` is used.
 
     Settings of the application stay its own, but for ``worker_consumer``, and for Celery's own way to leave out tasks
     that have succeeded, which goes by their ids.
