@@ -2,7 +2,7 @@
 
 Prints JSON, the digest of each script (SHA-1, as Redis names it) and its text. Found are the texts that the application
 and the packages beside it give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's
-locks and of whatever else is installed), and the files ``*.lua``. Nothing is imported for it.
+locks and of whatever else is installed), and the files ``*.lua`` of application and library. Nothing is imported.
 """
 
 import ast
@@ -11,7 +11,7 @@ import json
 import site
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +19,17 @@ from pathlib import Path
 APPLICATION = Path(__file__).parent
 
 
-def installed() -> list[Path]:
-    """Return the directories of packages: the environment's, and the library's, which may be installed as a link."""
+def library() -> Path:
+    """Return the directory of celery-durable, which may be installed as a link."""
     spec = find_spec("celery_durable")
-    library = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
-    return [*map(Path, site.getsitepackages()), *library]
+    if spec is None or spec.origin is None:
+        raise SystemExit("celery-durable is not installed here: run site.yml, or scripts/setup.sh dev.")
+    return Path(spec.origin).parent
+
+
+def known() -> dict[str, str]:
+    """Return the scripts of what is installed here, by their digests."""
+    return scripts((APPLICATION, library()), map(Path, site.getsitepackages()))
 
 
 def registered(source: str) -> Iterator[str]:
@@ -41,11 +47,10 @@ def registered(source: str) -> Iterator[str]:
                 yield from constants[_name(given)] if text is None else [text]
 
 
-def scripts(application: Path, *packages: Path) -> dict[str, str]:
-    """Return the scripts of an application and of the directories of packages, by their digests."""
-    found = []
-    for directory in (application, *packages):
-        found += [file.read_text() for file in directory.rglob("*.lua")]
+def scripts(own: Sequence[Path], packages: Iterable[Path]) -> dict[str, str]:
+    """Return the scripts of our own directories and of those of packages, by their digests."""
+    found = [file.read_text() for directory in own for file in directory.rglob("*.lua")]
+    for directory in (*own, *packages):
         for file in directory.rglob("*.py"):
             source = file.read_bytes()
             if b"register_script" in source:
@@ -64,4 +69,4 @@ def _name(node: ast.expr) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(scripts(APPLICATION, *installed()), sys.stdout)
+    json.dump(known(), sys.stdout)

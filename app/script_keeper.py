@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.known_scripts import APPLICATION, installed, scripts
+from app import known_scripts
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def load(client: redis.Redis, known: dict[str, str]) -> int:
 def main() -> None:
     """Look after each Redis without end."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    known = scripts(APPLICATION, *installed())
+    known = known_scripts.known()
     secrets, heartbeat = Path(os.environ["SECRETS_DIRECTORY"]), Path(os.environ["WORKER_HEARTBEAT_FILE"])
     clients = {
         name: redis.Redis.from_url(

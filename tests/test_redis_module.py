@@ -400,7 +400,7 @@ def test_defaults_are_accepted() -> None:
     assert refusals(DEFAULTS["instances"]) == []
 
 
-CERTIFICATE, KEY = (f"-----BEGIN {kind}-----\nx" for kind in ("CERTIFICATE", "EC PRIVATE KEY"))
+CERTIFICATE, KEY = trustme.CA().cert_pem.bytes().decode(), "-----BEGIN EC PRIVATE KEY-----\nx"
 
 
 @pytest.mark.parametrize("given", [("", "", ""), ("", "", CERTIFICATE), (CERTIFICATE, KEY, CERTIFICATE)])
@@ -455,7 +455,7 @@ def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
     [
         ({"port": 0}, "redis_port of instance main is 0, and it must be from 1 to 65535."),
         ({"port": 65536}, "redis_port of instance main is 65536,"),
-        ({"maxclients": 65001}, "redis_maxclients of instance main is 65001, and it must be from 1 to 65000."),
+        ({"maxclients": 65001}, "redis_maxclients of instance main is 65001, and it must be from 64 to 65000."),
         ({"databases": 0}, "redis_databases of instance main is 0,"),
         ({"bind": []}, "redis_bind of instance main is [], and it must be a list of at least one address."),
         ({"bind": ["127.0.0.1 ::1"]}, "redis_bind of instance main is"),

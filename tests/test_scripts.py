@@ -274,5 +274,8 @@ def test_every_image_of_a_registry_is_named_with_its_digest() -> None:
 def test_no_package_of_the_controller_is_built_from_source() -> None:
     text = (REPOSITORY / "scripts/setup.sh").read_text().replace("\\\n", " ")
     installs = [line for line in text.splitlines() if 'pip" install' in line]
-    assert installs
-    assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in installs)
+    own = [line for line in installs if '--editable "$root/packages/' in line]
+    assert all("--no-deps" in line and "--no-build-isolation" in line for line in own)
+    others = [line for line in installs if line not in own]
+    assert others
+    assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in others)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.known_scripts import APPLICATION, installed, scripts
+from app.known_scripts import known
 from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Stack, wait_until
 
@@ -102,7 +102,7 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     admin = stack.redis.client(0)
     rules: dict[str, list[str]] = {"keys": ["*"], "channels": ["*"], "commands": ["+@all"]}
     admin.acl_setuser("worker", enabled=True, passwords="+secret", **rules)  # type: ignore[arg-type]
-    for script in scripts(APPLICATION, *installed()).values():  # a client with a name loads none
+    for script in known().values():  # a client with a name loads none
         admin.script_load(script)
     stack.env["CELERY_BROKER_URL"] = f"redis://worker:secret@127.0.0.1:{stack.redis.port}/0"
     worker = stack.start_worker()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.preflight.refusals import Case, refusals
 
 pytestmark = pytest.mark.timeout(600)
 
 AUTHORITY = {
-    "redis_tls_ca": "-----BEGIN CERTIFICATE-----\nx",
+    "redis_tls_ca": trustme.CA().cert_pem.bytes().decode(),
     "redis_tls_ca_key": "-----BEGIN PRIVATE KEY-----\nx",
 }
 CASES = {

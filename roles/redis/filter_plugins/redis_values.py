@@ -188,22 +188,29 @@ def redis_tls_refusals(certificate: str, key: str, ca: str) -> list[str]:
     """Say in one sentence each what is wrong with certificate and key; Redis itself tries whether they fit."""
     given = {"redis_tls_certificate": certificate, "redis_tls_key": key, "redis_tls_ca": ca}
     missing = [name for name, value in given.items() if not value.strip()]
-    for name in ("redis_tls_certificate", "redis_tls_ca"):
-        try:
-            if given[name].strip():
-                x509.load_pem_x509_certificates(given[name].encode())
-        except ValueError:
-            return [f"{name} holds no certificate in PEM that can be read (its value is not shown): give it whole."]
     if certificate.strip() or key.strip():
         if missing:
             return [f"{' and '.join(missing)} must be given too: certificate, key and CA belong together."]
         kinds = {"redis_tls_certificate": "CERTIFICATE", "redis_tls_key": "PRIVATE KEY", "redis_tls_ca": "CERTIFICATE"}
-        return [
+        wrong = [
             f"{name} must be PEM (-----BEGIN {kinds[name]}-----); its value is not shown."
             for name, value in given.items()
             if not re.match(rf"-----BEGIN ([A-Z]+ )?{kinds[name]}-----\n", value.strip())
         ]
-    return []
+        if wrong:
+            return wrong
+    return [
+        f"{name} holds no certificate in PEM that can be read (its value is not shown): give it whole."
+        for name in ("redis_tls_certificate", "redis_tls_ca")
+        if given[name].strip() and not _is_readable(given[name])
+    ]
+
+
+def _is_readable(certificates: str) -> bool:
+    try:
+        return bool(x509.load_pem_x509_certificates(certificates.encode()))
+    except ValueError:
+        return False
 
 
 class FilterModule:
