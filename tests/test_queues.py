@@ -318,7 +318,8 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
             scheduled=dict,
             registered=lambda _: {"n@h": [f"{SLEEPING} [rate_limit=1/h]"]},
         )
-        app: Any = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: asked))
+        control = SimpleNamespace(inspect=lambda **_: asked)
+        app: Any = SimpleNamespace(control=control, conf=SimpleNamespace(task_time_limit=60))
         return snapshot.stuck(seen, app, task_id)
 
     assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]

@@ -20,8 +20,8 @@ from celery_durable.entries import asked, printable
 from celery_durable.metrics import FIGURES, WORKERS
 from celery_durable.options import current
 from celery_durable.queue_names import is_queue_name
-from celery_durable.redelivery import LEASE_MARGIN, MAX_REDELIVERIES, deaths_of
-from celery_durable.stored_results import state_of
+from celery_durable.redelivery import LEASE_MARGIN, MAX_REDELIVERIES, NO_LIMIT, deaths_of
+from celery_durable.stored_results import kept_seconds, state_of
 from celery_durable.task_ids import created, made
 
 # The alerts' thresholds (roles/monitoring/templates/alerts.yml.j2): seconds that a task waits, tasks that wait,
@@ -250,7 +250,7 @@ def _causes(
     if name not in {entry.queue for entry in last.held if entry.silent <= LEASE_MARGIN}:
         yield f"No worker takes from the queue {name}: celery_worker_pools must name it", by_hand
     oldest = max((worker["held"] for worker in last.workers.values()), default=0)
-    if oldest > app.conf.task_time_limit + STUCK_MARGIN:
+    if oldest > (app.conf.task_time_limit or NO_LIMIT) + STUCK_MARGIN:
         yield f"Workers are stuck: one has held a task for {oldest:.0f} s; stuck_task.yml frees it", by_hand
     if last.busy < last.size and not drains:
         rate = app.conf.task_default_rate_limit
@@ -279,7 +279,7 @@ def _causes(
 
 def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
     """Say which tasks run for too long or come back again and again; with an id, where that one is."""
-    limit: float = app.conf.task_time_limit
+    limit: float = app.conf.task_time_limit or NO_LIMIT
     asked = app.control.inspect(timeout=PATIENCE)
     running = {
         entry["id"]: time.time() - entry["time_start"]
@@ -379,7 +379,7 @@ def find(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -
 
 
 def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> Iterator[tuple[str, int, str]]:
-    born, kept = created(task_id), app.conf.result_expires
+    born, kept = created(task_id), kept_seconds(app)
     # Ids of tasks that the API has not made do not tell.
     since = (
         f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(born))} UTC, {time.time() - born:.0f} s ago"

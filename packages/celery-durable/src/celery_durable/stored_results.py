@@ -2,12 +2,22 @@
 
 import json
 import math
+from datetime import timedelta
 from typing import Any
 
+from celery import Celery
 from kombu.utils.json import object_hook
 
 # What the state of a task is called whose stored result nobody can read.
 UNKNOWN = "UNKNOWN"
+# Seconds, ten years: Redis wants a number for a key that goes by itself.
+FOR_EVER = 10 * 365 * 86400
+
+
+def kept_seconds(app: Celery) -> int:
+    """Return how long results of ``app`` are kept; Celery takes a number or a timedelta, and nothing for ever."""
+    expires = app.conf.result_expires
+    return int(expires.total_seconds() if isinstance(expires, timedelta) else expires or FOR_EVER)
 
 
 def parse(stored: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from celery_durable.envelope import task_message
 from celery_durable.keys import IDEMPOTENCY
 from celery_durable.options import current
 from celery_durable.scripts import ENQUEUE, load_async
+from celery_durable.stored_results import kept_seconds
 from celery_durable.task_ids import created, new_task_id
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Publisher:
 
         def push(task_id: str, value: str = "") -> Push:
             message = task_message(task, task_id, (task_id, data), queue, request_id)
-            return Push(queue, task_id, message, (key, value, task.app.conf.result_expires) if value else None)
+            return Push(queue, task_id, message, (key, value, kept_seconds(task.app)) if value else None)
 
         task_id = new_task_id()
         if idempotency_key is None:
