@@ -163,6 +163,7 @@ CASES = {
     "password-that-is-a-number": Case(
         {"redis_password": 1234567890123456}, ["redis_password is a number", "quotes"], hidden="1234567890123456"
     ),
+    "key-of-a-provider-that-is-true": Case({"groq_api_key": True}, ["groq_api_key is true or false", "quotes"]),
     "user-password-that-is-a-number": Case(
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS, 1234567890123456)},
         ["redis_user_passwords.worker is a number"],
