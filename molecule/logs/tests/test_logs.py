@@ -46,7 +46,8 @@ def test_the_receiver_tells_a_story_alone(sender: Host, receiver: Host) -> None:
     found = f"journalctl --merge --quiet --output=cat --grep='{task}' | grep -q 'Task finished'"
     wait_for(lambda: receiver.run(found).succeeded, "the task's end on the receiver")
     told = story(task, "--limit=localhost,logs-receiver")
-    assert told.index("Task accepted") < told.index("Task started") < told.index("Task finished")
+    # The worker may be faster than the API, which writes its line when Redis has answered.
+    assert max(told.index("Task accepted"), told.index("Task started")) < told.index("Task finished")
     assert story(task).count("Task finished") == 1
 
 
