@@ -61,6 +61,7 @@ make_environment() {
   # Debian's own Python, so that the environment does not depend on what else is first in PATH.
   [ -x "$root/.venv/bin/python" ] || /usr/bin/python3 -m venv "$root/.venv"
   install_locked "$root/.venv" "$requirements"
+  # Our own packages, as links to their sources: the locked flit_core alone runs for it.
   if [ "$kind" = dev ]; then
     "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
       --editable "$root/packages/celery-durable"
