@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from celery import Celery
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import Retry
 from hypothesis.strategies import integers, text
@@ -20,12 +22,13 @@ from kombu.transport.redis import Channel
 from pydantic import SecretStr
 from pydantic_settings import SettingsError
 
-from app.agents.config import celery_config
+from app.agents.config import celery_config, durable_options
 from app.agents.tasks import example_task
 from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 from app.logs import JsonFormatter, log_config
 from app.settings import Settings, get_settings
+from celery_durable.defaults import apply
 from celery_durable.logs import LAST_FRAMES, OWN_FRAMES
 from celery_durable.masking import mask
 from celery_durable.metrics import size_of
@@ -36,9 +39,12 @@ JOURNALD_LINE = 48 * 1024
 
 
 @pytest.fixture
-def defaults(bare_environment: pytest.MonkeyPatch) -> dict[str, Any]:  # noqa: ARG001
-    """Return Celery's configuration when nothing is set."""
-    return celery_config(Settings())
+def defaults(bare_environment: pytest.MonkeyPatch) -> Any:  # noqa: ARG001
+    """Return Celery's configuration when nothing is set, with what celery-durable adds."""
+    app = Celery()
+    app.conf.update(celery_config(Settings()))
+    apply(app, replace(durable_options(Settings()), broker_url=app.conf.broker_url, result_url=app.conf.result_backend))
+    return app.conf
 
 
 class TestCeleryConfiguration:

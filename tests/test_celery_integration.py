@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE, SOFT_SHUTDOWN_TIMEOUT
+from app.agents.config import DEFAULT_QUEUE
+from celery_durable.defaults import SOFT_SHUTDOWN_TIMEOUT
 from celery_durable.worker.lifecycle import SECOND_PHASE_MARGIN
 from tests.support import Api, Program, RedisServer, nothing_is_held, start_worker, wait_until
 

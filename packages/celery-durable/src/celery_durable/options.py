@@ -1,14 +1,18 @@
 """What the library needs to know, beyond what Celery's own configuration says."""
 
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from celery_durable.address import RedisAddress
 from celery_durable.queue_names import DEFAULT_QUEUE
 
 # Bytes of the largest queue entry that a worker takes, unless it is said: 2 MiB of content and Celery's headers.
 MESSAGE_LIMIT = (2 * 1024 + 64) * 1024
+# Characters; 64 hexadecimal ones hold the 256 bits that HMAC-SHA256 can use.
+SHORTEST_KEY = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +51,90 @@ class Options:
     broker_max_memory_share: float = 0.8  # of the broker's maxmemory
     reject_without_workers_seconds: int = 900  # without a report of any worker; 0: never
 
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables ``DURABLE_*``; an empty one counts as absent.
+
+        Raises:
+            OptionError: a value is wrong; the message is one sentence that holds no secret.
+        """
+        given: dict[str, Any] = {}
+        for variable, (option, parse, rule) in VARIABLES.items():
+            if value := environ.get(variable, "").strip():
+                try:
+                    given[option] = parse(value)
+                except (ValueError, KeyError):
+                    shown = "" if option in SECRET else f"={value!r}"
+                    raise OptionError(f"{variable}{shown} is rejected: it must be {rule}.") from None
+        masked = [environ.get(name, "") for name in environ.get("DURABLE_MASKED", "").replace(",", " ").split()]
+        keys = [key.decode() for option in ("signing_keys", "control_keys") for key in given.get(option, ())]
+        return cls(**given, secrets=tuple(filter(None, [*masked, *keys])))
+
     @property
     def broker_database(self) -> int:
         """Number of the Redis database that holds the queues."""
         return RedisAddress.parse(self.broker_url).database
 
+
+class OptionError(ValueError):
+    """A variable has a wrong value."""
+
+
+def _keys(value: str) -> tuple[bytes, ...]:
+    keys = tuple(key.encode() for key in value.replace(",", " ").split())
+    if not 1 <= len(keys) <= 2 or any(len(key) < SHORTEST_KEY for key in keys):
+        raise ValueError
+    return keys
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number = int(value)
+        if number < least:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _share(value: str) -> float:
+    share = float(value)
+    if not 0 < share <= 1:
+        raise ValueError
+    return share
+
+
+def _queues(value: str) -> tuple[str, ...]:
+    return tuple(value.replace(",", " ").split())
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    return {choice: choice for choice in choices}.__getitem__
+
+
+_KEY_RULE = f"one key of at least {SHORTEST_KEY} characters, or a new and an old one separated by a comma"
+# Variable -> option, how it is read, and the rule of its value.
+VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "DURABLE_BROKER_PRIMARY": ("broker_primary", str, "a name"),
+    "DURABLE_RESULTS_PRIMARY": ("results_primary", str, "a name"),
+    "DURABLE_SENTINEL_PASSWORD": ("sentinel_password", str, "a password"),
+    "DURABLE_SIGNING_KEY": ("signing_keys", _keys, _KEY_RULE),
+    "DURABLE_CONTROL_KEY": ("control_keys", _keys, _KEY_RULE),
+    "DURABLE_MESSAGE_LIMIT": ("message_limit", _number(1024), "bytes, at least 1024"),
+    "DURABLE_QUEUES": ("queues", _queues, "names of queues, separated by commas"),
+    "DURABLE_CLIENT": ("client_profile", _one_of("worker", "web"), "worker or web"),
+    "DURABLE_LOGS": ("json_logs", {"json": True, "plain": False}.__getitem__, "json or plain"),
+    "DURABLE_LOG_LEVEL": ("log_level", str, "a level"),
+    "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", _number(10), "seconds, at least 10"),
+    "DURABLE_HEARTBEAT_FILE": ("heartbeat_file", Path, "a path"),
+    "DURABLE_WORKERS_EXPECTED": ("workers_expected", _number(0), "a number, at least 0"),
+    "DURABLE_REPLICAS_WANTED": ("replicas_wanted", _number(0), "a number, at least 0"),
+    "DURABLE_UNREPLICATED": ("unreplicated", _one_of("refuse", "mark"), "refuse or mark"),
+    "DURABLE_QUEUE_LIMIT": ("queue_max_length", _number(1), "a number of messages, at least 1"),
+    "DURABLE_MEMORY_SHARE": ("broker_max_memory_share", _share, "above 0 and at most 1"),
+    "DURABLE_REJECT_WITHOUT_WORKERS": ("reject_without_workers_seconds", _number(0), "seconds, 0 for never"),
+}
+SECRET = {"sentinel_password", "signing_keys", "control_keys"}
 
 _current = Options()
 

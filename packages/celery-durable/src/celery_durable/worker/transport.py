@@ -57,6 +57,8 @@ def install() -> None:
     """Make every broker URL of this process use this transport."""
     for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
         kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
+    # Whoever has connected before would keep the transport of then.
+    kombu_transport._transport_cache.clear()  # noqa: SLF001
 
 
 def _only_workers_acknowledge(queue: str) -> None:

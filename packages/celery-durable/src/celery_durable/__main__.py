@@ -1,0 +1,59 @@
+"""The command ``celery-durable``: Celery's own, and any other program, with the guarantees and the secrets of files.
+
+celery-durable -A PROJECT worker|beat|...   what ``celery`` does, for an application that needs no change
+celery-durable exec [--] PROGRAM [ARG]...   a web server, or whatever else sends tasks
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+LOADER = "celery_durable.loader:load"
+
+
+def prepare(environ: "os._Environ[str] | dict[str, str]") -> None:
+    """Put the loader, and each secret that is a file, into the environment; what is there already wins.
+
+    The files are named like variables and lie in SECRETS_DIRECTORY, or in CREDENTIALS_DIRECTORY, which systemd sets.
+    """
+    environ.setdefault("CELERY_LOADER", LOADER)
+    masked: list[str] = []
+    for name in ("SECRETS_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        if directory := environ.get(name):
+            for file in sorted(Path(directory).iterdir()):
+                if re.fullmatch(r"[A-Z][A-Z0-9_]*", file.name) and file.is_file():
+                    environ.setdefault(file.name, file.read_text().rstrip("\n"))
+                    masked.append(file.name)
+    environ.setdefault("DURABLE_MASKED", ",".join(masked))
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["exec"]:
+        program = arguments[2:] if arguments[1:2] == ["--"] else arguments[1:]
+        if not program:
+            sys.exit("celery-durable exec: name a program, like celery-durable exec -- uvicorn proj.asgi:app.")
+        prepare(os.environ)
+        try:
+            os.execvp(program[0], program)  # noqa: S606 - what the caller named
+        except OSError as error:
+            sys.exit(f"celery-durable exec: {program[0]} cannot be run: {error.strerror}.")
+    from celery import maybe_patch_concurrency  # noqa: PLC0415 - first of all
+
+    maybe_patch_concurrency(sys.argv)
+    prepare(os.environ)
+    from celery_durable.options import OptionError, Options  # noqa: PLC0415
+
+    try:
+        Options.from_environment()
+    except OptionError as error:
+        sys.exit(str(error))
+    from celery.bin.celery import main as celery  # noqa: PLC0415
+
+    sys.exit(celery())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""An application that does not know of celery-durable gets its guarantees by the way it is started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_durable.options import OptionError, Options
+from tests.support import REPOSITORY, Program, Stack, wait_until
+
+HERE = REPOSITORY / "tests/foreign"
+LOADER = {"CELERY_LOADER": "celery_durable.loader:load"}
+DURABLE, PLAIN = ("-m", "celery_durable"), ("-m", "celery")
+
+
+class Shop:
+    """The application on a Redis of its own."""
+
+    def __init__(self, stack: Stack, directory: Path) -> None:
+        """Point it to Redis."""
+        self.stack, self.directory = stack, directory
+        self.ledger = directory / "ledger"
+        self.env = {
+            "REDIS_URL": stack.redis.url(0),
+            "RESULTS_URL": stack.redis.url(1),
+            "LEDGER": str(self.ledger),
+            "PYTHONPATH": str(HERE),
+        }
+
+    def start(self, *command: str, **env: str) -> Program:
+        """Start one of its programs in its own directory."""
+        number = len(self.stack.workers)
+        log = self.directory / f"program-{number}.log"
+        shell = ["env", "--chdir", str(HERE), sys.executable, *command]
+        program = Program(shell, log, {**self.env, **env})
+        self.stack.workers.append(program)
+        return program
+
+    def worker(self, way: Sequence[str] = DURABLE, **env: str) -> Program:
+        """Start a worker that is ready."""
+        program = self.start(*way, "-A", "shop.jobs", "worker", "-c", "2", "-n", "w@host", **env)
+        program.wait_for_output("ready")
+        return program
+
+    def run(self, code: str, **env: str) -> str:
+        """Run code as another program of it, which does not know of the library unless ``env`` says so."""
+        result = subprocess.run(
+            [sys.executable, "-c", f"from shop.jobs import *; {code}"],
+            env={**os.environ, **self.env, **env},
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    def noted(self) -> list[str]:
+        """Return what its tasks have written down."""
+        return self.ledger.read_text().splitlines() if self.ledger.exists() else []
+
+    def nothing_waits(self) -> bool:
+        """Tell whether no message is left."""
+        broker = self.stack.redis.client(0)
+        lists = [key for key in broker.scan_iter(_type="list") if not str(key).endswith(".pidbox")]
+        return lists == [] and broker.hlen("accepted") == 0
+
+
+@pytest.fixture
+def shop(stack: Stack, tmp_path: Path) -> Shop:
+    """Somebody else's application."""
+    return Shop(stack, tmp_path)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("way", ["command", "loader"])
+@pytest.mark.parametrize("producer", [{}, LOADER], ids=["plain producer", "producer with the loader"])
+def test_an_unchanged_application_works(shop: Shop, way: str, producer: dict[str, str]) -> None:
+    shop.worker(DURABLE) if way == "command" else shop.worker(PLAIN, **LOADER)
+    chord = "from celery import chord; print(chord(order.s(n) for n in range(5))(total.s()).get(timeout=20))"
+    assert shop.run(chord, **producer) == "10"
+    assert shop.run("print(mail.delay('a@example.com').get(timeout=20))", **producer) == "a@example.com"
+    wait_until(shop.nothing_waits)
+
+
+@pytest.mark.integration
+def test_a_killed_worker_loses_nothing(shop: Shop) -> None:
+    first = shop.worker()
+    shop.run("[order.delay(n, 0.5) for n in range(8)]")
+    wait_until(lambda: "start 1" in shop.noted())
+    first.stop(signal.SIGKILL)
+    shop.worker()
+    wait_until(shop.nothing_waits, 60)
+    assert {f"end {n}" for n in range(8)} <= set(shop.noted())
+
+
+@pytest.mark.integration
+def test_what_acknowledges_early_runs_at_most_once_and_the_rest_is_retried(shop: Shop) -> None:
+    shop.worker()
+    shop.run("once.delay(7)")
+    assert shop.run("print(dies_first.apply_async(countdown=0).get(timeout=60))") == "survived"
+    wait_until(shop.nothing_waits)
+    assert shop.noted().count("start 7") == 1
+
+
+@pytest.mark.integration
+def test_without_a_result_backend(shop: Shop) -> None:
+    """A task that was redelivered, or may have been, ran not at all."""
+    shop.env["RESULTS_URL"] = ""
+    first = shop.worker()
+    shop.run("order.delay(1, 1)")
+    wait_until(lambda: "start 1" in shop.noted())
+    first.stop(signal.SIGKILL)
+    shop.worker()
+    wait_until(lambda: "end 1" in shop.noted(), 30)
+    wait_until(shop.nothing_waits)
+
+
+@pytest.mark.integration
+def test_beat_sends(shop: Shop) -> None:
+    shop.worker()
+    shop.start(*DURABLE, "-A", "shop.jobs", "beat", "--schedule", str(shop.directory / "schedule"))
+    wait_until(lambda: shop.noted().count("tick") >= 2)
+
+
+@pytest.mark.integration
+def test_where_messages_are_signed_a_plain_producer_gets_no_task_in(shop: Shop) -> None:
+    key = {"DURABLE_SIGNING_KEY": "k" * 32}
+    shop.worker(DURABLE, **key)
+    assert shop.run("print(order.delay(1).get(timeout=20))", **LOADER, **key) == "1"
+    shop.run("order.delay(2)")
+    wait_until(lambda: shop.stack.redis.client(0).llen("dead_letters") == 1)
+    assert "start 2" not in shop.noted()
+
+
+@pytest.mark.integration
+def test_the_application_keeps_its_own_settings(shop: Shop) -> None:
+    code = (
+        "import json; names = ('timezone', 'task_default_queue', 'task_acks_late', 'worker_prefetch_multiplier', "
+        "'task_serializer', 'worker_consumer'); print(json.dumps({n: str(app.conf[n]) for n in names}))"
+    )
+    told: dict[str, Any] = json.loads(shop.run(code, **LOADER))
+    assert told == {
+        "timezone": "Europe/Berlin",
+        "task_default_queue": "default",
+        "task_acks_late": "True",
+        "worker_prefetch_multiplier": "1",
+        "task_serializer": "json",
+        "worker_consumer": "celery_durable.worker.consumer:Consumer",
+    }
+    changed = "app.conf.task_acks_late = False; app.conf.worker_prefetch_multiplier = 4; " + code
+    told = json.loads(shop.run(changed, **LOADER))
+    assert (told["task_acks_late"], told["worker_prefetch_multiplier"]) == ("False", "4")
+
+
+def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *DURABLE, *arguments],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_exec_hands_secrets_over(tmp_path: Path) -> None:
+    (tmp_path / "DATABASE_URL").write_text("postgres://secret\n")
+    (tmp_path / "SET_ALREADY").write_text("no")
+    (tmp_path / "readme.txt").write_text("no variable")
+    code = "import os; print(*(os.environ.get(n) for n in ('DATABASE_URL', 'SET_ALREADY', 'CELERY_LOADER')))"
+    env = {"SECRETS_DIRECTORY": str(tmp_path), "SET_ALREADY": "yes"}
+    result = run_command("exec", "--", sys.executable, "-c", code, **env)
+    assert result.stdout.split() == ["postgres://secret", "yes", "celery_durable.loader:load"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["exec"], ["name a program"]), (["exec", "--", "no-such-program"], ["no-such-program", "cannot be run"])],
+)
+def test_exec_says_what_is_wrong(arguments: list[str], words: list[str]) -> None:
+    result = run_command(*arguments)
+    assert result.returncode == 1
+    assert all(word in result.stderr for word in words)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("DURABLE_SIGNING_KEY", "short", ["32 characters"]),
+        ("DURABLE_MESSAGE_LIMIT", "much", ["'much'", "at least 1024"]),
+        ("DURABLE_MEMORY_SHARE", "80", ["'80'", "at most 1"]),
+        ("DURABLE_CLIENT", "browser", ["'browser'", "worker or web"]),
+        ("DURABLE_LOGS", "xml", ["'xml'", "json or plain"]),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence(variable: str, value: str, words: list[str]) -> None:
+    with pytest.raises(OptionError) as error:
+        Options.from_environment({variable: value})
+    assert all(word in str(error.value) for word in [variable, *words])
+    assert "short" not in str(error.value)
+
+
+def test_variables_become_options() -> None:
+    env = {"DURABLE_SIGNING_KEY": "n" * 32 + "," + "o" * 32, "DURABLE_LOGS": "json", "DURABLE_QUEUE_LIMIT": ""}
+    options = Options.from_environment({**env, "DURABLE_MASKED": "DATABASE_URL", "DATABASE_URL": "postgres://x:pw@y/"})
+    assert options.signing_keys == (b"n" * 32, b"o" * 32)
+    assert options.json_logs
+    assert options.queue_max_length == Options().queue_max_length
+    assert "postgres://x:pw@y/" in options.secrets
+    assert "n" * 32 not in repr(options)
