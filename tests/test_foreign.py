@@ -44,7 +44,7 @@ class Shop:
 
     def worker(self, way: Sequence[str] = DURABLE, **env: str) -> Program:
         """Start a worker that is ready."""
-        program = self.start(*way, "-A", "shop.jobs", "worker", "-c", "2", "-n", "w@host", **env)
+        program = self.start(*way, "-A", "shop.jobs", "worker", "-c", "2", "-n", "w@host", "-l", "info", **env)
         program.wait_for_output("ready")
         return program
 
