@@ -38,7 +38,7 @@ class Shop:
         number = len(self.stack.workers)
         log = self.directory / f"program-{number}.log"
         shell = ["env", "--chdir", str(HERE), sys.executable, *command]
-        program = Program(shell, log, {**self.env, **env})
+        program = Program(shell, log, {**self.env, **env}, stderr=subprocess.STDOUT)
         self.stack.workers.append(program)
         return program
 

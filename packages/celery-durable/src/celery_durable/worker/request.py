@@ -45,6 +45,8 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "stamps": (dict, type(None)),
     **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "eta", "expires", "argsrepr", "kwargsrepr"), TEXT),
 }
+# Seconds until a task runs again whose process died: memory that ran short may be free by then.
+DEATH_RETRY_DELAY = 2
 # Outcomes after which a task does not run again.
 FINAL_FAILURES = (FAILED, TIMED_OUT, DIED)
 
@@ -161,7 +163,13 @@ class Request(request.Request):
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
-        runs_again = bool(self.task.acks_late) and super()._retry_worker_lost(exc, exc_info)
+        # Celery waits as long as after an error of the task's own, by default 3 minutes; it takes that from nowhere else.
+        task, delay = self.task, self.task.default_retry_delay
+        task.default_retry_delay = min(delay, DEATH_RETRY_DELAY)
+        try:
+            runs_again = bool(task.acks_late) and super()._retry_worker_lost(exc, exc_info)
+        finally:
+            task.default_retry_delay = delay
         if runs_again:
             self._outcome = RETRIED
         return runs_again
