@@ -69,7 +69,9 @@ class Shop:
     def nothing_waits(self) -> bool:
         """Tell whether no message is left."""
         broker = self.stack.redis.client(0)
-        lists = [key for key in broker.scan_iter(_type="list") if not str(key).endswith(".pidbox")]
+        lists = [
+            key for key in broker.scan_iter(_type="list") if key != "failures" and not str(key).endswith(".pidbox")
+        ]
         return lists == [] and broker.hlen("accepted") == 0
 
 
@@ -124,6 +126,14 @@ def test_without_a_result_backend(shop: Shop) -> None:
 
 
 @pytest.mark.integration
+def test_a_priority_of_a_plain_producer_leads_nowhere_else(shop: Shop) -> None:
+    shop.run("[order.apply_async((n,), priority=n) for n in range(10)]")
+    shop.worker()
+    wait_until(lambda: {f"end {n}" for n in range(10)} <= set(shop.noted()), 20)
+    wait_until(shop.nothing_waits)
+
+
+@pytest.mark.integration
 def test_beat_sends(shop: Shop) -> None:
     shop.worker()
     shop.start(*DURABLE, "-A", "shop.jobs", "beat", "--schedule", str(shop.directory / "schedule"))
@@ -158,6 +168,20 @@ def test_the_application_keeps_its_own_settings(shop: Shop) -> None:
     changed = "app.conf.task_acks_late = False; app.conf.worker_prefetch_multiplier = 4; " + code
     told = json.loads(shop.run(changed, **LOADER))
     assert (told["task_acks_late"], told["worker_prefetch_multiplier"]) == ("False", "4")
+
+
+def test_check_says_what_holds(tmp_path: Path) -> None:
+    env = {"REDIS_URL": "redis://localhost:1/0", "LEDGER": str(tmp_path / "ledger"), "PYTHONPATH": str(HERE)}
+    good = run_command("check", "-A", "shop.jobs", RESULTS_URL="redis://localhost:1/1", **env)
+    assert good.returncode == 0, good.stderr
+    assert "Queues: default, mails; the default one is default." in good.stdout
+    assert "at most once, by their acks_late: shop.jobs.once." in good.stdout
+    assert "breaks" not in good.stdout
+    assert "Results are in no backend" in run_command("check", "-A", "shop.jobs", **env).stdout
+    bad = run_command("check", "-A", "shop.jobs", "--json", **{**env, "REDIS_URL": "amqp://localhost"})
+    assert bad.returncode == 1
+    [why] = [finding["sentence"] for finding in json.loads(bad.stdout) if finding["level"] == "breaks"]
+    assert why == "The broker is amqp, and must be Redis."
 
 
 def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

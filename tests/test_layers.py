@@ -13,7 +13,7 @@ from tests.support import REPOSITORY
 SOURCE = REPOSITORY / "packages/celery-durable/src"
 LIBRARY = "celery_durable"
 # The ways in: what reaches into `worker`.
-TOP = {"__init__", "__main__", "installer", "loader"}
+TOP = {"__init__", "__main__", "check", "installer", "loader"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 # What the library may need besides Python: Celery, redis-py, and what these bring.
 ALLOWED = {"celery", "kombu", "billiard", "click", "redis", LIBRARY, *sys.stdlib_module_names}

@@ -2,6 +2,7 @@
 
 celery-durable -A PROJECT worker|beat|...   what ``celery`` does, for an application that needs no change
 celery-durable exec [--] PROGRAM [ARG]...   a web server, or whatever else sends tasks
+celery-durable check -A PROJECT             which guarantees an application gets, and which not
 """
 
 import os
@@ -50,6 +51,10 @@ def main() -> None:
         Options.from_environment()
     except OptionError as error:
         sys.exit(str(error))
+    if arguments[:1] == ["check"]:
+        from celery_durable.check import main as check  # noqa: PLC0415
+
+        check(arguments[1:])
     from celery.bin.celery import main as celery  # noqa: PLC0415
 
     sys.exit(celery())

@@ -53,6 +53,8 @@ NOTE_INTERVAL = 0.1
 NOTED_A_SECOND = 10_000
 # Seconds until an unanswered command counts as failed; the main loop waits that long when it reclaims.
 REDIS_TIMEOUT = 2
+# Of kombu's lists for messages with a priority (kombu.transport.redis); 0 has none.
+PRIORITY_SEPARATOR, PRIORITY_STEPS = "\x06\x16", (3, 6, 9)
 # Seconds in which a task that was given to the pool is known to run.
 START_ALLOWANCE = 2.0
 # Messages whose end Redis is told in one round trip.
@@ -377,7 +379,7 @@ class Deliveries:
                 duties += [self._keep_name, self._renew_leases, self._tell_revocations, self._report]
             if now - swept > SWEEP_INTERVAL:
                 swept = now
-                duties += [self._try_refused_again, self._sweep]
+                duties += [self._try_refused_again, self._sweep, self._take_in_priorities]
             for duty in duties:
                 # What Redis refuses for good keeps nobody from the rest.
                 try:
@@ -438,6 +440,18 @@ class Deliveries:
                 if age > self._time_limit(queue, raw) + LEASE_MARGIN:
                     self._return(unacked, raw, death)
             run(self._redis, scripts.FORGET, 3, keys.LEASES, unacked, keys.idle_set(unacked))
+
+    def _take_in_priorities(self) -> None:
+        """Take in what producers without this library have sent with a priority: kombu has lists of its own for these.
+
+        Where messages are signed there are no such producers, and the worker has no right to the lists.
+        """
+        if current().signing_keys:
+            return
+        for queue in tuple(self._unacked):
+            for step in PRIORITY_STEPS:
+                while self._redis.lmove(f"{queue}{PRIORITY_SEPARATOR}{step}", queue, "RIGHT", "LEFT"):
+                    pass
 
     def _time_limit(self, queue: str, raw: bytes) -> float:
         """Return the seconds after which the task's process is killed; none for what no process gets."""

@@ -163,7 +163,7 @@ class Request(request.Request):
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
-        # Celery waits as long as after an error of the task's own, by default 3 minutes; it takes that from nowhere else.
+        # Celery waits as long as after an error of the task itself, by default 3 minutes, which it asks the task for.
         task, delay = self.task, self.task.default_retry_delay
         task.default_retry_delay = min(delay, DEATH_RETRY_DELAY)
         try:
