@@ -125,6 +125,44 @@ def test_without_a_result_backend(shop: Shop) -> None:
     wait_until(shop.nothing_waits)
 
 
+PICKLES = {"accept_content": ["pickle", "json"]}
+# What applications configure -> how they send a task then.
+VARIANTS: dict[str, tuple[dict[str, str], str]] = {
+    "protocol 1": ({"SHOP_MORE": '{"task_protocol": 1}'}, "order.delay(1)"),
+    "no missing queues": ({"SHOP_MORE": '{"task_create_missing_queues": false}'}, "order.delay(1)"),
+    "a queue for each worker": (
+        {"SHOP_MORE": '{"worker_direct": true}'},
+        "order.apply_async((1,), exchange='C.dq2', routing_key='w@host')",
+    ),
+    "topics": ({"SHOP_TOPIC": "yes"}, "order.apply_async((1,), queue='orders', routing_key='orders.eu.new')"),
+    "pickle": (
+        {
+            "SHOP_MORE": '{"task_serializer": "pickle", "result_serializer": "pickle", "accept_content": ["pickle", "json"]}'
+        },
+        "order.delay(1)",
+    ),
+    "compression": ({"SHOP_MORE": '{"task_compression": "gzip", "result_compression": "gzip"}'}, "order.delay(1)"),
+    "results by messages": ({"RESULTS_URL": "rpc://"}, "order.delay(1)"),
+    "results without details": (
+        {"SHOP_MORE": '{"result_extended": false, "task_track_started": false}'},
+        "order.delay(1)",
+    ),
+    "threads": ({"SHOP_MORE": '{"worker_pool": "threads"}'}, "order.delay(1)"),
+    "solo": ({"SHOP_MORE": '{"worker_pool": "solo"}'}, "order.delay(1)"),
+    "events": ({"SHOP_MORE": '{"worker_send_task_events": true, "task_send_sent_event": true}'}, "order.delay(1)"),
+}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("producer", [{}, LOADER], ids=["plain producer", "producer with the loader"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_applications_configure_works(shop: Shop, variant: str, producer: dict[str, str]) -> None:
+    env, call = VARIANTS[variant]
+    shop.worker(DURABLE, C_FORCE_ROOT="yes", **env)
+    assert shop.run(f"print({call}.get(timeout=20))", **env, **producer) == "1"
+    wait_until(shop.nothing_waits)
+
+
 @pytest.mark.integration
 def test_a_priority_of_a_plain_producer_leads_nowhere_else(shop: Shop) -> None:
     shop.run("[order.apply_async((n,), priority=n) for n in range(10)]")

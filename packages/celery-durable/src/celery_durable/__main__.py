@@ -37,6 +37,8 @@ def main() -> None:
         if not program:
             sys.exit("celery-durable exec: name a program, like celery-durable exec -- uvicorn proj.asgi:app.")
         prepare(os.environ)
+        # A request waits for what it sends.
+        os.environ.setdefault("DURABLE_CLIENT", "web")
         try:
             os.execvp(program[0], program)  # noqa: S606 - what the caller named
         except OSError as error:
