@@ -136,9 +136,7 @@ VARIANTS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "topics": ({"SHOP_TOPIC": "yes"}, "order.apply_async((1,), queue='orders', routing_key='orders.eu.new')"),
     "pickle": (
-        {
-            "SHOP_MORE": '{"task_serializer": "pickle", "result_serializer": "pickle", "accept_content": ["pickle", "json"]}'
-        },
+        {"SHOP_MORE": json.dumps({"task_serializer": "pickle", "result_serializer": "pickle", **PICKLES})},
         "order.delay(1)",
     ),
     "compression": ({"SHOP_MORE": '{"task_compression": "gzip", "result_compression": "gzip"}'}, "order.delay(1)"),
