@@ -42,9 +42,9 @@ class Shop:
         self.stack.workers.append(program)
         return program
 
-    def worker(self, way: Sequence[str] = DURABLE, **env: str) -> Program:
+    def worker(self, way: Sequence[str] = DURABLE, name: str = "w@host", **env: str) -> Program:
         """Start a worker that is ready."""
-        program = self.start(*way, "-A", "shop.jobs", "worker", "-c", "2", "-n", "w@host", "-l", "info", **env)
+        program = self.start(*way, "-A", "shop.jobs", "worker", "-c", "2", "-n", name, "-l", "info", **env)
         program.wait_for_output("ready")
         return program
 
@@ -101,6 +101,18 @@ def test_a_killed_worker_loses_nothing(shop: Shop) -> None:
     shop.worker()
     wait_until(shop.nothing_waits, 60)
     assert {f"end {n}" for n in range(8)} <= set(shop.noted())
+
+
+@pytest.mark.integration
+def test_a_task_without_a_limit_goes_to_another_worker_of_the_host_at_once(shop: Shop) -> None:
+    first = shop.worker()
+    shop.worker(name="other@host")
+    shop.run("[order.delay(n, 3) for n in range(4)]")
+    wait_until(lambda: len(shop.noted()) == 4)
+    first.stop(signal.SIGKILL)
+    wait_until(lambda: {f"end {n}" for n in range(4)} <= set(shop.noted()), 25)
+    wait_until(shop.nothing_waits)
+    assert len([word for word in shop.noted() if word.startswith("end")]) == 4
 
 
 @pytest.mark.integration

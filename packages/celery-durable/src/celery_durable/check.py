@@ -71,7 +71,7 @@ def _of_tasks(app: Any) -> Iterator[Finding]:
     if unlimited:
         yield Finding(
             "degrades",
-            f"Without a time limit, so that others take them an hour after their worker died: {', '.join(unlimited)}.",
+            f"Without a time limit, so that workers of other hosts take them an hour after their worker died: {', '.join(unlimited)}.",
         )
     urgent = sorted(name for name, task in own.items() if task.priority)
     if urgent:

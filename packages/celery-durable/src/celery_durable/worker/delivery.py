@@ -6,6 +6,7 @@ does not, any other worker does, once no process of the dead one can run any mor
 """
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -420,7 +421,7 @@ class Deliveries:
         """Requeue the messages of workers that have been silent for longer than their tasks may run.
 
         Redis's clock may be set. So a lease must not have moved since an earlier look, by our own clock, which counts
-        alone where Redis's says less.
+        alone where Redis's says less. A worker of this machine whose process has ended is dead at once.
         """
         now, leases = self._leases()
         mine, earlier, looked = tuple(self._unacked.values()), self._looks, time.monotonic()
@@ -431,7 +432,7 @@ class Deliveries:
         }
         for unacked, (last, since) in self._looks.items():
             still = looked - since
-            age = max(now - last, still) if still else 0
+            age = math.inf if self._is_proven_dead(unacked) else max(now - last, still) if still else 0
             if age <= LEASE_MARGIN:
                 continue
             queue = keys.queue_of(unacked)
@@ -440,6 +441,10 @@ class Deliveries:
                 if age > self._time_limit(queue, raw) + LEASE_MARGIN:
                     self._return(unacked, raw, death)
             run(self._redis, scripts.FORGET, 3, keys.LEASES, unacked, keys.idle_set(unacked))
+
+    def _is_proven_dead(self, unacked: str) -> bool:
+        owner: list[bytes] = self._redis.zrange(f"{keys.OWNER}{keys.node_of(unacked)}", 0, -1)  # type: ignore[assignment]
+        return bool(owner) and node_owner.lives(owner[0].decode()) is False
 
     def _take_in_priorities(self) -> None:
         """Take in what producers without this library have sent with a priority: kombu has lists of its own for these.
