@@ -16,21 +16,19 @@ from celery.contrib.testing import app as testing_app
 from celery.contrib.testing import worker as testing_worker
 from celery.utils.nodenames import anon_nodename
 
-from app.agents.config import celery_config
+import celery_durable
+from app.agents.config import celery_config, durable_options
 from app.settings import get_settings
-from celery_durable.worker import results, transport
 from tests.support import start_worker
 
-transport.install()
 make_app = testing_app.TestApp
 
 
 def producer(config: dict[str, Any] | None = None, **kwargs: Any) -> Celery:
     """Make the suite's application one of an installation; arguments are those of Celery's TestApp."""
     settings = {name: value for name, value in celery_config(get_settings()).items() if name != "include"}
-    kwargs.setdefault("control", "celery_durable.control:Control")
     app: Celery = make_app(config={**settings, **(config or {})}, **kwargs)
-    results.install(app)
+    celery_durable.install(app, durable_options(get_settings()))
     return app
 
 

@@ -71,7 +71,8 @@ def _of_tasks(app: Any) -> Iterator[Finding]:
     if unlimited:
         yield Finding(
             "degrades",
-            f"Without a time limit, so that workers of other hosts take them an hour after their worker died: {', '.join(unlimited)}.",
+            "Without a time limit, so that workers of other hosts take them an hour after their worker died: "
+            f"{', '.join(unlimited)}.",
         )
     urgent = sorted(name for name, task in own.items() if task.priority)
     if urgent:
