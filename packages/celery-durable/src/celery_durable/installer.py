@@ -37,6 +37,7 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     options = replace(options, secrets=(options.broker_url, options.result_url, *options.secrets))
     if not app.conf.broker_url:
         app.conf.broker_url = options.broker_url
+    app.durable_options = options
     set_current(options)
     defaults.apply(app, options)
     # Not of app.Task: tasks with a base class of their own do not come from it.
@@ -44,7 +45,7 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     transport.install()
     results.install(app)
     delivery.install(app)
-    lifecycle.install(app)
+    lifecycle.install()
     systemd.install(app)
     if options.json_logs:
         task_logs.install()

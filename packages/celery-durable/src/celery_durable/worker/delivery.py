@@ -32,7 +32,7 @@ from celery_durable import keys, scripts, signing
 from celery_durable.connection import broker_client, is_outage
 from celery_durable.dead_letter import dead_letter, digest_of, log_fields, shown
 from celery_durable.metrics import figures
-from celery_durable.options import current
+from celery_durable.options import current, set_current
 from celery_durable.redelivery import LEASE_MARGIN, MAX_REDELIVERIES, NO_LIMIT, REDELIVERIES, deaths_of
 from celery_durable.revocations import revocations
 from celery_durable.scripts import digest, load, run
@@ -529,7 +529,10 @@ def _count_start(sender: Any, **_: Any) -> None:
 
 
 def _serve(sender: Any, **_: Any) -> None:
-    deliveries.serve(sender.app, sender.hostname)
+    # There may be several applications in this process, also without the library.
+    if options := getattr(sender.app, "durable_options", None):
+        set_current(options)
+        deliveries.serve(sender.app, sender.hostname)
 
 
 class GiveBack(bootsteps.StartStopStep):

@@ -9,10 +9,9 @@ import gc
 import os
 import signal
 import threading
-from functools import partial
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 
 from celery_durable.redelivery import NO_LIMIT
 from celery_durable.worker import systemd
@@ -21,18 +20,18 @@ from celery_durable.worker import systemd
 SECOND_PHASE_MARGIN = 5
 
 _stopping = threading.Event()
-# The main process, in it and in children that it has forked.
-_main = 0
+# The main process, in it and in children that it has forked, and the hard limit of its tasks.
+_main, _time_limit = 0, float(NO_LIMIT)
 
 
-def install(app: Celery) -> None:
-    """Connect the handlers; of most Celery may keep weak references, because they are module functions."""
+def install() -> None:
+    """Connect the handlers; Celery only keeps weak references, so they are module functions."""
     signals.worker_init.connect(_use_our_classes)
     signals.worker_init.connect(_push_retries_however_long_it_takes)
     signals.worker_init.connect(_remember_the_main_process)
     signals.worker_init.connect(_share_memory)
     signals.worker_process_init.connect(_end_with_the_worker)
-    signals.worker_shutting_down.connect(partial(_shutting_down, app), weak=False)
+    signals.worker_shutting_down.connect(_shutting_down)
 
 
 def _use_our_classes(**_: Any) -> None:
@@ -57,9 +56,9 @@ def _share_memory(**_: Any) -> None:
     gc.freeze()
 
 
-def _remember_the_main_process(**_: Any) -> None:
-    global _main  # noqa: PLW0603 - of the process
-    _main = os.getpid()
+def _remember_the_main_process(sender: Any, **_: Any) -> None:
+    global _main, _time_limit
+    _main, _time_limit = os.getpid(), sender.app.conf.task_time_limit or NO_LIMIT
 
 
 def _end_with_the_worker(**_: Any) -> None:
@@ -69,12 +68,12 @@ def _end_with_the_worker(**_: Any) -> None:
         os._exit(1)
 
 
-def _shutting_down(app: Celery, how: str, **_: Any) -> None:
+def _shutting_down(how: str, **_: Any) -> None:
     if how != "Warm" or _stopping.is_set():
         return
     _stopping.set()
     systemd.tell("STOPPING=1")
-    delay = (app.conf.task_time_limit or NO_LIMIT) + SECOND_PHASE_MARGIN
+    delay = _time_limit + SECOND_PHASE_MARGIN
     second_phase = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGQUIT))
     second_phase.daemon = True
     second_phase.start()
