@@ -51,7 +51,7 @@ class Shop:
     def run(self, code: str, **env: str) -> str:
         """Run code as another program of it, which does not know of the library unless ``env`` says so."""
         result = subprocess.run(
-            [sys.executable, "-c", f"from shop.jobs import *; {code}"],
+            [sys.executable, "-c", f"from shop.jobs import *\n{code}"],
             env={**os.environ, **self.env, **env},
             cwd=HERE,
             capture_output=True,
@@ -230,6 +230,21 @@ def test_check_says_what_holds(tmp_path: Path) -> None:
     assert bad.returncode == 1
     [why] = [finding["sentence"] for finding in json.loads(bad.stdout) if finding["level"] == "breaks"]
     assert why == "The broker is amqp, and must be Redis."
+
+
+@pytest.mark.integration
+def test_secrets_of_files_are_hidden_and_logs_are_json_by_choice(shop: Shop, tmp_path: Path) -> None:
+    (secrets := tmp_path / "secrets").mkdir()
+    (secrets / "DATABASE_URL").write_text("postgres://shop:a-long-password@db/shop\n")
+    worker = shop.worker(DURABLE, SECRETS_DIRECTORY=str(secrets), DURABLE_LOGS="json")
+    error = shop.run("try: leak.delay().get(timeout=20)\nexcept Exception as e: print(e)")
+    assert error == "no connection to postgres://shop:**@db/shop"
+    worker.wait_for_output("Task failed")
+    # Celery's warning of the user root goes another way.
+    lines = [json.loads(line) for line in worker.output().splitlines() if line.startswith("{")]
+    [failed] = [line for line in lines if line["message"].startswith("Task failed")]
+    assert failed["task_name"] == "shop.jobs.leak"
+    assert "a-long-password" not in worker.output()
 
 
 def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -66,3 +66,9 @@ def dies_first(self: Any) -> str:
     if not self.request.retries:
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
+
+
+@app.task
+def leak() -> None:
+    """Fail with a secret in the error, as clients of databases do."""
+    raise ValueError(f"no connection to {os.environ['DATABASE_URL']}")
