@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from celery_durable.options import OptionError, Options
-from tests.support import REPOSITORY, Program, Stack, wait_until
+from tests.support import REPOSITORY, Program, Stack, free_port, wait_until
 
 HERE = REPOSITORY / "tests/foreign"
 LOADER = {"CELERY_LOADER": "celery_durable.loader:load"}
@@ -304,3 +306,32 @@ def test_variables_become_options() -> None:
     assert options.queue_max_length == Options().queue_max_length
     assert "postgres://x:pw@y/" in options.secrets
     assert "n" * 32 not in repr(options)
+
+
+@pytest.mark.integration
+def test_a_project_of_djangos_works(shop: Shop, tmp_path: Path) -> None:
+    """Through its fixup, a namespace of settings, discovered tasks, WSGI, and a schedule in its database."""
+    shop.env |= {"DJANGO_SECRET_KEY": secrets.token_hex(), "DATABASE": str(tmp_path / "store.sqlite3")}
+    shop.env["DJANGO_SETTINGS_MODULE"] = "store.settings"
+    assert shop.start("-m", "django", "migrate", "--verbosity", "0").process.wait(60) == 0
+    schedule = (
+        "import django; django.setup(); from django_celery_beat.models import *; "
+        "every, _ = IntervalSchedule.objects.get_or_create(every=1, period='seconds'); "
+        "PeriodicTask.objects.create(interval=every, name='n', task='store.tasks.sell', args='[\"tea\"]')"
+    )
+    assert shop.start("-c", schedule).process.wait(30) == 0
+    shop.start(*DURABLE, "-A", "store", "worker", "-c", "1", "-l", "info").wait_for_output("ready")
+    port = free_port()
+    shop.start(*DURABLE, "exec", "--", sys.executable, "-m", "store.wsgi", str(port))
+    wait_until(lambda: answer(f"http://127.0.0.1:{port}/buy/milk") == "milk", 20)
+    shop.start(*DURABLE, "-A", "store", "beat", "-l", "info", "--pidfile=")
+    wait_until(lambda: "end tea" in shop.noted(), 30)
+    assert shop.stack.redis.client(0).type("figures") == "hash"  # the worker is ours
+
+
+def answer(url: str) -> str:
+    """Return what a server answers; nothing as long as it does not listen."""
+    try:
+        return httpx.get(url, timeout=20).text
+    except httpx.ConnectError:
+        return ""
