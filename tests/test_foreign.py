@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,32 @@ def test_beat_sends(shop: Shop) -> None:
     shop.worker()
     shop.start(*DURABLE, "-A", "shop.jobs", "beat", "--schedule", str(shop.directory / "schedule"))
     wait_until(lambda: shop.noted().count("tick") >= 2)
+
+
+@pytest.mark.integration
+def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop) -> None:
+    shop.worker()
+    beats = [
+        shop.start(*DURABLE, "-A", "shop.jobs", "beat", "-l", "info", "--pidfile=", DURABLE_BEAT="shop") for _ in "ab"
+    ]
+    wait_until(lambda: any("sends from now on" in beat.output() for beat in beats))
+    sending, waiting = sorted(beats, key=lambda beat: "sends from now on" not in beat.output())
+    began, before = time.monotonic(), shop.noted().count("tick")
+    wait_until(lambda: shop.noted().count("tick") >= before + 5)
+    assert shop.noted().count("tick") - before <= time.monotonic() - began + 2
+    assert "Sending due task" not in waiting.output()
+
+    # It hangs for longer than its lease holds, and sends nothing when it wakes up.
+    sending.process.send_signal(signal.SIGSTOP)
+    waiting.wait_for_output("sends from now on")
+    sent = sending.output().count("Sending due task")
+    sending.process.send_signal(signal.SIGCONT)
+    sending.wait_for_output("another one sends from now on")
+    assert sending.output().count("Sending due task") == sent
+
+    # An orderly end leaves the lease to the other one.
+    assert waiting.stop(signal.SIGTERM) == 0
+    wait_until(lambda: sending.output().count("this one sends from now on") == 2, 5)
 
 
 @pytest.mark.integration

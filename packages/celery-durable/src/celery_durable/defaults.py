@@ -15,6 +15,7 @@ from celery_durable.options import Options
 
 # Seconds that a cold stop (QUIT) lets running tasks finish before it requeues them.
 SOFT_SHUTDOWN_TIMEOUT = 10
+LEASED = "celery_durable.beat:leased"
 # Of a web process: redis_connection bounds each step, and no step is tried again.
 NO_RETRIES = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
@@ -62,6 +63,10 @@ def apply(app: Celery, options: Options) -> None:
     for maps in (conf.defaults, conf.maps):
         maps.insert(len(maps) - 1, preferred(options))
     conf.update(required(options))
+    if options.beat and conf.beat_scheduler != LEASED:
+        celery: Any = app
+        celery.durable_beat_scheduler = conf.beat_scheduler
+        conf.beat_scheduler = LEASED
     web = options.client_profile == "web"
     conf.broker_transport_options = {
         # Seconds until a connection that is cut without a word is noticed.

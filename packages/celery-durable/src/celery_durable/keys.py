@@ -18,6 +18,8 @@
 ``failures``              list    the last runs that failed, newest first
 ``workers``               hash    node -> time of its last report, and its state
 ``alerts``                hash    what Alertmanager says
+``durable:beat:<name>``    string  the beat that sends, for as long as it gives a sign of life
+``durable:beat_runs:<name>`` hash  when each entry of the schedule ran last
 ========================  ======  ===========================================================================
 """
 

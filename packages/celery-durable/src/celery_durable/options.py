@@ -1,6 +1,7 @@
 """What the library needs to know, beyond what Celery's own configuration says."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Options:
     log_level: str | None = None  # of workers that are started without --loglevel
     watchdog_seconds: int | None = None  # None: no watchdog, or systemd's
     heartbeat_file: Path | None = None  # touched while the worker lives, for celery_durable.probe
+    beat: str = ""  # beats of this name on several hosts share a lease; empty: there is one alone
     workers_expected: int = 0  # of all hosts and pools, to compare with those that are there
 
     # For ``celery_durable.aio``
@@ -108,6 +110,12 @@ def _queues(value: str) -> tuple[str, ...]:
     return tuple(value.replace(",", " ").split())
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[\w-]+", value, re.ASCII):
+        raise ValueError
+    return value
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     return {choice: choice for choice in choices}.__getitem__
 
@@ -125,6 +133,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "DURABLE_CLIENT": ("client_profile", _one_of("worker", "web"), "worker or web"),
     "DURABLE_LOGS": ("json_logs", {"json": True, "plain": False}.__getitem__, "json or plain"),
     "DURABLE_LOG_LEVEL": ("log_level", str, "a level"),
+    "DURABLE_BEAT": ("beat", _name, "a word of letters, digits, hyphens and underscores"),
     "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", _number(10), "seconds, at least 10"),
     "DURABLE_HEARTBEAT_FILE": ("heartbeat_file", Path, "a path"),
     "DURABLE_WORKERS_EXPECTED": ("workers_expected", _number(0), "a number, at least 0"),

@@ -43,6 +43,8 @@ FORGET = _read("forget")
 NOTE_IDLE = _read("note_idle")
 REPORT = _read("report")
 REVOKE = _read("revoke")
+BEAT_LEASE = _read("beat_lease")
+BEAT_CLAIM = _read("beat_claim")
 
 
 @cache
