@@ -156,3 +156,15 @@ def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None
     assert {stack.result(name, "REVOKED")["status"] for name in (by_id, by_stamp)} == {"REVOKED"}
     # What was heeded is forgotten: the id may be sent again.
     wait_until(lambda: f"id:{by_id}" not in broker.zrange(KEY, 0, -1))
+
+
+def test_a_process_that_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ProtectProc=invisible the processes of other users are not in /proc."""
+    sleeper = subprocess.Popen(["sleep", "60"])
+    owner = token().split("|")
+    owner[3:5] = [str(sleeper.pid), "1"]
+    monkeypatch.setattr(node_owner, "_started", lambda _: None)
+    assert lives("|".join(owner)) is None
+    sleeper.kill()
+    sleeper.wait()
+    assert lives("|".join(owner)) is False

@@ -17,7 +17,7 @@ class NameTakenError(Exception):
 def token() -> str:
     """Return a token of this process: host name, machine since its start, process namespace, process, its start."""
     pid = os.getpid()
-    return SEPARATOR.join([socket.gethostname(), *_place(), str(pid), _started(pid), str(uuid.uuid4())])
+    return SEPARATOR.join([socket.gethostname(), *_place(), str(pid), _started(pid) or "", str(uuid.uuid4())])
 
 
 def lives(owner: str) -> bool | None:
@@ -25,8 +25,11 @@ def lives(owner: str) -> bool | None:
     *place, pid, started, _ = owner.split(SEPARATOR)[1:]
     if place != list(_place()) or "" in place:
         return None
+    if (found := _started(int(pid))) is None:
+        # Units may hide the processes of other users (ProtectProc=): that is no proof.
+        return None if _is_there(int(pid)) else False
     # A process that has executed itself anew is another worker.
-    return int(pid) != os.getpid() and _started(int(pid)) == started
+    return int(pid) != os.getpid() and found == started
 
 
 def described(owner: str) -> str:
@@ -49,10 +52,23 @@ def _content(path: str) -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """Return when a process was started, in the kernel's ticks; nothing for one that has ended (proc(5), stat)."""
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process was started, in the kernel's ticks; nothing for one that has ended (proc(5), stat).
+
+    None is returned for one that cannot be seen.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if state in "ZX" else fields[18]
