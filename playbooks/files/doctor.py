@@ -32,7 +32,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,9 +62,12 @@ DEFAULTS = {
 }
 RULES = "/etc/nftables-platform.conf"
 URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL")
+# What says that the API lives, is ready, and that workers answer.
+PATHS = ("/health", "/health/ready", "/health/celery")
 # Of these only figures of several minutes tell.
 ONLY_ALERTS = {"ApiErrors", "ApiSlow", "TasksFail", "TasksRetry", "TasksTimeOut", "WorkerRestartLoop"}
 SECRETS = {*URLS, "TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
+SECRETS |= {"DURABLE_SIGNING_KEY", "DURABLE_CONTROL_KEY", "DURABLE_SENTINEL_PASSWORD"}
 # Of quoted logs: bounded, but long enough for a whole chain of exceptions.
 LONGEST_QUOTE = 1200
 TRACEBACK = re.compile(r"^(?:Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE)
@@ -453,7 +456,7 @@ class Connection:
         return rest
 
 
-def redis(name: str, port: int) -> Iterator[Finding]:
+def redis(name: str, port: int, queues: Sequence[str] = ()) -> Iterator[Finding]:
     """Look into one instance, through its socket on this host."""
     suffix = "" if name == "main" else f"-{name}"
     config = Path(f"/etc/redis/redis{suffix}.conf")
@@ -553,7 +556,7 @@ def instance(name: str, config: Path, connection: Connection) -> Iterator[Findin
     limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
     if name == "broker":
         yield from broker(info)
-        yield from shapes(connection)
+        yield from shapes(connection, queues)
     if limit and used > MEMORY_FULL * limit and info.get("maxmemory_policy") == "noeviction":
         full = f"Redis {name} is full and refuses to write: it uses {used >> 20} of {limit >> 20} MiB (maxmemory)"
         yield Finding(CRITICAL, full, "RedisMemoryHigh", RIGHTS)
@@ -572,9 +575,9 @@ def paused(name: str, connection: Connection) -> Iterator[Finding]:
 
 
 @apart
-def shapes(connection: Connection) -> Iterator[Finding]:
+def shapes(connection: Connection, queues: Sequence[str] = ("celery",)) -> Iterator[Finding]:
     """Look whether the broker's keys are what the application takes them for."""
-    wanted = {"celery": "list", "dead_letters": "list", "failures": "list", "accepted": "hash", "workers": "hash"}
+    wanted = dict.fromkeys([*queues, "dead_letters", "failures"], "list") | {"accepted": "hash", "workers": "hash"}
     for key, kind in {**wanted, "figures": "hash", "alerts": "hash", "unacked_leases": "zset"}.items():
         if (found := connection.ask("TYPE", key)) not in (kind, "none"):
             what = f"the broker's key {key} is a {found} instead of a {kind}, every use of it fails: RENAME it away"
@@ -763,7 +766,7 @@ def through_sentinels(app: str, secret: Path) -> str:
         ConnectionError: none of them names one.
     """
     broker = secret.name == "CELERY_BROKER_URL"
-    names = dict(re.findall(r"^(\w+)_PRIMARY='(.*)'", text(f"/etc/{app}/backend.env"), re.MULTILINE))
+    names = dict(re.findall(r"^DURABLE_(\w+)_PRIMARY='(.*)'", text(f"/etc/{app}/backend.env"), re.MULTILINE))
     password = text(secret.parent / "SENTINEL_PASSWORD").strip()
     asked = []
     for url in map(urlsplit, text(secret).strip().split(";")):
@@ -937,8 +940,8 @@ def foreign_rules(ports: list[int]) -> Iterator[Finding]:
 # Files
 
 
-def files(app: str, services: list[str]) -> Iterator[Finding]:
-    """Look at the release, the settings and the secrets."""
+def files(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look at the release, the settings and the secrets, which are ``wanted`` as SERVICE/NAME."""
     settings_file = Path(f"/etc/{app}/backend.env")
     if not text(settings_file):
         yield Finding(CRITICAL, f"the settings {settings_file} are missing or empty", "UnitRestartLoop", FILES)
@@ -947,19 +950,19 @@ def files(app: str, services: list[str]) -> Iterator[Finding]:
             what = f"{settings_file} sets {name}, which goes before the secret file of that name"
             yield Finding(CRITICAL, what, "drift", FILES, certain=True)
     live = Path(f"/opt/{app}/backend")
-    for needed in ("", ".complete", ".env", "app/__init__.py", "venv/bin/python"):
+    listed = release_files(live)
+    for needed in ("", ".complete", *filter(lambda name: (live / name).is_symlink(), [".env"]), *listed, "venv/bin/python"):
         if not (live / needed).exists():
             what = f"the release is incomplete: {live / needed} is missing or leads nowhere"
             yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
             break
-    yield from closed([live, live / "app", live / "venv/lib", live / "venv/bin/python", settings_file])
+    folders = {live / Path(name).parts[0] for name in listed}
+    yield from closed([live, *sorted(folders), live / "venv/lib", live / "venv/bin/python", settings_file])
     yield from packages(live)
     for service in services:
-        wanted = set(URLS)
-        both = {"TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY"}
-        wanted |= {"api": {"TASK_SIGNING_KEY", "BACKEND_API_KEY"}, "flower": set()}.get(service, both)
+        names = sorted(name.partition("/")[2] for name in wanted if name.startswith(f"{service}/"))
         user = app if service == "worker" else f"{app}-{service}"
-        yield from secrets(Path(f"/etc/{app}/secrets/{service}"), sorted(wanted), user)
+        yield from secrets(Path(f"/etc/{app}/secrets/{service}"), names, user)
     yield from foreign_keys(app, services)
     for unit in Path("/etc/systemd/system").glob(f"{app}-*.service"):
         for secret in re.findall(r"^LoadCredential=[^:]+:(\S+)", text(unit), re.MULTILINE):
@@ -967,6 +970,11 @@ def files(app: str, services: list[str]) -> Iterator[Finding]:
                 what = f"the secret {secret} of {unit.stem} is missing or empty"
                 yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
         yield from outdated(unit.stem, live, settings_file, text(unit))
+
+
+def release_files(live: Path) -> list[str]:
+    """Return the application's files in a release, as it lists them itself (roles/app_release/files/build_release.py)."""
+    return text(live / ".files").splitlines()
 
 
 @apart
@@ -985,6 +993,8 @@ def foreign_keys(app: str, services: list[str]) -> Iterator[Finding]:
     for name, what, page in (
         ("TASK_SIGNING_KEY", "its tasks become dead letters", "DeadLetters"),
         ("CONTROL_SIGNING_KEY", "it does not do what celery control says", "WorkersMissing"),
+        ("DURABLE_SIGNING_KEY", "its tasks become dead letters", "DeadLetters"),
+        ("DURABLE_CONTROL_KEY", "it does not do what celery control says", "WorkersMissing"),
     ):
         keys = {
             service: set(text(f"/etc/{app}/secrets/{service}/{name}").replace(",", " ").split()) for service in services
@@ -1073,12 +1083,12 @@ def facts(app: str) -> Iterator[dict[str, object]]:
     """Tell what must be the same on all hosts."""
     live = Path(f"/opt/{app}/backend")
     code = hashlib.sha256()
-    for file in sorted((live / "app").rglob("*.py")):
-        code.update(str(file.relative_to(live)).encode() + text(file).encode())
-    names = ("TASK_ROUTES", "TASK_TIME_LIMIT", "TASK_SOFT_TIME_LIMIT", "RESULT_EXPIRES", "ENVIRONMENT")
+    for name in release_files(live):
+        code.update(name.encode() + text(live / name).encode())
+    names = ("TASK_ROUTES", "DURABLE_TASK_TIME_LIMIT", "DURABLE_TASK_SOFT_TIME_LIMIT", "DURABLE_RESULT_EXPIRES", "ENVIRONMENT")
     known = dict(re.findall(r"^([A-Z_]+)='(.*)'$", text(f"/etc/{app}/backend.env"), re.MULTILINE))
     # The digest of a long random key tells nothing about it.
-    key = text(f"/etc/{app}/secrets/operator/TASK_SIGNING_KEY").replace(",", " ").split()
+    key = text(f"/etc/{app}/secrets/operator/DURABLE_SIGNING_KEY").replace(",", " ").split()
     told = {f"the setting {name}": known.get(name) for name in names if name in known}
     if live.exists():
         told["the application's code"] = code.hexdigest()[:12]
@@ -1110,25 +1120,37 @@ def words(status: int, body: str) -> str:
     return quote(f"{status or 'no connection'}: {body}" if body else f"{status or 'no connection'}")
 
 
-def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]:
-    """Look at the API, and at what it says of queues and workers."""
-    keys = text(key_file).replace(",", " ").split()
+def api(url: str, key_file: str, hard_limit: int, app: str, paths: Sequence[str] = PATHS) -> Iterator[Finding]:
+    """Look at the API, and at what it says of queues and workers.
+
+    Args:
+        url: where it listens.
+        key_file: has its key; empty where it has none, and no metrics of the platform.
+        hard_limit: of tasks, in seconds.
+        app: the installation's name.
+        paths: what says that it lives, is ready, and that workers answer; an empty one is not asked.
+    """
+    alive_path, ready_path, workers_path = paths
+    keys = text(key_file).replace(",", " ").split() if key_file else []
     headers = {"X-API-Key": keys[0]} if keys else {}
-    if not keys:
+    if key_file and not keys:
         yield Finding(CRITICAL, f"the API has no key ({key_file})", "ApiDown", FILES)
     # Its socket would start it, and nobody would see that it was stopped.
     if say("systemctl", "is-active", f"{app}-api.service")[1] in ("inactive", "failed"):
         return
-    status, body = ask(f"{url}/health", headers)
-    if status != 200:
+    status, body = ask(f"{url}{alive_path or '/'}", headers)
+    if status != 200 if alive_path else not status:
         why = listener(urlsplit(url).port or 80, f"{app}-api") or because(f"{app}-api")
         what = f"the API does not answer at {url} ({words(status, body)}){why}"
         yield Finding(CRITICAL, what, "ApiDown", UNITS)
         return
-    status, body = ask(f"{url}/health/ready", headers)
+    status, body = ask(f"{url}{ready_path}", headers) if ready_path else (200, "")
     if status != 200:
-        what = f"the API does not reach the broker ({words(status, body)})"
-        yield Finding(CRITICAL, what, "BrokerUnreachable", UNITS)
+        fails = "does not reach the broker" if key_file else f"is not ready: {ready_path}"
+        what = f"the API {fails} ({words(status, body)})"
+        yield Finding(CRITICAL, what, "BrokerUnreachable" if key_file else "ApiDown", UNITS)
+        return
+    if not key_file:
         return
     status, page = ask(f"{url}/metrics", headers)
     if status != 200:
@@ -1144,7 +1166,7 @@ def api(url: str, key_file: str, hard_limit: int, app: str) -> Iterator[Finding]
     alive, expected = figures.get("celery_workers_alive", 0), figures.get("celery_workers_expected", 0)
     if alive == 0:
         yield Finding(CRITICAL, "no worker is alive", "NoWorkers", QUEUES)
-    elif ask(f"{url}/health/celery", headers)[0] != 200:
+    elif workers_path and ask(f"{url}{workers_path}", headers)[0] != 200:
         yield Finding(CRITICAL, "no worker answers", "NoWorkers", QUEUES)
     elif alive < expected:
         yield Finding(WARNING, f"{alive:.0f} of {expected:.0f} workers are alive", "WorkersMissing", QUEUES)
@@ -1222,7 +1244,8 @@ def workers(app: str) -> Iterator[Finding]:
             yield Finding(CRITICAL, what, page, WORKERS)
     default = re.search(r"^TASK_DEFAULT_RATE_LIMIT='(.*)'", text(f"/etc/{app}/backend.env"), re.MULTILINE)
     # The application's own limits stand in its code.
-    sources = "".join(map(text, Path(f"/opt/{app}/backend/app").rglob("*.py")))
+    live = Path(f"/opt/{app}/backend")
+    sources = "".join(text(live / name) for name in release_files(live) if name.endswith(".py"))
     if re.search(r"\brate_limit *=", sources):
         return
     for node, answer in questions(app, "registered", taskinfoitems=["rate_limit"]):
@@ -1559,12 +1582,15 @@ def main() -> None:
     parser.add_argument("--unit", action="append", default=[], metavar="UNIT=RUNBOOK")
     parser.add_argument("--program", action="append", default=[], metavar="PROGRAM")
     parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE=PORT")
+    parser.add_argument("--queue", action="append", default=[], help="of the broker")
     parser.add_argument("--redis-host", default="")
     parser.add_argument("--port", action="append", type=int, default=[], help="that all clients find Redis on")
     parser.add_argument("--service", action="append", default=[], help="that has secrets here")
+    parser.add_argument("--secret", action="append", default=[], metavar="SERVICE/NAME", help="that must be here")
     parser.add_argument("--firewall", action="store_true")
     parser.add_argument("--api", metavar="URL")
-    parser.add_argument("--key-file", default="")
+    parser.add_argument("--key-file", default="", help="the API's key, for its metrics of the platform")
+    parser.add_argument("--api-path", action="append", default=[], help="alive, ready and workers, in this order")
     parser.add_argument("--hard-limit", type=int, default=60, metavar="SECONDS")
     parser.add_argument("--flower", metavar="URL")
     parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
@@ -1580,16 +1606,18 @@ def main() -> None:
         checks["programs"] = lambda: programs(given.program, given.app)
     for pair in given.redis:
         name, _, port = pair.partition("=")
-        checks[f"Redis {name}"] = functools.partial(redis, name, int(port or 0))
+        checks[f"Redis {name}"] = functools.partial(redis, name, int(port or 0), given.queue)
     if given.service:
-        checks["files"] = lambda: files(given.app, given.service)
+        checks["files"] = lambda: files(given.app, given.service, given.secret)
         checks["the ways to Redis"] = lambda: clients(given.app, given.service, given.redis_host, given.port)
     if "worker" in given.service:
         checks["workers"] = lambda: workers(given.app)
     if given.firewall:
         checks["the firewall"] = lambda: firewall(given.port)
     if given.api:
-        checks["the API"] = lambda: api(given.api, given.key_file, given.hard_limit, given.app)
+        checks["the API"] = lambda: api(
+            given.api, given.key_file, given.hard_limit, given.app, given.api_path or PATHS
+        )
     if given.flower:
         checks["Flower"] = lambda: flower(given.flower, given.app)
     if given.monitoring:

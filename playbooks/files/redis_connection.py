@@ -168,7 +168,7 @@ def primary(secrets: Path, file: str) -> str:
     """Return the URL of the server that the sentinels of a secret name as the primary; nothing when none does."""
     settings = (secrets.parents[1] / "backend.env").read_text()
     part = "BROKER" if file == "CELERY_BROKER_URL" else "RESULTS"
-    name = dict(re.findall(r"^(\w+)_PRIMARY='(.*)'", settings, re.MULTILINE))[part]
+    name = dict(re.findall(r"^DURABLE_(\w+)_PRIMARY='(.*)'", settings, re.MULTILINE))[part]
     for url in map(urlsplit, (secrets / file).read_text().strip().split(";")):
         scheme, options = ("rediss", f"?{url.query}") if url.query else ("redis", "")
         try:

@@ -33,7 +33,7 @@ class Cause:
     previous: str = ""
 
 
-def say(*command: str, where: Path = Path("/")) -> tuple[bool, str]:
+def say(*command: str) -> tuple[bool, str]:
     """Return whether a command succeeds, and what it says."""
     try:
         run = subprocess.run(
@@ -43,7 +43,7 @@ def say(*command: str, where: Path = Path("/")) -> tuple[bool, str]:
             text=True,
             timeout=PATIENCE,
             check=False,
-            cwd=where,
+            cwd="/",
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
@@ -53,19 +53,16 @@ def say(*command: str, where: Path = Path("/")) -> tuple[bool, str]:
 def checksum(release: Path) -> str:
     """Return what is the same on all hosts for one source."""
     digest = hashlib.sha256()
-    files = [*(release / "app").rglob("*"), release / "requirements.txt"]
-    for file in sorted(file for file in files if file.is_file() and "__pycache__" not in file.parts):
+    listed = release / ".files"
+    names = listed.read_text().splitlines() if listed.exists() else []
+    for file in sorted(release / name for name in [*names, "requirements.txt"] if (release / name).is_file()):
         digest.update(f"{file.relative_to(release)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def starts(release: Path, prefix: str) -> str:
     """Return nothing when a release's programs can be loaded, else the last line of the reason."""
-    program = "from app.agents.worker import celery_app; import app.main"
-    user = f"{prefix}-operator"
-    good, answer = say(
-        "runuser", "-u", user, "--", str(release / "venv/bin/python"), "-B", "-c", program, where=release
-    )
+    good, answer = say(f"/usr/local/sbin/{prefix}-admin", f"--release={release}", "--check")
     return "" if good else (answer.splitlines() or ["no reason"])[-1]
 
 

@@ -6,7 +6,7 @@ The roles' own rules judge what a value means; these hold for every variable tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
@@ -54,9 +54,13 @@ BOUNDS: dict[str, tuple[int, int]] = {
 WORD = (r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*", "letters, digits and . _ : / -")
 NAME = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, hyphens and underscores")
 FORMS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("api_app", "api_log_config", "celery_worker_app", "flower_app", "flower_config"), WORD),
+    **dict.fromkeys(("celery_worker_app", "app_celery"), WORD),
+    **dict.fromkeys(("api_app", "api_log_config", "api_http", "api_wsgi", "app_asgi", "app_wsgi"), (f"({WORD[0]})?", WORD[1])),
+    **dict.fromkeys(
+        ("app_health_path", "app_ready_path", "app_workers_path", "api_health_path", "api_ready_path", "load_balancer_ready_path"),
+        (r"(/[A-Za-z0-9._~/?=&%-]*)?", "a path like /healthz"),
+    ),
     "app_environment": (r"[^'\\$]*", "without quotes, backslashes and dollar signs, because a settings file holds it"),
-    "app_release_package": (r"[A-Za-z_][A-Za-z0-9_]*", "the name of a Python package"),
     "load_balancer_certificate_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of plain characters"),
     "load_balancer_floating_interface": (r"([A-Za-z0-9._@-]{1,15})?", "the name of a network interface"),
     "load_balancer_flower_url_prefix": (r"[A-Za-z0-9_-]+", "one word of letters, digits, hyphens and underscores"),
@@ -82,7 +86,7 @@ MOST_REDIS_ADDRESSES = 16
 # Hosts that a URL or a connection names.
 HOSTS = ("redis_host", "redis_broker_host", "private_address")
 # Folders on the controller, whose names the host never sees.
-ON_CONTROLLER = re.compile(r"app_release_(source|requirements|cache)|compose_containerfile|kubernetes_.*")
+ON_CONTROLLER = re.compile(r"app_release_(source|requirements|cache|paths|libraries)|compose_containerfile|kubernetes_.*")
 # Given with -e, where everything is a text; what reads them knows.
 MAY_BE_TEXT = re.compile(r"(compose|kubernetes)_.*")
 # Python statements, which may have several lines.
@@ -394,15 +398,6 @@ def route_queues(routes: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def queue_of_task(routes: Mapping[str, Any], task: str) -> Any:
-    """Return the queue of a task by Celery's rule: its own route, else the first pattern that its name begins with."""
-    queues = dict(zip(routes, route_queues(routes), strict=True))
-    if task in queues:
-        return queues[task]
-    patterns = {re.escape(pattern).replace(r"\*", ".+?"): queue for pattern, queue in queues.items() if "*" in pattern}
-    return next((queue for pattern, queue in patterns.items() if re.match(pattern, task)), DEFAULT_QUEUE)
-
-
 def is_queue_name(name: object) -> bool:
     """Tell whether a queue may have this name (celery_durable/queue_names.py)."""
     return (
@@ -414,29 +409,43 @@ def is_queue_name(name: object) -> bool:
     )
 
 
-def queue_refusals(routes: Mapping[str, Any], pools: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Say in one sentence each what is wrong with queues: their names, and routes to those that no pool takes from.
+def queue_refusals(
+    routes: Mapping[str, Any],
+    pools: Iterable[Mapping[str, Any]],
+    queues: Sequence[Any] = (DEFAULT_QUEUE,),
+    default_queue: Any = DEFAULT_QUEUE,
+) -> list[str]:
+    """Say in one sentence each what is wrong with queues: their names, and tasks that no pool takes.
 
     Args:
         routes: task_routes.
         pools: celery_worker_pools of all hosts that serve this host's queues; none where workers are elsewhere.
+        queues: app_queues, which a pool takes from that names none.
+        default_queue: app_default_queue, where tasks without a route wait.
     """
     refusals = []
-    for variable, names in (("task_routes", route_queues(routes)), ("celery_worker_pools", _queues(pools))):
+    taken = _queues(pools, queues)
+    sources = {
+        "app_queues": queues,
+        "app_default_queue": [default_queue],
+        "task_routes": route_queues(routes),
+        "celery_worker_pools": taken,
+    }
+    for variable, names in sources.items():
         if wrong := [name for name in names if not is_queue_name(name)]:
             refusals.append(
                 f"{variable} names the queue {_plain(wrong[0])!r}, but a queue's name must be up to 100 letters, digits"
                 " and _ . : -, and none that the platform or Celery uses."
             )
-    taken = _queues(pools)
-    if taken and (idle := [name for name in route_queues(routes) if name not in taken]):
+    for variable, names in (("task_routes", route_queues(routes)), ("app_queues", queues)):
+        if taken and (idle := [name for name in names if name not in taken and name != default_queue]):
+            refusals.append(
+                f"{variable} sends tasks to the queue '{idle[0]}', but no pool takes from it: name it in the queues of"
+                " one of celery_worker_pools."
+            )
+    if taken and default_queue not in taken and "*" not in routes:
         refusals.append(
-            f"task_routes sends tasks to the queue '{idle[0]}', but no pool takes from it: name it in the queues of one"
-            " of celery_worker_pools."
-        )
-    if taken and DEFAULT_QUEUE not in taken and "*" not in routes:
-        refusals.append(
-            f"No pool of celery_worker_pools takes from the queue '{DEFAULT_QUEUE}', where each task waits that"
+            f"No pool of celery_worker_pools takes from the queue '{default_queue}', where each task waits that"
             " task_routes sends nowhere else: name it in the queues of one of them."
         )
     return refusals
@@ -464,8 +473,8 @@ def previous_refusals(previous: Mapping[str, Any]) -> list[str]:
     return refusals
 
 
-def _queues(pools: Iterable[Any]) -> list[Any]:
-    lists = [pool.get("queues", [DEFAULT_QUEUE]) for pool in pools if isinstance(pool, Mapping)]
+def _queues(pools: Iterable[Any], otherwise: Sequence[Any]) -> list[Any]:
+    lists = [pool.get("queues", otherwise) for pool in pools if isinstance(pool, Mapping)]
     return [name for names in lists if isinstance(names, list | tuple) for name in names]
 
 
@@ -482,7 +491,6 @@ class FilterModule:
             "ignored_refusals": ignored_refusals,
             "derived_names": derived_names,
             "documented": documented,
-            "queue_of_task": queue_of_task,
             "queue_refusals": queue_refusals,
             "route_queues": route_queues,
             "is_bound": is_bound,

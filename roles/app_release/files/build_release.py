@@ -7,6 +7,7 @@ from the one it has. Wheels are fetched for the host's Python, not for the contr
 
 import argparse
 import fcntl
+import fnmatch
 import hashlib
 import io
 import json
@@ -18,19 +19,70 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 # Debian 12 has glibc 2.36. Wheels are tagged with the oldest glibc they run on; 2.17 is manylinux2014's.
 GLIBC_MINOR_VERSIONS = range(17, 37)
 # Part of a release's name: another one when releases hold something else than before.
-FORMAT = b"3"
+FORMAT = b"4"
 # Seconds since 1970 that stand in the libraries' wheels: 1980, the first year that zip files know.
 WHEEL_TIME = "315532800"
 # CycloneDX, beside the application.
 BILL_OF_MATERIALS = "sbom.cdx.json"
+# The application's files, one in a line: what the doctor looks for, and what hosts are compared by.
+LIST_OF_FILES = ".files"
 
 
-def release_files(source: Path, package: str) -> list[Path]:
-    """Return the application's files below ``source / package``, sorted, without compiled leftovers."""
-    return sorted(path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def release_files(source: Path, paths: list[str], exclude: list[str]) -> list[Path]:
+    """Return the application's files at ``paths`` below ``source``, sorted; of a Git work tree what Git tracks.
+
+    Args:
+        source: the folder that they are named from.
+        paths: files and folders.
+        exclude: patterns of names, of files and of folders, that are left out.
+
+    Raises:
+        SystemExit: with one sentence when a path is not there, or leads out of the source.
+    """
+    tracked = _tracked(source)
+    found: set[Path] = set()
+    for name in paths:
+        path = source / name
+        if not path.exists() or not path.resolve().is_relative_to(source.resolve()):
+            sys.exit(f"app_release_paths has {name}, but there is no such file or folder in {source}.")
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            parts = file.relative_to(source).parts
+            left_out = any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in exclude)
+            # What Git ignores is made by hand or by programs: databases, logs, secrets.
+            if file.is_file() and not left_out and (tracked is None or file in tracked or name != "."):
+                found.add(file)
+    return sorted(found)
+
+
+def _tracked(source: Path) -> set[Path] | None:
+    command = ["git", "-C", str(source), "ls-files", "-z"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    names = result.stdout.split("\0") if result.returncode == 0 else []
+    return {source / name for name in names if name} or None
+
+
+def check_lock(requirements: str, needs: list[str]) -> None:
+    """Look whether the lock has what the platform runs the application with.
+
+    Raises:
+        SystemExit: with one sentence that names the package.
+    """
+    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", requirements, re.MULTILINE))
+    pins = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    for need in map(Requirement, needs):
+        pin = pins.get(need.name)
+        if pin is None:
+            sys.exit(f"The locked requirements lack {need.name}, which the platform runs: add {need}, and lock them again.")
+        if not need.specifier.contains(pin, prereleases=True):
+            sys.exit(f"The locked requirements have {need.name} {pin}, but it must be {need.specifier}: lock them again.")
 
 
 def digest(source: Path, files: list[Path], requirements: str) -> str:
@@ -91,7 +143,7 @@ def locked(wheel: Path) -> str:
     return f"{name.replace('_', '-')}=={version} \\\n    --hash=sha256:{checksum}\n"
 
 
-def bill_of_materials(requirements_file: Path, package: str, identity: str) -> bytes:
+def bill_of_materials(requirements_file: Path, name: str, identity: str) -> bytes:
     """Return the list of what ``requirements_file`` locks, as the parts of the release ``identity``.
 
     Raises:
@@ -108,7 +160,7 @@ def bill_of_materials(requirements_file: Path, package: str, identity: str) -> b
     bom.setdefault("metadata", {})["component"] = {
         "bom-ref": "release",
         "type": "application",
-        "name": package,
+        "name": name,
         "version": identity,
     }
     return json.dumps(bom, indent=2).encode()
@@ -116,9 +168,10 @@ def bill_of_materials(requirements_file: Path, package: str, identity: str) -> b
 
 def build(
     source: Path,
-    package: str,
+    name: str,
     requirements_file: Path,
     *,
+    files: list[Path],
     own: list[Path],
     python: str,
     machine: str,
@@ -131,9 +184,8 @@ def build(
     """
     others = requirements_file.read_text()
     requirements = others + "".join(map(locked, own))
-    files = release_files(source, package)
     if not files:
-        sys.exit(f"there is no application in {source / package}: set app_release_source to the folder that holds it")
+        sys.exit(f"there is no application in {source}: set app_release_source and app_release_paths to what holds it.")
     identity = f"{digest(source, files, requirements)}-{python}"
     archive = output / f"{identity}-{machine}.tar"
     if archive.exists():
@@ -155,9 +207,11 @@ def build(
                 tar.add(wheel, arcname=f"wheels/{wheel.name}", filter=owned_by_root)
             (whole := Path(scratch, "requirements.txt")).write_text(requirements)
             written = int(requirements_file.stat().st_mtime)
+            listed = "".join(f"{path.relative_to(source)}\n" for path in files)
             for name, content in (
+                (LIST_OF_FILES, listed.encode()),
                 ("requirements.txt", requirements.encode()),
-                (BILL_OF_MATERIALS, bill_of_materials(whole, package, identity)),
+                (BILL_OF_MATERIALS, bill_of_materials(whole, name, identity)),
             ):
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime = len(content), written
@@ -170,15 +224,18 @@ def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Make an archive member belong to root and be readable by all: a release holds no secrets."""
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
-    member.mode = 0o755 if member.isdir() else 0o644
+    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
     return member
 
 
 def main() -> None:
     """Build the release that the command line describes and print its description as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", type=Path, required=True, help="folder that holds the package")
-    parser.add_argument("--package", required=True, help="name of the package's folder")
+    parser.add_argument("--name", required=True, help="the application's name")
+    parser.add_argument("--source", type=Path, required=True, help="folder that the paths are in")
+    parser.add_argument("--path", action="append", default=[], help="file or folder of the application; . for all")
+    parser.add_argument("--exclude", action="append", default=[], help="pattern of names to leave out")
+    parser.add_argument("--need", action="append", default=[], help="requirement that the locked ones must meet")
     parser.add_argument("--requirements", type=Path, required=True, help="locked requirements with hashes")
     parser.add_argument("--library", type=Path, action="append", default=[], help="folder of a package of our own")
     parser.add_argument("--python", required=True, help="the host's Python, like 3.11")
@@ -189,10 +246,14 @@ def main() -> None:
     with (arguments.output / "lock").open("w") as lock, tempfile.TemporaryDirectory() as wheels:
         # Several playbooks may run side by side.
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not arguments.requirements.is_file():
+            sys.exit(f"app_release_requirements is {arguments.requirements}, but there is no such file.")
+        check_lock(arguments.requirements.read_text(), arguments.need)
         release = build(
             arguments.source,
-            arguments.package,
+            arguments.name,
             arguments.requirements,
+            files=release_files(arguments.source, arguments.path, arguments.exclude),
             own=build_wheels(arguments.library, Path(wheels)),
             python=arguments.python,
             machine=arguments.machine,

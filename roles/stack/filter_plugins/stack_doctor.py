@@ -190,6 +190,11 @@ def _one_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def doctor_secrets(services: list[str], all_services: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the doctor's arguments that name each secret file that these services must have."""
+    return [f"--secret={service}/{name}" for service in services for name in sorted(all_services[service]["secrets"])]
+
+
 def _layer(finding: Mapping[str, Any]) -> int:
     return int(finding.get("layer", HIGHEST_LAYER))
 
@@ -210,6 +215,7 @@ class FilterModule:
         return {
             "doctor_blind": doctor_blind,
             "doctor_findings": doctor_findings,
+            "doctor_secrets": doctor_secrets,
             "doctor_seen": doctor_seen,
             "doctor_sentences": doctor_sentences,
             "doctor_verdict": doctor_verdict,

@@ -83,7 +83,7 @@ def sentinel_urls(
     databases = {"REDIS_URL": 0, "CELERY_BROKER_URL": 0, "CELERY_RESULT_BACKEND": 1}
     return {
         name: {variable: url(name, password, number) for variable, number in databases.items()}
-        | {"SENTINEL_PASSWORD": own_password}
+        | dict.fromkeys(("SENTINEL_PASSWORD", "DURABLE_SENTINEL_PASSWORD"), own_password)
         for name, password in passwords.items()
     }
 
