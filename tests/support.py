@@ -36,6 +36,8 @@ INLINE = {
 
 # How the units and containers run the API's server, beyond address and log.
 SERVER_OPTIONS = ["--http", "app.api.connections:Protocol", "--limit-concurrency", "500"]
+# The operator's command, durable-admin.
+ADMIN = [sys.executable, "-m", "durable_console"]
 
 
 def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
@@ -246,7 +248,7 @@ class Stack:
     def dead_letters(self, *arguments: str) -> str:
         """Run the operator's command and return what it says."""
         log = self.directory / "dead_letters.log"
-        program = Program([sys.executable, "-m", "app.agents.dead_letters", *arguments], log, self.env)
+        program = Program([*ADMIN, "dead-letters", *arguments], log, self.env)
         assert program.process.wait(20) == 0, program.output()
         return program.output()
 
@@ -319,7 +321,7 @@ class Api:
 def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: str) -> None:
     """Start Flower with ``key`` as its password; it must count the empty queue, ask the worker and hear its events."""
     port = free_port()
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
+    command = [sys.executable, "-m", "durable_console.flower", f"--port={port}"]
     flower = Program(command, directory / "flower.log", {**environment, "FLOWER_BASIC_AUTH": f"admin:{key}"})
     flower.wait_for_output("Visit me")
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from app.agents.config import DEFAULT_QUEUE
 from app.api.body import READ_BUDGET
-from app.api.rate_limit import MAX_CLIENTS, RateLimiter
+from celery_durable.web.rate_limit import MAX_CLIENTS, RateLimiter
 from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import new_task_id
 from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until

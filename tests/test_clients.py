@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.clients import client_address, counted_as
+from celery_durable.web.clients import client_address, counted_as
 from app.api.prometheus import METHODS
 from app.settings import Settings
 from tests.support import Api

@@ -177,7 +177,7 @@ def test_nothing_forged_runs(stack: Stack) -> None:
 
     assert signing.FORGED in stack.dead_letters("list")
     refused = Program(
-        [*["python", "-m", "app.agents.dead_letters", "requeue", "--all"]], stack.directory / "requeue.log", stack.env
+        [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", stack.env
     )
     assert refused.process.wait(20) == 1
     assert refused.output().count("stays a dead letter") == len(forged)
@@ -220,7 +220,7 @@ def test_an_oversized_message_is_cut_and_stays_a_dead_letter(stack: Stack, key: 
     assert base64.b64decode(letter["message"]).decode() == large[:KEPT_BYTES]
     wait_until(stack.nothing_waits)
     refused = Program(
-        [*["python", "-m", "app.agents.dead_letters", "requeue", "--all"]], stack.directory / "requeue.log", stack.env
+        [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", stack.env
     )
     assert refused.process.wait(20) == 1
     assert "stays a dead letter: It was too large to be kept." in refused.output()

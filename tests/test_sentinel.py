@@ -185,7 +185,7 @@ def test_a_task_runs_to_its_end(api: Api) -> None:
 
 def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "inspect", "stats", "--json", "--timeout=5"]
+    command = [*ADMIN, "inspect", "stats", "--json", "--timeout=5"]
     program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
     assert program.process.wait(30) == 0, program.output()
     assert "max-concurrency" in program.output()
@@ -198,7 +198,7 @@ def test_flower_sees_all(cluster: Cluster, api: Api, tmp_path: Path) -> None:
 
 
 def test_dead_letters_are_listed(cluster: Cluster, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app.agents.dead_letters", "list"]
+    command = [*ADMIN, "dead-letters", "list"]
     program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
     assert program.process.wait(20) == 0, program.output()
 
