@@ -8,6 +8,7 @@ from asgi_correlation_id import correlation_id
 from celery_durable import logs
 from celery_durable.web.access_log import bounded
 
+
 class JsonFormatter(logs.JsonFormatter):
     """Adds the id of the running request."""
 

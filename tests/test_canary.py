@@ -1,4 +1,4 @@
-"""What playbooks/files/canary.py says of tasks, next to a real worker; and what tries a release before it is live."""
+"""What `durable-admin canary` says of a worker; and what tries a release before it is live."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import REPOSITORY, Api, RedisServer, Stack, start_worker
+from tests.support import ADMIN, REPOSITORY, RedisServer, Stack, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -30,23 +30,23 @@ def run(code: str, environment: dict[str, str], *arguments: str) -> subprocess.C
     )
 
 
-def test_the_host_that_has_run_a_task_is_told(stack: Stack, tmp_path: Path) -> None:
-    env = stack.env
-    api = Api(tmp_path / "api.log", env)
-    canary = (REPOSITORY / "playbooks/files/canary.py").read_text()
-    ids = [api.enqueue({}), api.enqueue({})]
-    host = platform.node()
-    waiting = run(canary, env, "1", host, *ids)
-    assert waiting.returncode == 2
-    assert "none of 2 tasks has run here within 1 s, 2 wait" in waiting.stderr
+def test_a_worker_is_proven_to_run_tasks(stack: Stack, tmp_path: Path) -> None:
+    def canary(node: str) -> subprocess.CompletedProcess[str]:
+        command = [*ADMIN, "canary", f"--node={node}@{platform.node()}", "--within=5"]
+        env = {**os.environ, **stack.env}
+        return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
-    worker = start_worker(tmp_path / "worker.log", env)
-    here = run(canary, env, "30", host, *ids)
-    assert here.returncode == 0, here.stderr
-    assert f"test@{host} has run" in here.stderr
-    assert run(canary, env, "30", "elsewhere", *ids).returncode == 3
-    worker.stop()
-    api.stop()
+    missing = canary("second")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "does not answer" in missing.stderr
+    workers = [start_worker(tmp_path / f"{name}.log", stack.env, name=name) for name in ("first", "second")]
+    for name in ("first", "second"):
+        found = canary(name)
+        assert found.returncode == 0, found.stderr
+        assert f"{name}@{platform.node()} has run" in found.stdout
+    wait_until(stack.nothing_waits)
+    for worker in workers:
+        worker.stop()
 
 
 def test_a_task_runs_before_its_release_is_live(redis_server: RedisServer) -> None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 import trustme
 
-from tests.support import Api, Program, TlsRedisServer, assert_flower_sees_all, start_worker
+from tests.support import ADMIN, Api, Program, TlsRedisServer, assert_flower_sees_all, start_worker
 
 pytestmark = pytest.mark.integration
 

@@ -26,7 +26,7 @@ INTERVAL = 0.2
 def canary(node: str, within: float) -> None:
     """Have one worker run a task and return its result.
 
-    Nobody can hand a task to a certain worker: its queue gets some for each worker, and more while others took all of them.
+    A task cannot be addressed to a worker: its queue gets some for each, and more while others have taken all of them.
     """
     client, deadline, sent = broker_client(current()), time.monotonic() + within, 0
     queue = _queue(node)
@@ -52,8 +52,8 @@ def canary(node: str, within: float) -> None:
         if time.monotonic() >= deadline:
             raise click.ClickException(
                 printable(
-                    f"{node} has run none of {sent} tasks of the queue {queue} within {within:.0f} s, and {len(waiting)} "
-                    "wait: where tasks wait longer than that, give it more time."
+                    f"{node} has run none of {sent} tasks of the queue {queue} within {within:.0f} s, and "
+                    f"{len(waiting)} wait: where tasks wait longer than that, give it more time."
                 )
             )
 

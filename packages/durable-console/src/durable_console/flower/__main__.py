@@ -8,7 +8,7 @@ from flower.options import options
 
 from celery_durable.logs import log_config
 from celery_durable.web.access_log import bounded
-from durable_console import application, celery_command
+from durable_console import celery_command
 from durable_console.flower.settings import Settings
 
 CONFIG = Path(__file__).with_name("config.py")

@@ -136,9 +136,7 @@ def install(failed_login_limit: str, trusted_proxies: Sequence[Network]) -> None
     flower.app.HTTPServer = _Server
 
 
-def _refusal(
-    request: HTTPServerRequest, failures: _FailedLogins, trusted: Sequence[Network]
-) -> dict[str, Any] | None:
+def _refusal(request: HTTPServerRequest, failures: _FailedLogins, trusted: Sequence[Network]) -> dict[str, Any] | None:
     """Return the answer to a request that must not reach Flower, nothing for one that may."""
     path = _path(request)
     if options.basic_auth and not (path == "/healthcheck" and _is_local(request)):
