@@ -46,6 +46,8 @@ def durable_options(settings: Settings) -> Options:
     """Translate the settings into those of celery-durable."""
     values = (value for _, value in settings if isinstance(value, SecretStr))
     return Options(
+        broker_url=settings.celery_broker_url.get_secret_value(),
+        result_url=settings.celery_result_backend.get_secret_value(),
         broker_primary=settings.broker_primary,
         results_primary=settings.results_primary,
         sentinel_password=settings.sentinel_password.get_secret_value() if settings.sentinel_password else None,

@@ -19,6 +19,9 @@ def install(celery: Celery, options: Options | None = None) -> None:
     """Give an application the guarantees, as soon as its configuration is loaded."""
     app: Any = celery  # whose type stubs leave these attributes out
     app.control_cls = "celery_durable.control:Control"
+    if options is not None:
+        # An API may use celery_durable.aio before anything asks for the configuration.
+        set_current(options)
     later = partial(finish, app, options)
     if app.configured:
         later()
