@@ -6,13 +6,12 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support import ADMIN, REPOSITORY, RedisServer, Stack, start_worker, wait_until
+from tests.support import ADMIN, REPOSITORY, RedisServer, Stack, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -30,23 +29,50 @@ def run(code: str, environment: dict[str, str], *arguments: str) -> subprocess.C
     )
 
 
-def test_a_worker_is_proven_to_run_tasks(stack: Stack, tmp_path: Path) -> None:
-    def canary(node: str) -> subprocess.CompletedProcess[str]:
-        command = [*ADMIN, "canary", f"--node={node}@{platform.node()}", "--within=5"]
-        env = {**os.environ, **stack.env}
-        return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+def canary(stack: Stack, node: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    return subprocess.run(
+        [*ADMIN, "canary", f"--node={node}@{platform.node()}", *arguments],
+        env={**os.environ, **stack.env},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    missing = canary("second")
+
+def test_a_worker_is_proven_to_run_tasks(stack: Stack) -> None:
+    missing = canary(stack, "second")
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert "does not answer" in missing.stderr
-    workers = [start_worker(tmp_path / f"{name}.log", stack.env, name=name) for name in ("first", "second")]
     for name in ("first", "second"):
-        found = canary(name)
+        stack.start_worker("--concurrency=1", name=name)
+    for name in ("first", "second"):
+        found = canary(stack, name)
         assert found.returncode == 0, found.stderr
         assert f"{name}@{platform.node()} has run" in found.stdout
     wait_until(stack.nothing_waits)
-    for worker in workers:
-        worker.stop()
+
+
+def test_a_busy_worker_is_not_proven(stack: Stack) -> None:
+    stack.start_worker("--concurrency=1")
+    stack.send("sleeping.delay(30)")
+    wait_until(lambda: stack.redis.client(0).llen("celery") == 0)
+    late = canary(stack, "test", "--within=2")
+    assert (late.returncode, late.stdout) == (1, "")
+    assert "has run none of 4 tasks in time, and 4 wait" in late.stderr
+
+
+def test_the_host_that_has_run_a_task_is_told(stack: Stack) -> None:
+    ids = stack.send("sleeping.delay(0)", "sleeping.delay(0)")
+    waiting = canary(stack, "", "--within=1", *ids)
+    assert waiting.returncode == 1
+    assert "none of 2 tasks in time, and 2 wait" in waiting.stderr
+    stack.start_worker()
+    here = canary(stack, "", "--within=30", *ids)
+    assert here.returncode == 0, here.stderr
+    assert f"test@{platform.node()} has run" in here.stdout
+    assert canary(stack, "other", *ids).returncode == 3
 
 
 def test_a_task_runs_before_its_release_is_live(redis_server: RedisServer) -> None:

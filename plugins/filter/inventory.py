@@ -54,7 +54,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
 WORD = (r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*", "letters, digits and . _ : / -")
 NAME = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, hyphens and underscores")
 FORMS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("api_app", "api_log_config", "celery_worker_app", "flower_app", "flower_config"), WORD),
+    **dict.fromkeys(("api_app", "api_log_config", "celery_worker_app"), WORD),
     "app_environment": (r"[^'\\$]*", "without quotes, backslashes and dollar signs, because a settings file holds it"),
     "app_release_package": (r"[A-Za-z_][A-Za-z0-9_]*", "the name of a Python package"),
     "load_balancer_certificate_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of plain characters"),

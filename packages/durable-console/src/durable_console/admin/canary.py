@@ -3,7 +3,6 @@
 import time
 
 import click
-from celery import states
 from celery.result import AsyncResult
 
 from celery_durable import snapshot
@@ -16,46 +15,62 @@ from durable_console.application import celery_app
 TASK = "celery.accumulate"
 # Tasks for each worker in a round: idle ones take them in turn.
 EACH = 4
-# Seconds between two looks, and between two rounds.
+# Seconds between two looks.
 INTERVAL = 0.2
+# The exit code where other workers have run all tasks that were named.
+ELSEWHERE = 3
 
 
 @click.command()
-@click.option("--node", required=True, help="The worker's name, like default@host.")
+@click.option("--node", required=True, help="The worker's name, like default@host; with IDs also @host for any of it.")
 @click.option("--within", default=60.0, show_default=True, help="Seconds for all of it.")
-def canary(node: str, within: float) -> None:
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+def canary(node: str, within: float, ids: tuple[str, ...]) -> None:
     """Have one worker run a task and return its result.
 
-    A task cannot be addressed to a worker: its queue gets some for each, and more while others have taken all of them.
+    A task cannot be addressed to a worker. Its queue gets a few of Celery's own tasks for each worker, and more while
+    others have taken all of them. With the IDs of tasks that were sent, one of these must run there; the exit code is 3
+    where all ran elsewhere.
     """
-    client, deadline, sent = broker_client(current()), time.monotonic() + within, 0
-    queue = _queue(node)
+    deadline = time.monotonic() + within
+    if ids:
+        if not _one_ran(node, deadline, [AsyncResult(task_id, app=celery_app) for task_id in ids]):
+            click.echo(printable(f"{node} has run none of {len(ids)} tasks: others have."), err=True)
+            raise click.exceptions.Exit(ELSEWHERE)
+        return
+    queue, client = _queue(node), broker_client(current())
     while True:
         several = EACH * max(len(snapshot.look(client).workers), 1)
-        waiting: list[AsyncResult[object]] = [
-            celery_app.send_task(TASK, args=("canary",), queue=queue, expires=within) for _ in range(several)
-        ]
-        sent += several
-        while waiting and time.monotonic() < deadline:
-            for task in [task for task in waiting if task.ready()]:
-                waiting.remove(task)
-                state, worker = task.state, str(task.worker)
-                task.forget()
-                if worker == node:
-                    if state != states.SUCCESS:
-                        raise click.ClickException(printable(f"{node} has run {task.id}: {state}."))
-                    for other in waiting:
-                        other.forget()
-                    click.echo(printable(f"{node} has run {task.id} of the queue {queue}."))
-                    return
-            time.sleep(INTERVAL)
-        if time.monotonic() >= deadline:
+        sent = [celery_app.send_task(TASK, args=("canary",), queue=queue, expires=within) for _ in range(several)]
+        if _one_ran(node, deadline, sent):
+            return
+
+
+def _one_ran(node: str, deadline: float, tasks: list[AsyncResult[object]]) -> bool:
+    """Wait for the first task that this worker has ended; tell whether there is one, or others have ended all.
+
+    Raises:
+        click.ClickException: it failed, or none ended in time.
+    """
+    waiting = list(tasks)
+    while waiting:
+        if time.monotonic() > deadline:
             raise click.ClickException(
                 printable(
-                    f"{node} has run none of {sent} tasks of the queue {queue} within {within:.0f} s, and "
-                    f"{len(waiting)} wait: where tasks wait longer than that, give it more time."
+                    f"{node} has run none of {len(tasks)} tasks in time, and {len(waiting)} wait: where tasks wait "
+                    "longer than that, give it more time (--within, deploy_gate_seconds)."
                 )
             )
+        for task in [task for task in waiting if task.ready()]:
+            waiting.remove(task)
+            worker = str(task.worker)
+            if worker == node or (node.startswith("@") and worker.endswith(node)):
+                if not task.successful():
+                    raise click.ClickException(printable(f"{worker} has run {task.id}: {task.state}."))
+                click.echo(printable(f"{worker} has run {task.id}."))
+                return True
+        time.sleep(INTERVAL)
+    return False
 
 
 def _queue(node: str) -> str:
