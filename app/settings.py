@@ -1,4 +1,4 @@
-"""Settings of worker, API and Flower: one typed class, read once per process.
+"""Settings of worker and API: one typed class, read once per process.
 
 Sources, the first that has a value wins: environment, ``.env`` in the working directory, secrets directory.
 """
@@ -6,7 +6,6 @@ Sources, the first that has a value wins: environment, ``.env`` in the working d
 import os
 import re
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -65,16 +64,6 @@ def _parse_json(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value
 
 
-def _check_network(value: object) -> object:
-    try:
-        return ip_network(str(value))
-    except ValueError:
-        raise ValueError("must be IP addresses and networks like 10.0.0.5 or 10.0.0.0/24") from None
-
-
-TrustedProxy = Annotated[IPv4Network | IPv6Network, BeforeValidator(_check_network)]
-
-
 def _parse_routes(value: object) -> object:
     routes = _parse_json(value)
     return {task: route_queue(route) for task, route in routes.items()} if isinstance(routes, dict) else routes
@@ -119,8 +108,6 @@ class Settings(BaseSettings):
     backend_api_key: SecretStr | None = None  # one key or several, separated by commas or white space
     metrics_api_key: SecretStr | None = None  # the same, good for /metrics and /status/alerts alone
     environment: str = "development"
-    flower_basic_auth: SecretStr | None = None  # user:password, several separated by white space
-    flower_read_only: bool = True
     # Of task messages and of commands to workers. Two while one replaces the other: the first signs, both verify.
     task_signing_key: SecretStr | None = None
     control_signing_key: SecretStr | None = None
@@ -152,9 +139,6 @@ class Settings(BaseSettings):
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
     rate_limit: RateLimit = "1000/second"  # requests of one key
     failed_login_limit: RateLimit = "30/minute"  # requests without a valid key from one address
-    # Addresses and networks of proxies whose X-Forwarded-For Flower believes, beyond this host's own; the API's server
-    # is told by itself (--forwarded-allow-ips).
-    trusted_proxies: Annotated[tuple[TrustedProxy, ...], NoDecode, BeforeValidator(_split)] = ()
     max_body_bytes: PositiveInt = 256 * 1024
     max_message_bytes: PositiveInt | None = None  # unset: what the largest body can grow to
     queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more
@@ -165,15 +149,6 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
         # env_ignore_empty covers environment and .env; an empty secret file arrives here.
         return {name: value for name, value in values.items() if value != ""}
-
-    @field_validator("flower_basic_auth")
-    @classmethod
-    def _check_basic_auth(cls, value: SecretStr | None) -> SecretStr | None:
-        if value:
-            pairs = [pair.partition(":") for pair in value.get_secret_value().split()]
-            if not pairs or not all(user and password for user, _, password in pairs):
-                raise ValueError("must be user:password, neither of them empty; several are separated by white space")
-        return value
 
     @field_validator("task_routes", "queues")
     @classmethod

@@ -36,6 +36,26 @@ INLINE = {
 
 # How the units and containers run the API's server, beyond address and log.
 SERVER_OPTIONS = ["--http", "app.api.connections:Protocol", "--limit-concurrency", "500"]
+# The operator's command, durable-admin.
+ADMIN = [sys.executable, "-m", "durable_console"]
+# What the console reads, and the sample's variable of the same meaning.
+OF_THE_CONSOLE = {
+    "DURABLE_SIGNING_KEY": "TASK_SIGNING_KEY",
+    "DURABLE_CONTROL_KEY": "CONTROL_SIGNING_KEY",
+    "DURABLE_SENTINEL_PASSWORD": "SENTINEL_PASSWORD",
+    "DURABLE_BROKER_PRIMARY": "BROKER_PRIMARY",
+    "DURABLE_RESULTS_PRIMARY": "RESULTS_PRIMARY",
+    "DURABLE_QUEUES": "QUEUES",
+    "DURABLE_MESSAGE_LIMIT": "MAX_MESSAGE_BYTES",
+    "DURABLE_WORKERS_EXPECTED": "WORKERS_EXPECTED",
+    "DURABLE_TASK_TIME_LIMIT": "TASK_TIME_LIMIT",
+    "DURABLE_RESULT_EXPIRES": "RESULT_EXPIRES",
+}
+
+
+def of_the_console(env: dict[str, str]) -> dict[str, str]:
+    """Return an environment of the sample with what the console reads."""
+    return {**env, **{name: env[sample] for name, sample in OF_THE_CONSOLE.items() if sample in env}}
 
 
 def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
@@ -246,7 +266,7 @@ class Stack:
     def dead_letters(self, *arguments: str) -> str:
         """Run the operator's command and return what it says."""
         log = self.directory / "dead_letters.log"
-        program = Program([sys.executable, "-m", "app.agents.dead_letters", *arguments], log, self.env)
+        program = Program([*ADMIN, "dead-letters", *arguments], log, of_the_console(self.env))
         assert program.process.wait(20) == 0, program.output()
         return program.output()
 
@@ -319,8 +339,9 @@ class Api:
 def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: str) -> None:
     """Start Flower with ``key`` as its password; it must count the empty queue, ask the worker and hear its events."""
     port = free_port()
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
-    flower = Program(command, directory / "flower.log", {**environment, "FLOWER_BASIC_AUTH": f"admin:{key}"})
+    command = [sys.executable, "-m", "durable_console.flower", f"--port={port}"]
+    environment = of_the_console(environment) | {"FLOWER_BASIC_AUTH": f"admin:{key}"}
+    flower = Program(command, directory / "flower.log", environment)
     flower.wait_for_output("Visit me")
 
     def counts() -> bool:

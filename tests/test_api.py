@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from app.agents.config import DEFAULT_QUEUE
 from app.api.body import READ_BUDGET
-from app.api.rate_limit import MAX_CLIENTS, RateLimiter
 from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import new_task_id
+from celery_durable.web.rate_limit import MAX_CLIENTS, RateLimiter
 from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
 
 JSON = {"content-type": "application/json"}
@@ -524,8 +524,8 @@ class TestStatus:
         assert (status["result"], status["meta"]) == (None, None)
 
     def test_error_shows_no_secret(self, own: Own, redis_server: RedisServer) -> None:
-        api = own(GROQ_API_KEY="groq-key", FLOWER_BASIC_AUTH="admin:flower-password one:and/another")
-        told = [redis_server.url(0), redis_server.password, api.key, "groq-key", "flower-password", "and/another"]
+        api = own(GROQ_API_KEY="groq-key", SUPABASE_KEY="admin:of-supabase one:and/another")
+        told = [redis_server.url(0), redis_server.password, api.key, "groq-key", "of-supabase", "and/another"]
         told += ["amqp://user:of-another-service@host/x"]
         task_id = uuid7(0)
         stored = {"status": "FAILURE", "result": {"exc_type": "ValueError", "exc_message": [f"No: {' '.join(told)}"]}}

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from app.agents import dead_letters, queues
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.worker import celery_app
 from app.api import status
@@ -24,6 +23,7 @@ from celery_durable import entries, keys, options, snapshot
 from celery_durable.aio.clients import broker_client
 from celery_durable.metrics import FAILURES, FIGURES, MINUTE, WORKERS
 from celery_durable.options import Options
+from durable_console.admin import dead_letters, queues
 from tests.support import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
@@ -146,10 +146,10 @@ def read_everything(client: Redis, redis_server: RedisServer) -> tuple[str, str,
     metrics, page = asyncio.run(pages(redis_server.url(9)))
     assert "celery_broker_up 1.0" in metrics
     runner = CliRunner()
-    listed = runner.invoke(dead_letters.main, ["list"], catch_exceptions=False)
-    told = [runner.invoke(queues.main, ["list"], catch_exceptions=False).output]
-    told.append(runner.invoke(queues.main, ["examine", "--seconds", "0.001"], catch_exceptions=False).output)
-    told.append(runner.invoke(queues.main, ["gone"], catch_exceptions=False).output)
+    listed = runner.invoke(dead_letters.group, ["list"], catch_exceptions=False)
+    told = [runner.invoke(queues.group, ["list"], catch_exceptions=False).output]
+    told.append(runner.invoke(queues.group, ["examine", "--seconds", "0.001"], catch_exceptions=False).output)
+    told.append(runner.invoke(queues.group, ["gone"], catch_exceptions=False).output)
     told.append(str(snapshot.find(client, client, celery_app, "no-such-task")))
     for text in (listed.output, *told):
         assert all(line.isprintable() for line in text.split("\n")), text
@@ -196,14 +196,14 @@ def test_the_dead_letter_verbs_go_around_a_bad_one(client: Redis, redis_server: 
     client.lpush(keys.DEAD_LETTERS, json.dumps(wrong_queue))
     client.hset(keys.ACCEPTED, "a", 1)
     runner = CliRunner()
-    requeued = runner.invoke(dead_letters.main, ["requeue", "--all"], catch_exceptions=False)
+    requeued = runner.invoke(dead_letters.group, ["requeue", "--all"], catch_exceptions=False)
     assert requeued.exit_code == 1
     assert requeued.output.count("stays a dead letter") == 3
     assert "good is in the queue celery again." in requeued.output
     assert all(line.isprintable() for line in requeued.output.split("\n"))
     bad = next(line.split()[0] for line in requeued.output.splitlines() if "no dead letter of ours." in line)
-    assert "is deleted" in runner.invoke(dead_letters.main, ["drop", bad], catch_exceptions=False).output
-    assert runner.invoke(dead_letters.main, ["drop", "--all"], catch_exceptions=False).exit_code == 0
+    assert "is deleted" in runner.invoke(dead_letters.group, ["drop", bad], catch_exceptions=False).output
+    assert runner.invoke(dead_letters.group, ["drop", "--all"], catch_exceptions=False).exit_code == 0
     assert client.llen(keys.DEAD_LETTERS) == 0
 
 

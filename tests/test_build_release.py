@@ -14,7 +14,7 @@ from tests.support import REPOSITORY, load_plugin
 
 script = load_plugin("roles/app_release/files/build_release.py")
 LOCK = REPOSITORY / "requirements/app.txt"
-LIBRARY = REPOSITORY / "packages/celery-durable"
+LIBRARIES = [REPOSITORY / "packages/celery-durable", REPOSITORY / "packages/durable-console"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def packed(source: Path, lock: Path = LOCK) -> tuple[str, tarfile.TarFile]:
     (output := source / "out").mkdir(exist_ok=True)
-    own = script.build_wheels([LIBRARY], source)
+    own = script.build_wheels(LIBRARIES, source)
     release = script.build(source, "app", lock, own=own, python="3.13", machine="x86_64", output=output)
     return str(release["id"]), tarfile.open(str(release["archive"]))
 
@@ -51,7 +51,7 @@ def test_a_release_lists_its_parts(source: Path) -> None:
         "version": identity,
     }
     locked = {tuple(line.split()[0].split("==")) for line in lock.splitlines() if "==" in line}
-    assert "celery-durable" in dict(locked)
+    assert {"celery-durable", "durable-console"} <= dict(locked).keys()
     assert {(part["name"], part["version"]) for part in bom["components"]} == locked
     hashes = {
         each["content"]

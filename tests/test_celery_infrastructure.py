@@ -155,10 +155,10 @@ class TestSettings:
 
     def test_empty_counts_as_unset(self, bare_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("GROQ_API_KEY=\nWORKER_CONCURRENCY=\n")
-        (tmp_path / "FLOWER_BASIC_AUTH").write_text("\n")
+        (tmp_path / "SUPABASE_KEY").write_text("\n")
         bare_environment.setenv("SECRETS_DIRECTORY", str(tmp_path))
         settings = Settings()
-        assert (settings.groq_api_key, settings.worker_concurrency, settings.flower_basic_auth) == (None, None, None)
+        assert (settings.groq_api_key, settings.worker_concurrency, settings.supabase_key) == (None, None, None)
 
     def test_example_file_shows_every_variable(self) -> None:
         example = (REPOSITORY / ".env.example").read_text()
@@ -185,7 +185,6 @@ class TestSettings:
             ("REDIS_URL", "rediss://host?ssl_cert_reqs=none", "REDIS_URL is refused: must look like redis://"),
             ("REDIS_URL", "rediss://host?ssl_check_hostname=False", "REDIS_URL is refused: must look like redis://"),
             ("REDIS_URL", "redis://host?ssl_ca_certs=/ca", "REDIS_URL is refused: must look like redis://"),
-            ("FLOWER_BASIC_AUTH", "hidden", "FLOWER_BASIC_AUTH is refused: must be user:password"),
             ("SECRETS_DIRECTORY", "/none", "SECRETS_DIRECTORY='/none' is refused: it must name a directory"),
         ],
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.agents import flower_gate
 from app.api import connections
+from durable_console.flower import gate
 from tests.support import Api, Program, RedisServer, wait_until
 from tests.test_flower import start_flower
 
@@ -173,9 +173,9 @@ def test_flower_serves_others_too(redis_server: RedisServer, sockets: ExitStack,
             opened.append(connect(sockets, url, source, [*SILENT][number % 3]))
             if number % 100 == 0:
                 assert httpx.get(f"{url}/healthcheck", timeout=5).status_code == 200
-        assert connections_of(program) < flower_gate.MAX_CONNECTIONS + 50
+        assert connections_of(program) < gate.MAX_CONNECTIONS + 50
         wait_until(lambda: is_closed(opened[-1]), connections.HEADERS_BUDGET + 5, interval=0.5)
-        large = b"POST /tasks/datatable HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (flower_gate.MAX_BODY + 1)
+        large = b"POST /tasks/datatable HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (gate.MAX_BODY + 1)
         assert b"400 Bad Request" in connect(sockets, url, CLIENT, large).recv(4096)
     finally:
         program.stop()

@@ -15,7 +15,7 @@ import pytest
 from flower.urls import handlers
 from tornado.web import RequestHandler
 
-from app.agents.flower_gate import FORWARDING_HEADERS, READING_POSTS
+from durable_console.flower.gate import FORWARDING_HEADERS, READING_POSTS
 from tests.support import Program, RedisServer, free_port, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def flower(
 def start_flower(log: Path, env: dict[str, str], *options: str) -> tuple[str, Program]:
     """Start Flower and return its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "flower", f"--port={port}"]
+    command = [sys.executable, "-m", "durable_console.flower", f"--port={port}"]
     program = Program([*command, *options], log, env)
     program.wait_for_output("Visit me")
     return f"http://127.0.0.1:{port}", program

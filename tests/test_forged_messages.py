@@ -19,7 +19,7 @@ from celery_durable import options, signing
 from celery_durable.dead_letter import KEPT_BYTES
 from celery_durable.envelope import task_message
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
-from tests.support import Api, Program, Stack, wait_until
+from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
 from tests.test_task_safety import POISON, message
 
 KEY, OLD_KEY, FOREIGN_KEY = (letter * 32 for letter in "kof")
@@ -177,7 +177,7 @@ def test_nothing_forged_runs(stack: Stack) -> None:
 
     assert signing.FORGED in stack.dead_letters("list")
     refused = Program(
-        [*["python", "-m", "app.agents.dead_letters", "requeue", "--all"]], stack.directory / "requeue.log", stack.env
+        [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", of_the_console(stack.env)
     )
     assert refused.process.wait(20) == 1
     assert refused.output().count("stays a dead letter") == len(forged)
@@ -220,7 +220,7 @@ def test_an_oversized_message_is_cut_and_stays_a_dead_letter(stack: Stack, key: 
     assert base64.b64decode(letter["message"]).decode() == large[:KEPT_BYTES]
     wait_until(stack.nothing_waits)
     refused = Program(
-        [*["python", "-m", "app.agents.dead_letters", "requeue", "--all"]], stack.directory / "requeue.log", stack.env
+        [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", of_the_console(stack.env)
     )
     assert refused.process.wait(20) == 1
     assert "stays a dead letter: It was too large to be kept." in refused.output()

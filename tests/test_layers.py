@@ -1,4 +1,4 @@
-"""What may import what: the library knows no application, and its layers have no circle (record 0036)."""
+"""What may import what: neither package knows an application, and their layers have no circle (records 0036 and 0038)."""
 
 import ast
 import subprocess
@@ -15,6 +15,9 @@ LIBRARY = "celery_durable"
 # The ways in: what reaches into `worker`.
 TOP = {"__init__", "__main__", "check", "installer", "loader"}
 MODULES = sorted(SOURCE.rglob("*.py"))
+CONSOLE_SOURCE = REPOSITORY / "packages/durable-console/src"
+CONSOLE = "durable_console"
+CONSOLE_MODULES = sorted(CONSOLE_SOURCE.rglob("*.py"))
 # What the library may need besides Python: Celery, redis-py, and what these bring.
 ALLOWED = {"celery", "kombu", "billiard", "click", "redis", LIBRARY, *sys.stdlib_module_names}
 
@@ -33,7 +36,7 @@ def imported(module: Path) -> Iterator[str]:
 def layer(name: str) -> str:
     """Return the layer of a module of the library."""
     part = name.removeprefix(LIBRARY).lstrip(".").split(".")[0]
-    return part if part in {"worker", "aio"} else "top" if part in TOP else "flat"
+    return part if part in {"worker", "aio", "web"} else "top" if part in TOP else "flat"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
@@ -45,7 +48,8 @@ def test_the_library_depends_on_celery_and_redis_alone(module: Path) -> None:
 def test_nothing_imports_upwards(module: Path) -> None:
     own = layer(".".join(module.relative_to(SOURCE).with_suffix("").parts))
     inside = {name for name in imported(module) if name.startswith(f"{LIBRARY}.")}
-    below = {"flat": {"flat"}, "worker": {"flat", "worker"}, "aio": {"flat", "aio"}, "top": {"flat", "worker", "top"}}
+    below = {"flat": {"flat"}, "worker": {"flat", "worker"}, "aio": {"flat", "aio"}}
+    below |= {"web": {"flat", "web"}, "top": {"flat", "worker", "top"}}
     assert {layer(name) for name in inside} <= below[own]
 
 
@@ -65,6 +69,25 @@ def test_flat_modules_have_no_circle() -> None:
 def test_the_package_alone_imports_nothing() -> None:
     third = {"celery", "kombu", "billiard", "click", "redis"}
     code = f"import sys; import {LIBRARY}; print(*{third} & {{*sys.modules}})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", CONSOLE_MODULES, ids=lambda module: str(module.relative_to(CONSOLE_SOURCE)))
+def test_the_console_depends_on_the_library_and_flower_alone(module: Path) -> None:
+    flowers = {"flower", "tornado"} if "flower" in module.parts else set()
+    assert {name.partition(".")[0] for name in imported(module)} <= {*ALLOWED, CONSOLE, *flowers}
+
+
+def test_the_sample_does_not_import_the_console() -> None:
+    for module in (REPOSITORY / "app").rglob("*.py"):
+        assert not [name for name in imported(module) if name.partition(".")[0] == CONSOLE], module
+
+
+def test_the_commands_of_an_operator_start_without_flower_and_web_frameworks() -> None:
+    code = (
+        "import sys; import durable_console.__main__; print(*{'app', 'flower', 'tornado', 'pydantic'} & {*sys.modules})"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout.split() == []
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import logs
+from celery_durable.web import access_log
 from tests.support import Api, RedisServer
 from tests.test_flower import start_flower
 
@@ -26,7 +26,7 @@ def record(name: str, level: int, *args: object) -> logging.LogRecord:
 
 @given(st.lists(st.sampled_from([logging.DEBUG, logging.INFO, logging.WARNING]), min_size=1, max_size=200))
 def test_lines_about_strangers_are_few_and_short(levels: list[int]) -> None:
-    strangers = logs.StrangersFilter()
+    strangers = access_log.StrangersFilter()
     seconds = time.monotonic()
     written = [
         line
@@ -34,14 +34,14 @@ def test_lines_about_strangers_are_few_and_short(levels: list[int]) -> None:
         if strangers.filter(line := record("uvicorn.access", level, "1.2.3.4", "GET", "/" + "x" * LONG, "1.1", 404))
     ]
     seconds = time.monotonic() - seconds
-    assert len(written) <= logs.LINES_PER_SECOND * (int(seconds) + 2)
+    assert len(written) <= access_log.LINES_PER_SECOND * (int(seconds) + 2)
     assert all(len(line.getMessage()) < 400 for line in written)
     assert strangers.filter(record("uvicorn.error", logging.ERROR, "broken"))
     assert strangers.filter(record("celery_durable.aio.publisher", logging.INFO, "Task accepted"))
 
 
 def test_a_second_says_what_the_one_before_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    strangers = logs.StrangersFilter()
+    strangers = access_log.StrangersFilter()
     while not caplog.records:
         strangers.filter(record("uvicorn.access", logging.INFO, "x"))
     assert "lines about requests without a valid key were left out" in caplog.text

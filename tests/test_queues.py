@@ -22,7 +22,7 @@ from app.agents.worker import celery_app
 from celery_durable import options, snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
 from celery_durable.task_ids import new_task_id
-from tests.support import Api, Program, Stack, wait_until
+from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
 from tests.test_task_safety import POISON
 
 pytestmark = pytest.mark.integration
@@ -42,8 +42,8 @@ class Operator(Stack):
 
     def queues(self, *arguments: str, succeeds: bool = True) -> str:
         """Run a command and return what it says."""
-        command = [sys.executable, "-m", "app.agents.queues", *arguments]
-        program = Program(command, self.directory / "queues.log", self.env)
+        command = [*ADMIN, "queues", *arguments]
+        program = Program(command, self.directory / "queues.log", of_the_console(self.env))
         assert (program.process.wait(30) == 0) is succeeds, program.output()
         return program.output()
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 import trustme
 
-from tests.support import Api, Program, TlsRedisServer, assert_flower_sees_all, start_worker
+from tests.support import ADMIN, Api, Program, TlsRedisServer, assert_flower_sees_all, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +59,7 @@ def test_flower_sees_all(server: TlsRedisServer, api: Api, tmp_path: Path) -> No
 
 
 def test_dead_letters_are_listed(server: TlsRedisServer) -> None:
-    program = Program([sys.executable, "-m", "app.agents.dead_letters", "list"], server.directory / "log",
+    program = Program([*ADMIN, "dead-letters", "list"], server.directory / "log",
                       server.environment(0, 1), stderr=subprocess.STDOUT)  # fmt: skip
     assert program.process.wait(20) == 0, program.output()
 

@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,14 @@ from celery_durable import connection
 from celery_durable.aio import clients
 from celery_durable.options import Options
 from tests.support import (
+    ADMIN,
     REPOSITORY,
     Api,
     Program,
     RedisServer,
     assert_flower_sees_all,
     free_port,
+    of_the_console,
     start_worker,
     wait_until,
 )
@@ -185,8 +186,8 @@ def test_a_task_runs_to_its_end(api: Api) -> None:
 
 def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     api.wait_for(api.enqueue({}), "SUCCESS")
-    command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "inspect", "stats", "--json", "--timeout=5"]
-    program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
+    command = [*ADMIN, "inspect", "stats", "--json", "--timeout=5"]
+    program = Program(command, tmp_path / "log", of_the_console(cluster.environment()), stderr=subprocess.STDOUT)
     assert program.process.wait(30) == 0, program.output()
     assert "max-concurrency" in program.output()
     assert cluster.own_password not in program.output()
@@ -198,8 +199,8 @@ def test_flower_sees_all(cluster: Cluster, api: Api, tmp_path: Path) -> None:
 
 
 def test_dead_letters_are_listed(cluster: Cluster, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app.agents.dead_letters", "list"]
-    program = Program(command, tmp_path / "log", cluster.environment(), stderr=subprocess.STDOUT)
+    command = [*ADMIN, "dead-letters", "list"]
+    program = Program(command, tmp_path / "log", of_the_console(cluster.environment()), stderr=subprocess.STDOUT)
     assert program.process.wait(20) == 0, program.output()
 
 

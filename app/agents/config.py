@@ -1,4 +1,4 @@
-"""Celery's configuration, the same for worker, API, Flower and every command."""
+"""Celery's configuration, the same for worker, API and every command."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_soft_time_limit": settings.task_soft_time_limit,
         "task_time_limit": settings.task_time_limit,
         "task_default_rate_limit": settings.task_default_rate_limit,
-        # The health gate's probe (app/agents/queues.py) is no work of the application's.
+        # The health gate's probe (durable-admin) is no work of the application's.
         "task_annotations": {"celery.accumulate": {"rate_limit": "0"}},
         "task_default_max_retries": DEFAULT_MAX_RETRIES,  # no setting of Celery's: app.agents.worker applies it
         "result_expires": settings.result_expires,

@@ -4,7 +4,6 @@ from celery import Celery
 from celery.app.task import Task
 
 import celery_durable
-from app.agents import command_line
 from app.agents.config import DEFAULT_MAX_RETRIES, celery_config, durable_options
 from app.settings import get_settings
 
@@ -14,4 +13,3 @@ celery_app.conf.update(celery_config(get_settings()))
 Task.max_retries = DEFAULT_MAX_RETRIES
 
 celery_durable.install(celery_app, durable_options(get_settings()))
-command_line.prepare()

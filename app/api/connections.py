@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from app.api.clients import counted_as
+from celery_durable.web.clients import counted_as
 
 # Seconds in which a request's headers must have arrived, after the connection was made or the last answer was sent.
 HEADERS_BUDGET = 10.0

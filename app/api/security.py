@@ -15,10 +15,10 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.clients import counted_as
-from app.api.rate_limit import RateLimiter
-from app.logs import is_known
 from app.settings import Settings, get_settings
+from celery_durable.web.access_log import is_known
+from celery_durable.web.clients import counted_as
+from celery_durable.web.rate_limit import RateLimiter
 
 OPEN_ENVIRONMENT = "development"
 

@@ -74,7 +74,9 @@ def command(line: str | list[str]) -> list[str]:
     joined = re.sub(
         r"(?<= )(--[a-z-]+) (?!-)",
         r"\1=",
-        " ".join(words[words.index(next(w for w in words if w.split("/")[-1] in {"celery", "uvicorn"})) :]),
+        " ".join(
+            words[words.index(next(w for w in words if w.split("/")[-1] in {"celery", "durable-flower", "uvicorn"})) :]
+        ),
     )
     program, *options = joined.split()
     return [program.split("/")[-1], *sorted(option for option in options if option.split("=")[0] not in OF_THE_TARGET)]

@@ -231,14 +231,14 @@ def test_a_message_from_elsewhere_becomes_a_dead_letter(
     host: Host, api: Api, put: Callable[..., None], name: str, forged: str
 ) -> None:
     """Whoever has stolen the API's Redis password can push, but cannot sign."""
-    drop = f"cd /opt/typesafe/backend && sudo -u typesafe-operator {PYTHON} -m app.agents.dead_letters"
+    letters = "/usr/local/sbin/typesafe-admin dead-letters"
     put("/run/push.py", PUSH, "644")
     command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, PYTHON, "/run/push.py"]
     subprocess.run(command, input=forged.encode(), check=True)
-    wait_for(lambda: "\n1 dead letters" in "\n" + host.check_output(f"{drop} list"), "the dead letter")
+    wait_for(lambda: "\n1 dead letters" in "\n" + host.check_output(f"{letters} list"), "the dead letter")
     api.wait(api.enqueue())
     assert not host.file("/tmp/unpickled").exists  # noqa: S108
-    assert "is deleted" in host.check_output(f"{drop} drop --all")
+    assert "is deleted" in host.check_output(f"{letters} drop --all")
 
 
 # From the network

@@ -155,8 +155,7 @@ def test_a_host_without_a_release_is_for_site_yml() -> None:
 
 def pool_sizes() -> list[int]:
     """Return how many tasks each host's worker runs at once."""
-    inspect = "cd /opt/typesafe/backend && runuser -u typesafe-operator -- venv/bin/celery -A app.agents.worker inspect"
-    answers = json.loads(HOSTS[0].run(f"{inspect} stats --json --timeout=5"))
+    answers = json.loads(HOSTS[0].run("/usr/local/sbin/typesafe-admin inspect stats --json --timeout=5"))
     return [len(answers[f"default@{host.name}"]["pool"]["processes"]) for host in HOSTS]
 
 

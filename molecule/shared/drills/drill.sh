@@ -102,8 +102,7 @@ intruder() {
 
 # What somebody tells this host's worker with celery control.
 celery_control() {
-  (cd /opt/typesafe/backend && runuser -u typesafe-operator -- venv/bin/celery -A app.agents.worker control \
-    -d "default@$(hostname)" "$@")
+  typesafe-admin control -d "default@$(hostname)" "$@"
 }
 
 restart_broker() {

@@ -6,27 +6,22 @@ celery-durable check -A PROJECT             which guarantees an application gets
 """
 
 import os
-import re
 import sys
-from pathlib import Path
+
+# They bring nothing but the standard library: gevent has not patched yet.
+from celery_durable import secret_files
+from celery_durable.options import OptionError, Options
 
 LOADER = "celery_durable.loader:load"
 
 
-def prepare(environ: "os._Environ[str] | dict[str, str]") -> None:
-    """Put the loader, and each secret that is a file, into the environment; what is there already wins.
-
-    The files are named like variables and lie in SECRETS_DIRECTORY, or in CREDENTIALS_DIRECTORY, which systemd sets.
-    """
-    environ.setdefault("CELERY_LOADER", LOADER)
-    masked: list[str] = []
-    for name in ("SECRETS_DIRECTORY", "CREDENTIALS_DIRECTORY"):
-        if directory := environ.get(name):
-            for file in sorted(Path(directory).iterdir()):
-                if re.fullmatch(r"[A-Z][A-Z0-9_]*", file.name) and file.is_file():
-                    environ.setdefault(file.name, file.read_text().rstrip("\n"))
-                    masked.append(file.name)
-    environ.setdefault("DURABLE_MASKED", ",".join(masked))
+def prepare() -> None:
+    """Put the loader, and each secret that is a file, into the environment; what is there already wins."""
+    os.environ.setdefault("CELERY_LOADER", LOADER)
+    try:
+        secret_files.load(os.environ)
+    except OptionError as error:
+        sys.exit(str(error))
 
 
 def main() -> None:
@@ -36,7 +31,7 @@ def main() -> None:
         program = arguments[2:] if arguments[1:2] == ["--"] else arguments[1:]
         if not program:
             sys.exit("celery-durable exec: name a program, like celery-durable exec -- uvicorn proj.asgi:app.")
-        prepare(os.environ)
+        prepare()
         # A request waits for what it sends.
         os.environ.setdefault("DURABLE_CLIENT", "web")
         try:
@@ -46,9 +41,7 @@ def main() -> None:
     from celery import maybe_patch_concurrency  # noqa: PLC0415 - first of all
 
     maybe_patch_concurrency(sys.argv)
-    prepare(os.environ)
-    from celery_durable.options import OptionError, Options  # noqa: PLC0415
-
+    prepare()
     try:
         Options.from_environment()
     except OptionError as error:

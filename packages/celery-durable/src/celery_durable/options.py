@@ -60,14 +60,7 @@ class Options:
         Raises:
             OptionError: a value is wrong; the message is one sentence that holds no secret.
         """
-        given: dict[str, Any] = {}
-        for variable, (option, parse, rule) in VARIABLES.items():
-            if value := environ.get(variable, "").strip():
-                try:
-                    given[option] = parse(value)
-                except (ValueError, KeyError):
-                    shown = "" if option in SECRET else f"={value!r}"
-                    raise OptionError(f"{variable}{shown} is rejected: it must be {rule}.") from None
+        given = read(VARIABLES, environ)
         masked = [environ.get(name, "") for name in environ.get("DURABLE_MASKED", "").replace(",", " ").split()]
         keys = [key.decode() for option in ("signing_keys", "control_keys") for key in given.get(option, ())]
         return cls(**given, secrets=tuple(filter(None, [*masked, *keys])))
@@ -82,6 +75,27 @@ class OptionError(ValueError):
     """A variable has a wrong value."""
 
 
+# Variable -> option, how it is read, and the rule of its value.
+Variables = Mapping[str, tuple[str, Callable[[str], Any], str]]
+
+
+def read(variables: Variables, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options that are set; an empty variable counts as absent.
+
+    Raises:
+        OptionError: a value is wrong; the message is one sentence that holds no secret.
+    """
+    given: dict[str, Any] = {}
+    for variable, (option, parse, rule) in variables.items():
+        if value := environ.get(variable, "").strip():
+            try:
+                given[option] = parse(value)
+            except (ValueError, KeyError):
+                shown = "" if option in SECRET else f"={value!r}"
+                raise OptionError(f"{variable}{shown} is rejected: it must be {rule}.") from None
+    return given
+
+
 def _keys(value: str) -> tuple[bytes, ...]:
     keys = tuple(key.encode() for key in value.replace(",", " ").split())
     if not 1 <= len(keys) <= 2 or any(len(key) < SHORTEST_KEY for key in keys):
@@ -89,12 +103,13 @@ def _keys(value: str) -> tuple[bytes, ...]:
     return keys
 
 
-def _number(least: int) -> Callable[[str], int]:
+def number(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not below ``least``."""
+
     def parse(value: str) -> int:
-        number = int(value)
-        if number < least:
+        if (whole := int(value)) < least:
             raise ValueError
-        return number
+        return whole
 
     return parse
 
@@ -121,29 +136,29 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 _KEY_RULE = f"one key of at least {SHORTEST_KEY} characters, or a new and an old one separated by a comma"
-# Variable -> option, how it is read, and the rule of its value.
-VARIABLES: dict[str, tuple[str, Callable[[str], Any], str]] = {
+VARIABLES: Variables = {
     "DURABLE_BROKER_PRIMARY": ("broker_primary", str, "a name"),
     "DURABLE_RESULTS_PRIMARY": ("results_primary", str, "a name"),
     "DURABLE_SENTINEL_PASSWORD": ("sentinel_password", str, "a password"),
     "DURABLE_SIGNING_KEY": ("signing_keys", _keys, _KEY_RULE),
     "DURABLE_CONTROL_KEY": ("control_keys", _keys, _KEY_RULE),
-    "DURABLE_MESSAGE_LIMIT": ("message_limit", _number(1024), "bytes, at least 1024"),
+    "DURABLE_MESSAGE_LIMIT": ("message_limit", number(1024), "bytes, at least 1024"),
     "DURABLE_QUEUES": ("queues", _queues, "names of queues, separated by commas"),
     "DURABLE_CLIENT": ("client_profile", _one_of("worker", "web"), "worker or web"),
     "DURABLE_LOGS": ("json_logs", {"json": True, "plain": False}.__getitem__, "json or plain"),
     "DURABLE_LOG_LEVEL": ("log_level", str, "a level"),
     "DURABLE_BEAT": ("beat", _name, "a word of letters, digits, hyphens and underscores"),
-    "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", _number(10), "seconds, at least 10"),
+    "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", number(10), "seconds, at least 10"),
     "DURABLE_HEARTBEAT_FILE": ("heartbeat_file", Path, "a path"),
-    "DURABLE_WORKERS_EXPECTED": ("workers_expected", _number(0), "a number, at least 0"),
-    "DURABLE_REPLICAS_WANTED": ("replicas_wanted", _number(0), "a number, at least 0"),
+    "DURABLE_WORKERS_EXPECTED": ("workers_expected", number(0), "a number, at least 0"),
+    "DURABLE_REPLICAS_WANTED": ("replicas_wanted", number(0), "a number, at least 0"),
     "DURABLE_UNREPLICATED": ("unreplicated", _one_of("refuse", "mark"), "refuse or mark"),
-    "DURABLE_QUEUE_LIMIT": ("queue_max_length", _number(1), "a number of messages, at least 1"),
+    "DURABLE_QUEUE_LIMIT": ("queue_max_length", number(1), "a number of messages, at least 1"),
     "DURABLE_MEMORY_SHARE": ("broker_max_memory_share", _share, "above 0 and at most 1"),
-    "DURABLE_REJECT_WITHOUT_WORKERS": ("reject_without_workers_seconds", _number(0), "seconds, 0 for never"),
+    "DURABLE_REJECT_WITHOUT_WORKERS": ("reject_without_workers_seconds", number(0), "seconds, 0 for never"),
 }
-SECRET = {"sentinel_password", "signing_keys", "control_keys"}
+# Options whose values no message shows.
+SECRET = {"sentinel_password", "signing_keys", "control_keys", "basic_auth"}
 
 _current = Options()
 

@@ -9,6 +9,7 @@ import hmac
 import math
 import time
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -20,10 +21,8 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import Application, OutputTransform, RequestHandler
 
-from app.api.clients import client_address, counted_as
-from app.api.connections import HEADERS_BUDGET
-from app.api.rate_limit import RateLimiter
-from app.settings import get_settings
+from celery_durable.web.clients import Network, client_address, counted_as
+from celery_durable.web.rate_limit import RateLimiter
 
 READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 # The page of tasks asks for its rows by POST.
@@ -32,6 +31,8 @@ READING_POSTS = {"/tasks/datatable"}
 FORWARDING_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Via")
 # A proxy on this host is believed, as by the API's server.
 HERE = (ip_network("127.0.0.1"), ip_network("::1"))
+# Seconds in which a request's headers, and its body, must have arrived.
+HEADERS_BUDGET = 10.0
 # Connections from one client, and from all of them together; people look at Flower, and a balancer for them.
 MAX_PER_CLIENT = 64
 MAX_CONNECTIONS = 256
@@ -115,14 +116,19 @@ class _SecurityHeaders(OutputTransform):
         return status_code, headers, chunk
 
 
-def install() -> None:
-    """Ask the gate before Flower chooses a handler, and limit its connections."""
-    failures = _FailedLogins(get_settings().failed_login_limit)
+def install(failed_login_limit: str, trusted_proxies: Sequence[Network]) -> None:
+    """Ask the gate before Flower chooses a handler, and limit its connections.
+
+    Args:
+        failed_login_limit: how often one address may send a wrong password, like "30/minute".
+        trusted_proxies: those whose X-Forwarded-For counts, besides this host's own.
+    """
+    failures, trusted = _FailedLogins(failed_login_limit), (*HERE, *trusted_proxies)
 
     def find_handler(served: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
         if _SecurityHeaders not in served.transforms:
             served.add_transform(_SecurityHeaders)
-        if refusal := _refusal(request, failures):
+        if refusal := _refusal(request, failures, trusted):
             return served.get_handler_delegate(request, _Refusal, refusal)
         return Application.find_handler(served, request, **kwargs)
 
@@ -130,11 +136,11 @@ def install() -> None:
     flower.app.HTTPServer = _Server
 
 
-def _refusal(request: HTTPServerRequest, failures: _FailedLogins) -> dict[str, Any] | None:
+def _refusal(request: HTTPServerRequest, failures: _FailedLogins, trusted: Sequence[Network]) -> dict[str, Any] | None:
     """Return the answer to a request that must not reach Flower, nothing for one that may."""
     path = _path(request)
     if options.basic_auth and not (path == "/healthcheck" and _is_local(request)):
-        address, offered = _address(request), request.headers.get("Authorization", "")
+        address, offered = _address(request, trusted), request.headers.get("Authorization", "")
         if offered and (seconds := failures.wait(address)):
             text = f"Too many wrong passwords; try again in {seconds} s."
             return {"status": 429, "text": text, "headers": {"Retry-After": str(seconds)}}
@@ -160,10 +166,10 @@ def _is_local(request: HTTPServerRequest) -> bool:
     return not forwarded and ip_address(str(request.remote_ip)).is_loopback
 
 
-def _address(request: HTTPServerRequest) -> str:
+def _address(request: HTTPServerRequest, trusted: Sequence[Network]) -> str:
     """Return who counts as one client."""
     forwarded = ",".join(request.headers.get_list("X-Forwarded-For"))
-    return counted_as(client_address(str(request.remote_ip), forwarded, (*HERE, *get_settings().trusted_proxies)))
+    return counted_as(client_address(str(request.remote_ip), forwarded, trusted))
 
 
 def _is_password(offered: str) -> bool:

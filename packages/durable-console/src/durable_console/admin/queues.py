@@ -1,4 +1,4 @@
-"""The queues, for an operator: ``python -m app.agents.queues COMMAND``.
+"""The queues, for an operator: ``durable-admin queues COMMAND``.
 
 list, examine, gone, stuck and find only look. Those that move messages need a worker's Redis user:
 playbooks/runbooks/queue_backlog.yml, stuck_task.yml and unacknowledged.yml take it.
@@ -18,7 +18,6 @@ from celery.exceptions import TaskRevokedError, Terminated
 from celery.exceptions import TimeoutError as NoResultError
 from celery.result import GroupResult
 
-from app.agents.worker import celery_app
 from celery_durable import keys, scripts, signing, snapshot
 from celery_durable.connection import broker_client, results_client
 from celery_durable.dead_letter import dead_letter
@@ -27,6 +26,7 @@ from celery_durable.options import current
 from celery_durable.redelivery import LEASE_MARGIN
 from celery_durable.scripts import run
 from celery_durable.worker.delivery import deliveries
+from durable_console.application import celery_app
 
 # Messages that one step reads or moves: they may be large, and Redis does nothing else meanwhile.
 BATCH = 100
@@ -43,18 +43,18 @@ as_reason = click.option("--reason", default="An operator ended it.", show_defau
 
 
 @click.group()
-def main() -> None:
+def group() -> None:
     """Look after the messages that wait, and those that workers hold."""
 
 
-@main.command("list")
+@group.command("list")
 def list_queues() -> None:
     """Show what waits, is deferred and is in the hands of workers, by queue and kind of task."""
     for line in snapshot.look(_connect()).lines():
         click.echo(line)
 
 
-@main.command()
+@group.command()
 @click.option("--seconds", default=5.0, show_default=True, help="Time between two looks.")
 def examine(seconds: float) -> None:
     """Look twice and say, as JSON, whether there is a backlog, why, and what helps."""
@@ -64,7 +64,7 @@ def examine(seconds: float) -> None:
     click.echo(json.dumps(snapshot.backlog(first, snapshot.look(client), celery_app)))
 
 
-@main.command()
+@group.command()
 @click.option("--host", "hosts", multiple=True, help="A host that could be asked which workers run.")
 @click.option("--running", multiple=True, metavar="NODE", help="A worker that runs there.")
 @click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
@@ -73,14 +73,14 @@ def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> Non
     click.echo(json.dumps(snapshot.gone(snapshot.held(_connect()), hosts, running, declared)))
 
 
-@main.command()
+@group.command()
 @click.argument("task_id", metavar="[ID]", default="")
 def stuck(task_id: str) -> None:
     """Say, as JSON, which tasks run for too long or kill their workers, or what one task does."""
     click.echo(json.dumps(snapshot.stuck(snapshot.look(_connect()), celery_app, task_id)))
 
 
-@main.command()
+@group.command()
 @click.argument("task_id", metavar="ID")
 def find(task_id: str) -> None:
     """Say in one sentence what became of a task, as JSON."""
@@ -88,7 +88,7 @@ def find(task_id: str) -> None:
     click.echo(json.dumps(found))
 
 
-@main.command()
+@group.command()
 @kind
 def defer(task: str) -> None:
     """Put the waiting tasks of one kind aside. They stay accepted, and run after `resume`."""
@@ -98,7 +98,7 @@ def defer(task: str) -> None:
         click.echo(printable(f"{moved} tasks of {queue} are deferred."))
 
 
-@main.command()
+@group.command()
 @click.option("--task", metavar="NAME", help="Only those of this kind.")
 def resume(task: str | None) -> None:
     """Put deferred tasks back into their queues, behind what waits there now."""
@@ -110,7 +110,7 @@ def resume(task: str | None) -> None:
         click.echo(printable(f"{moved} tasks are in {queue} again."))
 
 
-@main.command()
+@group.command()
 @kind
 @as_reason
 def drop(task: str, reason: str) -> None:
@@ -132,7 +132,7 @@ def drop(task: str, reason: str) -> None:
         click.echo(printable(f"{ended} tasks of {queue} are ended."))
 
 
-@main.command()
+@group.command()
 @click.argument("task_id", metavar="ID")
 @as_reason
 def bury(task_id: str, reason: str) -> None:
@@ -164,7 +164,7 @@ def bury(task_id: str, reason: str) -> None:
         raise click.UsageError(f"No message of task {task_id} lies in the broker; see `find`.")
 
 
-@main.command()
+@group.command()
 @click.argument("node")
 def reclaim(node: str) -> None:
     """Put back what a worker held that is gone for good; NODE is its name, like default@host.
@@ -182,7 +182,7 @@ def reclaim(node: str) -> None:
         click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
 
 
-@main.command()
+@group.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 def move(source: str, target: str) -> None:
@@ -214,7 +214,7 @@ def move(source: str, target: str) -> None:
         click.echo(printable(f"{moved} entries of {name} are taken out; tasks among them are in {destination}."))
 
 
-@main.command()
+@group.command()
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
 @click.option("--within", default=60.0, show_default=True, help="Seconds for all of it.")
 def probe(names: tuple[str, ...], within: float) -> None:
@@ -291,10 +291,3 @@ def _work_off(client: redis.Redis, queue: str, name: str, wanted: Wanted, take: 
         if chosen:
             taken += take(chosen)
         kept += len(chunk) - len(chosen)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except redis.RedisError as refused:
-        raise SystemExit(f"Redis does not answer: {refused}") from None

@@ -1,4 +1,4 @@
-"""The dead letters, for an operator: ``python -m app.agents.dead_letters list|requeue|drop``."""
+"""The dead letters, for an operator: ``durable-admin dead-letters list|requeue|drop``."""
 
 import base64
 import hashlib
@@ -9,13 +9,13 @@ from typing import Any
 import click
 import redis
 
-from app.agents.worker import celery_app
 from celery_durable import entries, keys, scripts, signing
 from celery_durable.connection import broker_client
 from celery_durable.entries import asked, printable, shown
 from celery_durable.options import current
 from celery_durable.scripts import run
 from celery_durable.task_ids import task_of
+from durable_console.application import celery_app
 
 BROKEN = "It is no dead letter of ours"
 
@@ -24,11 +24,11 @@ ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 
 @click.group()
-def main() -> None:
+def group() -> None:
     """Look after messages that no worker will run."""
 
 
-@main.command("list")
+@group.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with the whole message.")
 def list_letters(as_json: bool) -> None:
     """Show id, time, queue, task and reason of each; the newest first."""
@@ -44,7 +44,7 @@ def list_letters(as_json: bool) -> None:
         click.echo(f"{count} dead letters.")
 
 
-@main.command()
+@group.command()
 @ids
 @every
 def requeue(ids: tuple[str, ...], every: bool) -> None:
@@ -75,7 +75,7 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command()
+@group.command()
 @ids
 @every
 def drop(ids: tuple[str, ...], every: bool) -> None:
@@ -137,10 +137,3 @@ def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
         return raw, ""
     message["headers"].update(retries=0, redeliveries=0)
     return signing.changed(queue, message), task_of(message)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except redis.RedisError as refused:
-        raise SystemExit(f"Redis does not answer: {refused}") from None

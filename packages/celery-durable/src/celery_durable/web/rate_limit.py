@@ -5,12 +5,20 @@ failed logins from 100,000 addresses, that took three quarters of a processor.
 """
 
 import math
+import re
 import time
 from collections import Counter
 
 SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 # So many clients are told apart; a flood of more starts the count anew instead of filling the memory (about 20 MB).
 MAX_CLIENTS = 100_000
+
+RULE = "NUMBER/second, /minute or /hour, like 30/minute; or unlimited"
+
+
+def is_rate(value: str) -> bool:
+    """Tell whether this is a rate that RateLimiter takes."""
+    return re.fullmatch(rf"[1-9]\d*/({'|'.join(SECONDS)})|unlimited", value) is not None
 
 
 class RateLimiter:

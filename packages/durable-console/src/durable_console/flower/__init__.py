@@ -1,0 +1,1 @@
+"""Flower behind a gate: ``durable-flower``."""
