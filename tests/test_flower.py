@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 PASSWORD, EARLIER_PASSWORD = secrets.token_hex(16), secrets.token_hex(16)
 # No test may use up the attempts of the others, which come from the same address.
-NO_LIMIT = {"FAILED_LOGIN_LIMIT": "unlimited"}
+NO_LIMIT = {"FLOWER_FAILED_LOGIN_LIMIT": "unlimited"}
 
 
 @pytest.fixture(scope="module", params=["", "monitor"], ids=["plain", "with url_prefix"])
@@ -130,8 +130,8 @@ def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisSer
         env = {
             **redis_server.environment(14, 15),
             "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}",
-            "FAILED_LOGIN_LIMIT": "1/minute",
-            "TRUSTED_PROXIES": f"203.0.113.2,{trusted}",
+            "FLOWER_FAILED_LOGIN_LIMIT": "1/minute",
+            "FLOWER_TRUSTED_PROXIES": f"203.0.113.2,{trusted}",
         }
         url, program = start_flower(tmp_path / "flower.log", env, f"--address={address}")
         try:
@@ -158,7 +158,7 @@ def test_passwords_cannot_be_tried_for_ever(redis_server: RedisServer, tmp_path:
     env = {
         **redis_server.environment(14, 15),
         "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}",
-        "FAILED_LOGIN_LIMIT": "3/minute",
+        "FLOWER_FAILED_LOGIN_LIMIT": "3/minute",
     }
     url, program = start_flower(tmp_path / "flower.log", env)
     try:

@@ -15,8 +15,8 @@ from celery.backends import redis as celery_backend
 from kombu.transport import redis as kombu_redis
 from redis.lock import Lock
 
-from app.known_scripts import registered
-from app.known_scripts import scripts as found_in
+from durable_console.known_scripts import registered
+from durable_console.known_scripts import scripts as found_in
 from celery_durable import scripts
 from tests.support import REPOSITORY, Api, Program, RedisServer, load_plugin, start_worker, wait_until
 
@@ -29,7 +29,7 @@ PASSWORD = "Test-only-" + "pass-0123456789"
 def known() -> dict[str, str]:
     """Return the scripts of this release, as its interpreter prints them."""
     printed = subprocess.run(
-        [sys.executable, "-m", "app.known_scripts"], capture_output=True, check=True, cwd=REPOSITORY
+        [sys.executable, "-m", "durable_console.known_scripts", "app"], capture_output=True, check=True, cwd=REPOSITORY
     )
     scripts: dict[str, str] = json.loads(printed.stdout)
     return scripts
@@ -248,7 +248,7 @@ def test_a_keeper_gives_redis_its_scripts_again_after_a_restart(known: dict[str,
     for name, url in server.environment(0, 1).items():
         (secrets / name).write_text(url.replace(f":{server.password}", f"loader:{PASSWORD}") + "\n")
     env = {"SECRETS_DIRECTORY": str(secrets), "WORKER_HEARTBEAT_FILE": str(tmp_path / "heartbeat")}
-    keeper = Program([sys.executable, "-m", "app.script_keeper"], tmp_path / "log", env, stderr=subprocess.STDOUT)
+    keeper = Program([sys.executable, "-m", "durable_console.script_keeper"], tmp_path / "log", env, stderr=subprocess.STDOUT)
 
     def all_are_there() -> bool:
         return all(server.client(0).script_exists(*known))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.known_scripts import known
+from durable_console.known_scripts import known
 from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Stack, wait_until
 

@@ -100,7 +100,7 @@ class Redis:
 
 def known_scripts() -> dict[str, str]:
     """Return the Lua that a release loads into Redis, by its digest."""
-    command = [sys.executable, "-m", "app.known_scripts"]
+    command = [sys.executable, "-m", "durable_console.known_scripts", "app"]
     found = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE)
     scripts: dict[str, str] = json.loads(found.stdout)
     return scripts

@@ -68,7 +68,7 @@ VARIABLES: Variables = {
         "user:password, neither of them empty; several are separated by white space",
     ),
     "FLOWER_READ_ONLY": ("read_only", _boolean, "true or false"),
-    "FAILED_LOGIN_LIMIT": ("failed_login_limit", _limit, RULE),
-    "TRUSTED_PROXIES": ("trusted_proxies", _proxies, "IP addresses and networks like 10.0.0.5 or 10.0.0.0/24"),
-    "LOG_LEVEL": ("log_level", _level, f"one of {', '.join(LEVELS)}"),
+    "FLOWER_FAILED_LOGIN_LIMIT": ("failed_login_limit", _limit, RULE),
+    "FLOWER_TRUSTED_PROXIES": ("trusted_proxies", _proxies, "IP addresses and networks like 10.0.0.5 or 10.0.0.0/24"),
+    "FLOWER_LOG_LEVEL": ("log_level", _level, f"one of {', '.join(LEVELS)}"),
 }

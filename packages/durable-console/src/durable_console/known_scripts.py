@@ -1,8 +1,10 @@
-"""The Lua scripts that the installed release may run in Redis: ``python -m app.known_scripts``.
+"""The Lua scripts that a release may run in Redis: ``python -m durable_console.known_scripts [DIRECTORY]``.
 
 Prints JSON, the digest of each script (SHA-1, as Redis names it) and its text. Found are the texts that the application
 and the packages beside it give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's
 locks and of whatever else is installed), and the files ``*.lua`` of application and library. Nothing is imported.
+
+The application is what the file ``.files`` in the working directory lists, or a DIRECTORY.
 """
 
 import ast
@@ -16,7 +18,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-APPLICATION = Path(__file__).parent
+LIST_OF_FILES = Path(".files")  # roles/app_release/files/build_release.py writes it
 
 
 def library() -> Path:
@@ -27,9 +29,13 @@ def library() -> Path:
     return Path(spec.origin).parent
 
 
-def known() -> dict[str, str]:
-    """Return the scripts of what is installed here, by their digests."""
-    return scripts((APPLICATION, library()), map(Path, site.getsitepackages()))
+def known(application: Path | None = None) -> dict[str, str]:
+    """Return the scripts of the application and of what is installed here, by their digests."""
+    if application:
+        files = [file for file in application.rglob("*") if file.is_file()]
+    else:
+        files = [Path(line) for line in LIST_OF_FILES.read_text().splitlines()] if LIST_OF_FILES.exists() else []
+    return scripts(files, (library(),), map(Path, site.getsitepackages()))
 
 
 def registered(source: str) -> Iterator[str]:
@@ -47,16 +53,17 @@ def registered(source: str) -> Iterator[str]:
                 yield from constants[_name(given)] if text is None else [text]
 
 
-def scripts(own: Sequence[Path], packages: Iterable[Path]) -> dict[str, str]:
-    """Return the scripts of our own directories and of those of packages, by their digests."""
-    found = [file.read_text() for directory in own for file in directory.rglob("*.lua")]
-    for directory in (*own, *packages):
-        for file in directory.rglob("*.py"):
-            source = file.read_bytes()
-            if b"register_script" in source:
-                # A package may ship templates, or files for another Python: nothing runs those.
-                with suppress(SyntaxError, ValueError):
-                    found += registered(source.decode())
+def scripts(application: Sequence[Path], own: Sequence[Path], packages: Iterable[Path]) -> dict[str, str]:
+    """Return the scripts of an application's files, of our own directories and of those of packages, by their digests."""
+    lua = [*application, *(file for directory in own for file in directory.rglob("*.lua"))]
+    found = [file.read_text() for file in lua if file.suffix == ".lua"]
+    sources = (file for directory in (*own, *packages) for file in directory.rglob("*.py"))
+    for file in (*(file for file in application if file.suffix == ".py"), *sources):
+        source = file.read_bytes()
+        if b"register_script" in source:
+            # A package may ship templates, or files for another Python: nothing runs those.
+            with suppress(SyntaxError, ValueError):
+                found += registered(source.decode())
     return {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in sorted(found)}
 
 
@@ -69,4 +76,4 @@ def _name(node: ast.expr) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(known(), sys.stdout)
+    json.dump(known(*map(Path, sys.argv[1:2])), sys.stdout)

@@ -1,4 +1,4 @@
-"""Gives each Redis the scripts of this release, and again after its restart: ``python -m app.script_keeper``.
+"""Gives each Redis the scripts of this release, and again after its restart: ``python -m durable_console.script_keeper``.
 
 For containers; on hosts systemd does it (roles/redis). Reads its Redis URLs from SECRETS_DIRECTORY. Its user may load
 scripts and run none.
@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app import known_scripts
+from durable_console import known_scripts
 
 logger = logging.getLogger(__name__)
 
