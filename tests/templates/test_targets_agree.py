@@ -71,13 +71,9 @@ class Effective:
 def command(line: str | list[str]) -> list[str]:
     """Return a command's words without what belongs to the target, options and values joined, in a fixed order."""
     words = shlex.split(line) if isinstance(line, str) else line
-    joined = re.sub(
-        r"(?<= )(--[a-z-]+) (?!-)",
-        r"\1=",
-        " ".join(
-            words[words.index(next(w for w in words if w.split("/")[-1] in {"celery", "durable-flower", "uvicorn"})) :]
-        ),
-    )
+    programs = {"celery", "durable-flower", "uvicorn"}
+    begin = words.index(next(word for word in words if word.split("/")[-1] in programs))
+    joined = re.sub(r"(?<= )(--[a-z-]+) (?!-)", r"\1=", " ".join(words[begin:]))
     program, *options = joined.split()
     return [program.split("/")[-1], *sorted(option for option in options if option.split("=")[0] not in OF_THE_TARGET)]
 
