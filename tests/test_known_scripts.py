@@ -79,7 +79,7 @@ def test_lua_files_of_the_application_are_known_and_those_of_packages_are_not(tm
         (tmp_path / name).write_text(f"return '{name}'")
     (tmp_path / "packages/template.py").write_text("{{ register_script }}'")
     (tmp_path / "packages/latin.py").write_bytes(b"register_script('\xe9')")
-    assert list(found_in([tmp_path / "app"], [tmp_path / "packages"]).values()) == ["return 'app/deep/own.lua'"]
+    assert list(found_in([*(tmp_path / "app").rglob("*.lua")], [], [tmp_path / "packages"]).values()) == ["return 'app/deep/own.lua'"]
 
 
 @pytest.fixture

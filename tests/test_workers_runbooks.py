@@ -189,7 +189,9 @@ def render(template: str) -> str:
     pools = [{"name": "default"}, {"name": "slow", "queues": ["slow"]}]
     values = {
         "ansible_facts": {"distribution_major_version": "13"},
+        "celery_worker_activate": False,
         "celery_worker_app": "app.agents.worker",
+        "celery_worker_queues": ["celery"],
         "celery_worker_concurrency": 2,
         "celery_worker_egress": [{"name": "https", "ports": [443]}],
         "celery_worker_directory": "/opt/typesafe/backend",
@@ -273,7 +275,7 @@ def test_why_it_cannot_be_loaded(errors: str, packages: int, kind: str, monkeypa
         return (packages, "", "No matching distribution") if "pip" in command else (1, "", errors)
 
     monkeypatch.setattr(examiner, "say", say)
-    assert examiner._not_loaded(Path("/opt/typesafe/backend"), "backend.env", {})["kind"] == kind
+    assert examiner._not_loaded("typesafe", {})["kind"] == kind
 
 
 @pytest.mark.parametrize("ends", [(124, 0), (0, 124)])
@@ -283,7 +285,7 @@ def test_a_busy_host_is_not_taken_for_a_broken_release(ends: tuple[int, int], mo
     monkeypatch.setattr(
         examiner, "say", lambda *command, **_: (check if "pip" in command else load, "", "it did not end within 20 s")
     )
-    found = examiner._not_loaded(Path("/opt/typesafe/backend"), "backend.env", {})
+    found = examiner._not_loaded("typesafe", {})
     assert found["kind"] == "slow"
     told = judge(host(worker("stopped"), obstacle=found))
     assert told["remedy"] == "start"

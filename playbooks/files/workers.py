@@ -35,20 +35,19 @@ URL_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s/@]+@")
 CHECK_PACKAGES = ["-m", "pip", "--isolated", "install", "--dry-run", "--quiet", "--disable-pip-version-check"]
 CHECK_PACKAGES += ["--no-index", "--no-deps", "--require-hashes", "--requirement", "requirements.txt"]
 CHECK_DEPENDENCIES = ["-m", "pip", "--isolated", "check", "--disable-pip-version-check"]
-# The check by hand of docs/runbooks/WorkerRestartLoop.md, then a PING to what the settings name.
-TRY_IMPORT = "from app.agents.worker import celery_app; print('OK')"
+# A PING to what the secrets name, as a worker and without the application.
 TRY_REDIS = """
 import redis
-from app.settings import get_settings
+import durable_console.application
+from celery_durable.connection import broker_client, results_client
+from celery_durable.options import current
 
-settings = get_settings()
-for part, url in (("queue", settings.celery_broker_url), ("results", settings.celery_result_backend)):
-    client = redis.Redis.from_url(url.get_secret_value(), socket_timeout=3, socket_connect_timeout=3)
+for part, client in (("queue", broker_client(current())), ("results", results_client(current()))):
     try:
         client.ping()
     except redis.RedisError as error:
         address = client.connection_pool.connection_kwargs
-        raise SystemExit(f"Redis for the {part} at {address['host']}:{address['port']}: {error}")
+        raise SystemExit(f"Redis for the {part} at {address.get('host')}:{address.get('port')}: {error}")
 """
 
 
@@ -99,7 +98,7 @@ def obstacle(prefix: str, user: str, secrets: list[str]) -> dict[str, str]:
         "extra_groups": os.getgrouplist(user, account.pw_gid),
         "env": {"PATH": "/usr/bin:/bin", "SECRETS_DIRECTORY": str(directory), "PYTHONDONTWRITEBYTECODE": "1"},
     }
-    return _not_loaded(release, f"/etc/{prefix}/backend.env", options) or _not_connected(release, options)
+    return _not_loaded(prefix, options) or _not_connected(prefix)
 
 
 def slow(complaint: str) -> dict[str, str]:
@@ -107,9 +106,10 @@ def slow(complaint: str) -> dict[str, str]:
     return {"kind": "slow", "says": complaint}
 
 
-def _not_loaded(release: Path, settings: str, options: dict[str, Any]) -> dict[str, str]:
-    python = str(release / "venv/bin/python")
-    failed, _, errors = say(python, "-c", TRY_IMPORT, **options)
+def _not_loaded(prefix: str, options: dict[str, Any]) -> dict[str, str]:
+    release, settings = Path(f"/opt/{prefix}/backend"), f"/etc/{prefix}/backend.env"
+    python, admin = str(release / "venv/bin/python"), f"/usr/local/sbin/{prefix}-admin"
+    failed, _, errors = say(admin, "--as=worker", "--check")
     if failed == TOO_LONG:
         return slow(errors)
     if failed not in (0, NO_PROGRAM) and "Traceback" not in errors:
@@ -121,6 +121,8 @@ def _not_loaded(release: Path, settings: str, options: dict[str, Any]) -> dict[s
             return slow(complaint)
         if broken:
             return {"kind": "venv", "says": f"{release}/venv is broken: {last_line(complaint or told)}"}
+    if failed == NO_PROGRAM:
+        return {"kind": "settings", "says": f"{admin} is missing"}
     if failed:
         file, line = re.findall(r'File "([^"]+)", line (\d+)', errors)[-1]
         kind = "venv" if "/venv/" in file else "release"
@@ -128,8 +130,10 @@ def _not_loaded(release: Path, settings: str, options: dict[str, Any]) -> dict[s
     return {}
 
 
-def _not_connected(release: Path, options: dict[str, Any]) -> dict[str, str]:
-    failed, _, errors = say(str(release / "venv/bin/python"), "-c", TRY_REDIS, **options)
+def _not_connected(prefix: str) -> dict[str, str]:
+    failed, _, errors = say(
+        f"/usr/local/sbin/{prefix}-admin", "--as=worker", "--run", "venv/bin/python", "-c", TRY_REDIS
+    )
     if not failed:
         return {}
     if failed == TOO_LONG:

@@ -12,8 +12,8 @@ import yaml
 
 # The sample, which is deployed where the inventory names no other source.
 REPOSITORY = Path(__file__).parent.parent.parent
-# What Celery and the library read, whatever the application is.
-ALWAYS = re.compile(r"(CELERY|DURABLE)_[A-Z_]+")
+# What Celery, the library and Flower read, whatever the application is.
+ALWAYS = re.compile(r"(CELERY|DURABLE|FLOWER)_[A-Z_]+")
 SERVICES = ("all", "worker", "api")
 
 

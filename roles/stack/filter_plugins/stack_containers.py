@@ -20,7 +20,8 @@ def worker_services(pools: list[Mapping[str, Any]], every: Mapping[str, Any]) ->
 
     Args:
         pools: celery_worker_pools.
-        every: what all of them have: ``command`` without the pool's own options, ``concurrency`` of those without one.
+        every: what all of them have: ``command`` without the pool's own options, ``concurrency`` and ``queues`` of those
+            without.
     """
     services = []
     for pool in pools:
@@ -29,7 +30,7 @@ def worker_services(pools: list[Mapping[str, Any]], every: Mapping[str, Any]) ->
             *every["command"],
             # A container's host name is its own, and stays when it starts again (docs/decisions/0010).
             f"--hostname={pool['name']}@%h",
-            f"--queues={','.join(pool.get('queues', ['celery']))}",
+            f"--queues={','.join(pool.get('queues', every['queues']))}",
             f"--pool={pool.get('pool', 'prefork')}",
             f"--concurrency={concurrency}",
         ]
