@@ -16,4 +16,4 @@ def load(app: Any) -> Any:
     app.control_cls = "celery_durable.control:Control"
     app._pending_defaults.append(install)  # noqa: SLF001 - runs inside Django's fixup, too, before any signal exists
     # The default application reads celeryconfig.py, others do not.
-    return (Loader if app.main == "default" else AppLoader)(app=app)
+    return (Loader if vars(app)["main"] == "default" else AppLoader)(app=app)
