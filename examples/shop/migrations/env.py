@@ -1,7 +1,6 @@
 """Migrations: `alembic upgrade head`."""
 
 from alembic import context
-
 from app.db import Base, engine
 
 with engine.connect() as connection:
