@@ -83,6 +83,7 @@ def test_every_unit_is_up(host: Host, unit: str) -> None:
     assert service.is_enabled
 
 
+@pytest.mark.usefixtures("host")  # so that it runs where it stands
 def test_the_doctor_finds_nothing() -> None:
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -111,6 +112,16 @@ def test_reports_have_a_worker_of_their_own(host: Host, shop: Shop) -> None:
     wait_for(lambda: task in shop.journal("shop-celery-reports"), "the report's worker")
     wait_for(lambda: host.file(f"{STATE}/uploads/report.txt").exists, "the report")
     assert task not in shop.journal("shop-celery")
+
+
+def test_flower_sees_both_workers(host: Host) -> None:
+    login = '-u "$(cat /etc/shop-flower/FLOWER_BASIC_AUTH)"'
+
+    def seen() -> bool:
+        page = host.check_output(f"curl -sS {login} 'http://127.0.0.1:5555/flower/workers?json=1'")
+        return all(f"{pool}@foreign-host" in page for pool in ("default", "reports"))
+
+    wait_for(seen, "both workers")
 
 
 def test_a_killed_worker_loses_no_order(host: Host, shop: Shop) -> None:
@@ -149,7 +160,7 @@ def test_the_release_holds_what_the_inventory_lists(host: Host) -> None:
 def canaries(host: Host, name: str) -> str:
     """Write all secrets of this run into a file on the host, as patterns for grep, without a trace in any command."""
     made = [file.read_text().split()[0] for file in (EPHEMERAL / "secrets").iterdir()]
-    assert len(made) >= 10
+    assert len(made) >= 8
     put = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "install", "-m", "600", "/dev/stdin"]
     subprocess.run([*put, "/run/canaries"], input="\n".join(made) + "\n", text=True, check=True)
     assert host.file("/run/canaries").mode == 0o600
