@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The Molecule part of make test. While molecule/default installs the hosts that others start from, one more scenario is enough for two
 # processors. Then come those with their own steps, those from bare hosts, those that change what is installed, and those that only look.
 BESIDE := redis_tls
-OWN := chaos deploy backup rotation
+OWN := chaos deploy backup rotation foreign
 FRESH := load_balancer hardening logs redis
 CHANGED := monitoring celery_worker
 UNCHANGED := app_release api flower

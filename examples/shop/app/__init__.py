@@ -1,0 +1,1 @@
+"""The shop: an API that takes orders, and tasks that price them."""

@@ -1,0 +1,223 @@
+"""An application that knows nothing of the platform, installed by site.yml: it works, and has the guarantees."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EPHEMERAL, PROJECT, Process, wait_for
+from testinfra.host import Host
+
+Converge = Callable[..., subprocess.CompletedProcess[str]]
+URL = "http://127.0.0.1:8000"
+RELEASE = "/opt/shop/backend"
+STATE = "/var/lib/shop"
+UNITS = ("redis-server", "redis-server@broker", "shop-celery", "shop-celery-reports", "shop-api", "shop-flower")
+INSTANCES = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
+
+
+class Shop:
+    """The application's API, spoken to from its own host, and what lies behind it."""
+
+    def __init__(self, host: Host) -> None:
+        """Speak from ``host``."""
+        self.host = host
+
+    def get(self, path: str) -> Any:
+        """Return the decoded answer of a request that must succeed."""
+        return json.loads(self.host.check_output(f"curl -sS --fail --max-time 10 {URL}{path}"))
+
+    def order(self, *articles: str, times: int = 1) -> list[int]:
+        """Hand in the same order some times and return their numbers."""
+        post = "curl -sS --fail --max-time 10 -w '\\n' -H 'Content-Type: application/json'"
+        body = json.dumps({"articles": articles})
+        answers = self.host.check_output(f"for i in $(seq {times}); do {post} -d '{body}' {URL}/orders || exit; done")
+        return [json.loads(answer)["id"] for answer in answers.splitlines()]
+
+    def status(self, number: int) -> str:
+        """Return what has become of an order."""
+        return str(self.get(f"/orders/{number}")["status"])
+
+    def is_done(self, number: int, total: int) -> bool:
+        """Tell whether an order has ended well."""
+        found = self.get(f"/orders/{number}")
+        assert found["status"] != "failed", found
+        return (found["status"], found["total"]) == ("done", total)
+
+    def rows(self, query: str) -> list[list[Any]]:
+        """Ask its database."""
+        code = f"import json, sqlite3; database = sqlite3.connect('{STATE}/data/shop.sqlite3'); "
+        code += f"print(json.dumps(database.execute('{query}').fetchall()))"
+        found: list[list[Any]] = json.loads(self.host.check_output(f'python3 -c "{code}"'))
+        return found
+
+    def journal(self, unit: str) -> str:
+        """Return what a unit has logged."""
+        return str(self.host.check_output(f"journalctl --no-pager --unit {unit}"))
+
+
+@pytest.fixture
+def shop(host: Host) -> Shop:
+    """The application."""
+    return Shop(host)
+
+
+def redis(host: Host, port: int, command: str) -> str:
+    """Ask one Redis instance something, with the password that its own configuration names."""
+    login = f"export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' {INSTANCES[port]})"
+    return str(host.check_output(f"{login}; redis-cli -p {port} {command}"))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_unit_is_up(host: Host, unit: str) -> None:
+    service = host.service(unit)
+    assert service.is_running
+    assert service.is_enabled
+
+
+@pytest.mark.usefixtures("host")  # so that it runs where it stands
+def test_the_doctor_finds_nothing() -> None:
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stdout
+    # The test hosts' clock is that of the machine, which may be unsynchronized.
+    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", run.stdout)) <= {"ClockWrong"}, run.stdout
+
+
+def test_an_order_is_done(host: Host, shop: Shop, secret: Callable[[str], str]) -> None:
+    """A chord whose task is retried, sent by a worker; events over a channel of its own; a secret of workers."""
+    (number,) = shop.order("tea", "rare", "milk")
+    events = host.check_output(f"curl -sSN --max-time 30 {URL}/orders/{number}/events")
+    assert re.findall(r"data: (\w+)", events)[-1] == "done"
+    assert shop.is_done(number, 11)
+    receipt = hmac.new(secret("receipt_key").encode(), str(number).encode(), hashlib.sha256).hexdigest()[:8]
+    wait_for(lambda: f"receipt of order {number}: {receipt}" in shop.journal("shop-celery"), "the receipt")
+
+
+def test_a_task_that_fails_for_good_is_written_into_its_order(shop: Shop) -> None:
+    (number,) = shop.order("tea", "unknown")
+    wait_for(lambda: shop.status(number) == "failed", "the failure")
+
+
+def test_reports_have_a_worker_of_their_own(host: Host, shop: Shop) -> None:
+    task = json.loads(host.check_output(f"curl -sS --fail -X POST {URL}/reports"))["task"]
+    wait_for(lambda: task in shop.journal("shop-celery-reports"), "the report's worker")
+    wait_for(lambda: host.file(f"{STATE}/uploads/report.txt").exists, "the report")
+    assert task not in shop.journal("shop-celery")
+
+
+def test_flower_sees_both_workers(host: Host) -> None:
+    login = '-u "$(cat /etc/shop-flower/FLOWER_BASIC_AUTH)"'
+
+    def seen() -> bool:
+        page = host.check_output(f"curl -sS {login} 'http://127.0.0.1:5555/flower/workers?json=1'")
+        return all(f"{pool}@foreign-host" in page for pool in ("default", "reports"))
+
+    wait_for(seen, "both workers")
+
+
+def test_a_killed_worker_loses_no_order(host: Host, shop: Shop) -> None:
+    articles = [f"article-{number}" for number in range(20)]
+    before = Process(host, "shop-celery").pid
+    numbers = shop.order(*articles, times=10)
+    wait_for(lambda: shop.status(numbers[0]) == "pricing", "the first order")
+    host.run_expect([0], "systemctl kill --kill-whom=all --signal=KILL shop-celery")
+    assert shop.status(numbers[-1]) != "done"
+    total = sum(map(len, articles))
+    for number in numbers:
+        wait_for(lambda number=number: shop.is_done(number, total), f"order {number}", 90)  # type: ignore[misc]
+    assert Process(host, "shop-celery").pid != before
+    assert redis(host, 6380, "LLEN dead_letters") == "0"
+
+
+def test_the_inventory_wins_over_the_sources_own_env_file(host: Host, shop: Shop) -> None:
+    """The source's .env says development, another database and a Redis without a password."""
+    assert (PROJECT / "examples/shop/.env").exists()
+    assert host.check_output(f"find -L {RELEASE}/ -maxdepth 2 -name .env") == ""
+    assert shop.get("/healthz") == {"status": "ok", "env": "production"}
+    assert host.check_output(f"find {RELEASE}/ {STATE} -name 'dev.sqlite3*'") == ""
+    assert shop.rows("select count(*) from orders") > [[0]]
+
+
+def test_the_release_holds_what_the_inventory_lists(host: Host) -> None:
+    paths = host.check_output(f"ls -A {RELEASE}/").split()
+    assert {"app", "alembic.ini", "migrations", "venv", "data", "uploads"} <= set(paths)
+    assert {"requirements.in", "requirements.lock"} & set(paths) == set()
+
+
+# Secrets
+
+
+@pytest.fixture
+def canaries(host: Host, name: str) -> str:
+    """Write all secrets of this run into a file on the host, as patterns for grep, without a trace in any command."""
+    made = [file.read_text().split()[0] for file in (EPHEMERAL / "secrets").iterdir()]
+    assert len(made) >= 8
+    put = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, "install", "-m", "600", "/dev/stdin"]
+    subprocess.run([*put, "/run/canaries"], input="\n".join(made) + "\n", text=True, check=True)
+    assert host.file("/run/canaries").mode == 0o600
+    return "/run/canaries"
+
+
+def test_units_journal_and_readable_files_hold_no_secret(host: Host, canaries: str) -> None:
+    assert host.run(f"grep -rlF -f {canaries} /etc/systemd /usr/lib/systemd /etc/shop/*.env").stdout == ""
+    assert host.run(f"journalctl --no-pager --all | grep -cF -f {canaries}").stdout.strip() == "0"
+    assert host.run(f"cd /proc; grep -alF -f {canaries} [0-9]*/cmdline 2>/dev/null").stdout == ""
+    find = "find / -xdev -type f -perm -o+r -not -path '/proc/*' -not -path '/sys/*' -print0"
+    assert host.run(f"{find} | xargs -0 -r grep -lF -f {canaries} 2>/dev/null").stdout == ""
+
+
+def test_a_secret_of_workers_is_for_workers(host: Host) -> None:
+    assert host.run("sudo -u shop cat /etc/shop/secrets/worker/RECEIPT_KEY").succeeded
+    assert host.run("sudo -u shop-api cat /etc/shop/secrets/worker/RECEIPT_KEY").failed
+    assert not host.file("/etc/shop/secrets/api/RECEIPT_KEY").exists
+    for service, user in (("worker", "shop"), ("api", "shop-api")):
+        file = host.file(f"/etc/shop/secrets/{service}/DATABASE_URL")
+        assert (file.user, file.group, file.mode) == ("root", user, 0o640)
+
+
+# What outlives a release
+
+
+def test_another_release_migrates_once_and_finds_what_was_there(
+    host: Host, shop: Shop, converge: Converge, tmp_path: Path
+) -> None:
+    before = host.check_output(f"readlink {RELEASE}")
+    orders = shop.rows("select count(*) from orders")
+    report = host.file(f"{STATE}/uploads/report.txt").content_string
+    assert shop.rows("select version_num from alembic_version") == [["0001"]]
+
+    source = tmp_path / "shop"
+    shutil.copytree(PROJECT / "examples/shop", source, ignore=shutil.ignore_patterns("__pycache__", ".cache"))
+    (source / "migrations/versions/0002_customer.py").write_text(
+        '"""Whose order it is."""\n\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
+        'revision = "0002"\ndown_revision = "0001"\n\n\n'
+        'def upgrade() -> None:\n    op.add_column("orders", sa.Column("customer", sa.String))\n'
+    )
+    new = {"app_release_source": str(source), "app_release_cache": str(PROJECT / ".cache/releases")}
+    deployed = converge(**new)
+    assert deployed.returncode == 0, deployed.stdout[-4000:]
+    assert host.check_output(f"readlink {RELEASE}") != before
+    assert shop.rows("select version_num from alembic_version") == [["0002"]]
+    assert shop.rows("select count(*) from orders where customer is null") == orders
+    assert host.file(f"{RELEASE}/uploads/report.txt").content_string == report
+    (number,) = shop.order("tea")
+    wait_for(lambda: shop.is_done(number, 3), "an order of the new release")
+
+    again = converge(**new)
+    assert again.returncode == 0, again.stdout[-4000:]
+    assert re.findall(r"changed=(?!0 )\d+", again.stdout) == []
+
+
+@pytest.mark.parametrize("port", INSTANCES)
+def test_redis_has_denied_the_application_nothing(host: Host, port: int) -> None:
+    """Last: its own keys, channels and queues, chords and retries have all been used by now."""
+    assert redis(host, port, "ACL LOG") == ""
