@@ -29,7 +29,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def packed(source: Path, lock: Path = LOCK) -> tuple[str, tarfile.TarFile]:
     (output := source / "out").mkdir(exist_ok=True)
     own = script.build_wheels(LIBRARIES, source)
-    release = script.build(source, "app", lock, own=own, python="3.13", machine="x86_64", output=output)
+    files = script.release_files(source, ["app"], [])
+    release = script.build(source, "app", lock, files=files, own=own, python="3.13", machine="x86_64", output=output)
     return str(release["id"]), tarfile.open(str(release["archive"]))
 
 

@@ -108,7 +108,7 @@ def test_orders_are_done_with_the_inventorys_variables(shop: Shop) -> None:
     """A chord with a task that is retried, routes, events by its own channel, and a base class that writes failures."""
     shop.worker()
     api = shop.api()
-    assert api.get(VARIABLES["api_ready_path"]).json() == {"status": "ok", "env": "production"}
+    assert api.get(VARIABLES["app_ready_path"]).json() == {"status": "ok", "env": "production"}
     assert api.get("/docs").status_code == 404
 
     number = order(api, "tea", "rare", "milk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -15,6 +16,11 @@ REPOSITORY = Path(__file__).parent.parent.parent
 # What Celery, the library and Flower read, whatever the application is.
 ALWAYS = re.compile(r"(CELERY|DURABLE|FLOWER)_[A-Z_]+")
 SERVICES = ("all", "worker", "api")
+# A part of a path below the release.
+PATH = r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*"
+# Beginnings of what Celery and the platform keep in Redis.
+TAKEN_NAMES = ("celery", "_kombu", "unacked", "accepted", "dead_letters", "deferred:", "figures", "workers", "failures")
+TAKEN = re.compile("|".join(map(re.escape, TAKEN_NAMES)))
 
 
 @lru_cache
@@ -49,47 +55,84 @@ def redis_variables(urls: Mapping[str, str], wanted: Mapping[str, str]) -> dict[
         wanted: variable -> broker or results.
     """
     parts = {"broker": "CELERY_BROKER_URL", "results": "REDIS_URL"}
-    return {name: urls[parts[part]] for name, part in wanted.items()}
+    return {name: urls[parts[part]] for name, part in wanted.items() if part in parts}
 
 
 def application_refusals(values: Mapping[str, Any]) -> list[str]:
-    """Say in one sentence each what is wrong with the description of an application, by its variables."""
-    return [*_refusals(values)]
+    """Say in one sentence each what is wrong with the description of an application, by its variables.
 
-
-def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
+    Values of another type than documented are left to ``value_refusals``.
+    """
     servers = [name for name in ("app_asgi", "app_wsgi", "app_command") if values[name]]
-    if not values["app_celery"]:
-        yield "app_celery is empty: name what `celery -A` gets, like proj.celery_app."
+    refusals = [] if values["app_celery"] else ["app_celery is empty: name what `celery -A` gets, like proj.celery_app."]
     if len(servers) > 1:
-        yield f"{' and '.join(servers)} are given, but a host runs one web application: leave one of them."
-    if values["app_command"] and not any("{fd}" in str(word) for word in values["app_command"]):
-        yield "app_command has no {fd}: the server must take its socket from systemd, like gunicorn's --bind=fd://{fd}."
-    for name, value in values["app_settings"].items():
+        refusals.append(f"{' and '.join(servers)} are set, but a host runs one web application: leave one of them.")
+    if values["app_command"] and "{fd}" not in str(values["app_command"]):
+        refusals.append(
+            "app_command has no {fd}: the server must take its socket from systemd, like --fd={fd}, or --bind=fd://{fd}."
+        )
+    refusals += _setting_refusals(_mapping(values["app_settings"]))
+    refusals += _secret_refusals(_mapping(values["app_secrets"]))
+    refusals += _redis_refusals(_mapping(values["app_redis_variables"]), values["app_redis_prefixes"])
+    return refusals
+
+
+def release_refusals(shared: Any, prepare: Any, sandbox: Any) -> list[str]:
+    """Say in one sentence each what is wrong with app_release_shared, app_release_prepare and app_release_sandbox."""
+    refusals = []
+    for path in (path for pair in _mapping(shared).items() for path in pair):
+        if not isinstance(path, str) or not re.fullmatch(f"{PATH}(/{PATH})*", path):
+            refusals.append(
+                f"app_release_shared has {path!r}, but it must map a path in the release to a directory's name, like"
+                " uploads: uploads."
+            )
+    for command in prepare if isinstance(prepare, list | tuple) else ():
+        if not isinstance(command, list | tuple) or not command or not all(isinstance(word, str) for word in command):
+            refusals.append(
+                f"app_release_prepare has {command!r}, but each command is a list of texts, like [venv/bin/alembic,"
+                ' upgrade, head]; put a number in quotes, like "660".'
+            )
+    for line in sandbox if isinstance(sandbox, list | tuple) else ():
+        if not isinstance(line, str) or not re.fullmatch(r"[A-Z][A-Za-z]+=[!-~ ]*", line):
+            refusals.append(
+                f"app_release_sandbox has {line!r}, but each is a directive of systemd, like MemoryDenyWriteExecute=no."
+            )
+    return refusals
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _setting_refusals(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
         yield from _name_refusals("app_settings", name)
-        if isinstance(value, str) and re.search(r"[\r\n']", value):
+        if re.search(r"[\r\n']", value if isinstance(value, str) else json.dumps(value, default=str)):
             yield f"app_settings.{name} holds a line break or a single quote, which a settings file cannot carry."
-    for service, secrets in values["app_secrets"].items():
-        if service not in SERVICES:
-            yield f"app_secrets has '{service}', but it must be made of {', '.join(SERVICES)}."
+
+
+def _secret_refusals(secrets: Mapping[str, Any]) -> Iterator[str]:
+    for service, variables in secrets.items():
+        if service not in SERVICES or not isinstance(variables, Mapping):
+            yield f"app_secrets has {service!r}, but it maps {', '.join(SERVICES)} to variables and their values."
             continue
-        for name, value in secrets.items():
+        for name, value in variables.items():
             yield from _name_refusals(f"app_secrets.{service}", name)
             if not isinstance(value, str) or not value:
-                yield f"app_secrets.{service}.{name} must be a text in quotes (its value is not shown)."
-    for name, part in values["app_redis_variables"].items():
+                yield f"app_secrets.{service}.{name} must be a text in quotes, and not empty (its value is not shown)."
+
+
+def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str]:
+    for name, part in variables.items():
         yield from _name_refusals("app_redis_variables", name)
         if part not in ("broker", "results"):
-            yield f"app_redis_variables.{name} is '{part}', but it must be broker or results."
-    for prefix in values["app_redis_prefixes"]:
+            yield f"app_redis_variables.{name} is {part!r}, but it must be broker or results."
+    for prefix in prefixes if isinstance(prefixes, list | tuple) else ():
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]+\*?", str(prefix)):
-            yield f"app_redis_prefixes has '{prefix}', but it must be like shop:*, letters, digits and . _ : / - before the star."
-        elif re.match(r"celery|unacked|deferred:|accepted|dead_letters|_kombu|figures|workers|alerts|failures", str(prefix)):
-            yield f"app_redis_prefixes has '{prefix}', but keys of that name are Celery's or the platform's: choose another one."
-    for name, target in values["app_release_shared"].items():
-        for path in (name, target):
-            if not re.fullmatch(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*(/[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*)*", str(path)):
-                yield f"app_release_shared has '{path}', but it must be a path below the release and a directory's name, like uploads: uploads."
+            rule = "letters, digits and _ . : / -, with a star at the end or without, like shop:*"
+            yield f"app_redis_prefixes has {prefix!r}, but each is made of {rule}."
+        elif TAKEN.match(str(prefix)) or any(name.startswith(str(prefix).removesuffix("*")) for name in TAKEN_NAMES):
+            yield f"app_redis_prefixes has '{prefix}', but such keys are Celery's or the platform's: choose another one."
 
 
 def _name_refusals(variable: str, name: Any) -> Iterator[str]:
@@ -108,5 +151,6 @@ class FilterModule:
             "application_refusals": application_refusals,
             "described": described,
             "redis_variables": redis_variables,
+            "release_refusals": release_refusals,
             "variables_read": variables_read,
         }

@@ -295,7 +295,8 @@ def set_in(file: Path) -> list[tuple[str, Any]]:
 
     def of(value: Any) -> list[tuple[str, Any]]:
         if isinstance(value, dict):
-            return [*value.items(), *(pair for each in value.values() for pair in of(each))]
+            inner = (each for name, each in value.items() if name not in OF_ITS_OWN_NAMES)
+            return [*value.items(), *(pair for each in inner for pair in of(each))]
         return [pair for each in value for pair in of(each)] if isinstance(value, list) else []
 
     loaded = yaml.load(file.read_text(), Loader=Loose)  # noqa: S506 - a safe one
@@ -303,6 +304,10 @@ def set_in(file: Path) -> list[tuple[str, Any]]:
         found = loaded.get("provisioner", {}).get("inventory", {})
         return of([found.get("group_vars"), found.get("host_vars")])
     return of(loaded)
+
+
+# Their keys are names that an inventory chooses.
+OF_ITS_OWN_NAMES = ("app_secrets", "app_settings", "app_redis_variables", "app_release_shared")
 
 
 class Loose(yaml.SafeLoader):
