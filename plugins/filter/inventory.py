@@ -398,6 +398,15 @@ def route_queues(routes: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+def queue_of_task(routes: Mapping[str, Any], task: str, default_queue: Any = DEFAULT_QUEUE) -> Any:
+    """Return the queue of a task by Celery's rule: its own route, else the first pattern that its name begins with."""
+    queues = dict(zip(routes, route_queues(routes), strict=True))
+    if task in queues:
+        return queues[task]
+    patterns = {re.escape(pattern).replace(r"\*", ".+?"): queue for pattern, queue in queues.items() if "*" in pattern}
+    return next((queue for pattern, queue in patterns.items() if re.match(pattern, task)), default_queue)
+
+
 def is_queue_name(name: object) -> bool:
     """Tell whether a queue may have this name (celery_durable/queue_names.py)."""
     return (
@@ -491,6 +500,7 @@ class FilterModule:
             "ignored_refusals": ignored_refusals,
             "derived_names": derived_names,
             "documented": documented,
+            "queue_of_task": queue_of_task,
             "queue_refusals": queue_refusals,
             "route_queues": route_queues,
             "is_bound": is_bound,
