@@ -4,6 +4,7 @@ import sys
 
 import click
 import redis
+from kombu.exceptions import OperationalError
 
 from durable_console.admin import canary, celery_command, dead_letters, queues
 
@@ -24,7 +25,7 @@ def main() -> None:
     """Run the command line."""
     try:
         group(prog_name="durable-admin")
-    except redis.RedisError as error:
+    except (redis.RedisError, OperationalError) as error:
         sys.exit(f"Redis does not answer: {error}")
 
 

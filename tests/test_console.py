@@ -1,0 +1,109 @@
+"""The operator's commands know no application: all that they need comes from the environment and secret files."""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from durable_console.flower.__main__ import CONFIG
+from tests.support import ADMIN, REPOSITORY, Program, RedisServer, Stack, free_port
+
+CONF = """
+import json
+from durable_console.application import celery_app
+from celery_durable.masking import mask
+from celery_durable.options import current
+conf = celery_app.conf
+told = [conf.task_time_limit, conf.task_default_queue, conf.result_expires, mask(conf.broker_url)]
+print(json.dumps([*told, len(current().signing_keys)]))
+"""
+
+
+def run(*command: str, env: dict[str, str], cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env={**os.environ, **env}, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_settings_come_from_variables_and_secret_files(tmp_path: Path) -> None:
+    (tmp_path / "CELERY_BROKER_URL").write_text("redis://:of-the-broker@localhost:1/4\n")
+    (tmp_path / "DURABLE_SIGNING_KEY").write_text(secrets.token_hex(32))
+    variables = {
+        "SECRETS_DIRECTORY": f"/nowhere:{tmp_path}",
+        "DURABLE_TASK_TIME_LIMIT": "77",
+        "DURABLE_DEFAULT_QUEUE": "mine",
+        "DURABLE_RESULT_EXPIRES": "60",
+        # It would install the library once more.
+        "CELERY_LOADER": "celery_durable.loader:load",
+    }
+    told = run(sys.executable, "-c", CONF, env=variables)
+    assert told.stdout == '[77, "mine", 60, "redis://:**@localhost:1/4", 1]\n', told.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("DURABLE_TASK_TIME_LIMIT", "soon", "DURABLE_TASK_TIME_LIMIT='soon' is rejected: it must be seconds"),
+        ("DURABLE_TASK_RATE_LIMIT", "fast", "DURABLE_TASK_RATE_LIMIT='fast' is rejected: it must be a number of"),
+        ("DURABLE_SIGNING_KEY", "hidden", "DURABLE_SIGNING_KEY is rejected: it must be one key"),
+        ("SECRETS_DIRECTORY", "/none", "SECRETS_DIRECTORY='/none' is rejected: it must name a directory"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(name: str, value: str, sentence: str) -> None:
+    told = run(*ADMIN, "queues", "list", env={name: value})
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1)
+    assert told.stderr.startswith(sentence)
+    assert "hidden" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("FLOWER_BASIC_AUTH", "hidden", "FLOWER_BASIC_AUTH is rejected: it must be user:password"),
+        ("FLOWER_READ_ONLY", "maybe", "FLOWER_READ_ONLY='maybe' is rejected: it must be true or false"),
+        ("FAILED_LOGIN_LIMIT", "0/minute", "FAILED_LOGIN_LIMIT='0/minute' is rejected: it must be NUMBER/second"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL='loud' is rejected: it must be one of debug"),
+    ],
+)
+def test_a_wrong_value_of_flower_is_one_sentence(name: str, value: str, sentence: str) -> None:
+    told = run(sys.executable, "-m", "durable_console.flower", env={name: value})
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1)
+    assert told.stderr.startswith(sentence)
+    assert "hidden" not in told.stderr
+
+
+@pytest.mark.integration
+def test_celerys_own_commands_are_signed(stack: Stack, tmp_path: Path) -> None:
+    """Also where no application is in sight."""
+    key = secrets.token_hex(32)
+    stack.env["CONTROL_SIGNING_KEY"] = key
+    stack.start_worker("--concurrency=1")
+    env = {**stack.env, "DURABLE_CONTROL_KEY": key}
+    asked = run(*ADMIN, "inspect", "ping", "--timeout=3", cwd=tmp_path, env=env)
+    assert (asked.returncode, "pong" in asked.stdout) == (0, True), asked.stderr
+    grown = run(*ADMIN, "control", "--timeout=3", "pool_grow", "1", cwd=tmp_path, env=env)
+    assert "pool will grow" in grown.stdout
+    refused = run(*ADMIN, "control", "--timeout=3", "pool_grow", "1", cwd=tmp_path, env=stack.env)
+    assert "only the operator's commands are followed" in refused.stdout + refused.stderr
+    wrong = run(*ADMIN, "inspect", "ping", "--no-such-option", cwd=tmp_path, env=env)
+    assert (wrong.returncode, "No such option" in wrong.stderr) == (2, True)
+    assert "Inspect the workers" in run(*ADMIN, "inspect", "--help", cwd=tmp_path, env=env).stdout
+
+
+@pytest.mark.integration
+def test_celerys_own_command_runs_flower_with_the_gate(redis_server: RedisServer, tmp_path: Path) -> None:
+    port, password = free_port(), secrets.token_hex(8)
+    command = [sys.executable, "-m", "celery", "-A", "durable_console.application", "flower", f"--conf={CONFIG}"]
+    env = {**redis_server.environment(14, 15), "FLOWER_BASIC_AUTH": f"admin:{password}"}
+    program = Program([*command, f"--port={port}"], tmp_path / "log", env, stderr=subprocess.STDOUT)
+    try:
+        program.wait_for_output("Visit me")
+        url = f"http://127.0.0.1:{port}/broker"
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, auth=("admin", password)).status_code == 200
+    finally:
+        program.stop()
