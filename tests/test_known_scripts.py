@@ -15,9 +15,9 @@ from celery.backends import redis as celery_backend
 from kombu.transport import redis as kombu_redis
 from redis.lock import Lock
 
+from celery_durable import scripts
 from durable_console.known_scripts import registered
 from durable_console.known_scripts import scripts as found_in
-from celery_durable import scripts
 from tests.support import REPOSITORY, Api, Program, RedisServer, load_plugin, start_worker, wait_until
 
 # What a client of the platform may do with scripts, beside everything that it needs for its work.
@@ -79,7 +79,9 @@ def test_lua_files_of_the_application_are_known_and_those_of_packages_are_not(tm
         (tmp_path / name).write_text(f"return '{name}'")
     (tmp_path / "packages/template.py").write_text("{{ register_script }}'")
     (tmp_path / "packages/latin.py").write_bytes(b"register_script('\xe9')")
-    assert list(found_in([*(tmp_path / "app").rglob("*.lua")], [], [tmp_path / "packages"]).values()) == ["return 'app/deep/own.lua'"]
+    assert list(found_in([*(tmp_path / "app").rglob("*.lua")], [], [tmp_path / "packages"]).values()) == [
+        "return 'app/deep/own.lua'"
+    ]
 
 
 @pytest.fixture
@@ -248,7 +250,9 @@ def test_a_keeper_gives_redis_its_scripts_again_after_a_restart(known: dict[str,
     for name, url in server.environment(0, 1).items():
         (secrets / name).write_text(url.replace(f":{server.password}", f"loader:{PASSWORD}") + "\n")
     env = {"SECRETS_DIRECTORY": str(secrets), "WORKER_HEARTBEAT_FILE": str(tmp_path / "heartbeat")}
-    keeper = Program([sys.executable, "-m", "durable_console.script_keeper"], tmp_path / "log", env, stderr=subprocess.STDOUT)
+    keeper = Program(
+        [sys.executable, "-m", "durable_console.script_keeper"], tmp_path / "log", env, stderr=subprocess.STDOUT
+    )
 
     def all_are_there() -> bool:
         return all(server.client(0).script_exists(*known))

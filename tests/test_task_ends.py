@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from durable_console.known_scripts import known
 from celery_durable.worker.transport import RECLAIM_INTERVAL
+from durable_console.known_scripts import known
 from tests.support import Stack, wait_until
 
 pytestmark = pytest.mark.integration

@@ -482,7 +482,7 @@ def redis(name: str, port: int, queues: Sequence[str] = ()) -> Iterator[Finding]
                 wrong = f"Redis {name} refuses the administrator's password of {config}: changed, or default is off"
                 yield Finding(CRITICAL, wrong, "RedisDown", RIGHTS)
                 return
-            yield from instance(name, config, connection)
+            yield from instance(name, config, connection, queues)
     except RefusedError as error:
         if str(error).startswith("BUSY "):
             busy = f"Redis {name} is busy with a script, and refuses everything else: SCRIPT KILL"
@@ -526,7 +526,7 @@ def silence(suffix: str) -> str:
     return "it is halted, or holds all commands back (CLIENT PAUSE), which ends by itself or with a restart"
 
 
-def instance(name: str, config: Path, connection: Connection) -> Iterator[Finding]:
+def instance(name: str, config: Path, connection: Connection, queues: Sequence[str] = ()) -> Iterator[Finding]:
     """Judge what an instance says of itself."""
     told = str(connection.ask("INFO", "everything"))
     info = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
@@ -951,7 +951,13 @@ def files(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator
             yield Finding(CRITICAL, what, "drift", FILES, certain=True)
     live = Path(f"/opt/{app}/backend")
     listed = release_files(live)
-    for needed in ("", ".complete", *filter(lambda name: (live / name).is_symlink(), [".env"]), *listed, "venv/bin/python"):
+    for needed in (
+        "",
+        ".complete",
+        *filter(lambda name: (live / name).is_symlink(), [".env"]),
+        *listed,
+        "venv/bin/python",
+    ):
         if not (live / needed).exists():
             what = f"the release is incomplete: {live / needed} is missing or leads nowhere"
             yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
@@ -973,7 +979,7 @@ def files(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator
 
 
 def release_files(live: Path) -> list[str]:
-    """Return the application's files in a release, as it lists them itself (roles/app_release/files/build_release.py)."""
+    """Return the application's files in a release, as it lists them (roles/app_release/files/build_release.py)."""
     return text(live / ".files").splitlines()
 
 
@@ -1085,7 +1091,13 @@ def facts(app: str) -> Iterator[dict[str, object]]:
     code = hashlib.sha256()
     for name in release_files(live):
         code.update(name.encode() + text(live / name).encode())
-    names = ("TASK_ROUTES", "DURABLE_TASK_TIME_LIMIT", "DURABLE_TASK_SOFT_TIME_LIMIT", "DURABLE_RESULT_EXPIRES", "ENVIRONMENT")
+    names = (
+        "TASK_ROUTES",
+        "DURABLE_TASK_TIME_LIMIT",
+        "DURABLE_TASK_SOFT_TIME_LIMIT",
+        "DURABLE_RESULT_EXPIRES",
+        "ENVIRONMENT",
+    )
     known = dict(re.findall(r"^([A-Z_]+)='(.*)'$", text(f"/etc/{app}/backend.env"), re.MULTILINE))
     # The digest of a long random key tells nothing about it.
     key = text(f"/etc/{app}/secrets/operator/DURABLE_SIGNING_KEY").replace(",", " ").split()
@@ -1615,9 +1627,7 @@ def main() -> None:
     if given.firewall:
         checks["the firewall"] = lambda: firewall(given.port)
     if given.api:
-        checks["the API"] = lambda: api(
-            given.api, given.key_file, given.hard_limit, given.app, given.api_path or PATHS
-        )
+        checks["the API"] = lambda: api(given.api, given.key_file, given.hard_limit, given.app, given.api_path or PATHS)
     if given.flower:
         checks["Flower"] = lambda: flower(given.flower, given.app)
     if given.monitoring:

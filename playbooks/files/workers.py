@@ -123,11 +123,14 @@ def _not_loaded(prefix: str, options: dict[str, Any]) -> dict[str, str]:
             return {"kind": "venv", "says": f"{release}/venv is broken: {last_line(complaint or told)}"}
     if failed == NO_PROGRAM:
         return {"kind": "settings", "says": f"{admin} is missing"}
-    if failed:
-        file, line = re.findall(r'File "([^"]+)", line (\d+)', errors)[-1]
-        kind = "venv" if "/venv/" in file else "release"
-        return {"kind": kind, "says": f"the application cannot be loaded: {file}:{line}: {last_line(errors)}"}
-    return {}
+    return _broken(errors) if failed else {}
+
+
+def _broken(errors: str) -> dict[str, str]:
+    """Judge the traceback of an application that cannot be imported."""
+    file, line = re.findall(r'File "([^"]+)", line (\d+)', errors)[-1]
+    kind = "venv" if "/venv/" in file else "release"
+    return {"kind": kind, "says": f"the application cannot be loaded: {file}:{line}: {last_line(errors)}"}
 
 
 def _not_connected(prefix: str) -> dict[str, str]:

@@ -64,7 +64,9 @@ def application_refusals(values: Mapping[str, Any]) -> list[str]:
     Values of another type than documented are left to ``value_refusals``.
     """
     servers = [name for name in ("app_asgi", "app_wsgi", "app_command") if values[name]]
-    refusals = [] if values["app_celery"] else ["app_celery is empty: name what `celery -A` gets, like proj.celery_app."]
+    refusals = (
+        [] if values["app_celery"] else ["app_celery is empty: name what `celery -A` gets, like proj.celery_app."]
+    )
     if len(servers) > 1:
         refusals.append(f"{' and '.join(servers)} are set, but a host runs one web application: leave one of them.")
     if values["app_command"] and "{fd}" not in str(values["app_command"]):
@@ -79,25 +81,30 @@ def application_refusals(values: Mapping[str, Any]) -> list[str]:
 
 def release_refusals(shared: Any, prepare: Any, sandbox: Any) -> list[str]:
     """Say in one sentence each what is wrong with app_release_shared, app_release_prepare and app_release_sandbox."""
-    refusals = []
-    for path in (path for pair in _mapping(shared).items() for path in pair):
-        if not isinstance(path, str) or not re.fullmatch(f"{PATH}(/{PATH})*", path):
-            refusals.append(
-                f"app_release_shared has {path!r}, but it must map a path in the release to a directory's name, like"
-                " uploads: uploads."
-            )
-    for command in prepare if isinstance(prepare, list | tuple) else ():
-        if not isinstance(command, list | tuple) or not command or not all(isinstance(word, str) for word in command):
-            refusals.append(
-                f"app_release_prepare has {command!r}, but each command is a list of texts, like [venv/bin/alembic,"
-                ' upgrade, head]; put a number in quotes, like "660".'
-            )
-    for line in sandbox if isinstance(sandbox, list | tuple) else ():
-        if not isinstance(line, str) or not re.fullmatch(r"[A-Z][A-Za-z]+=[!-~ ]*", line):
-            refusals.append(
-                f"app_release_sandbox has {line!r}, but each is a directive of systemd, like MemoryDenyWriteExecute=no."
-            )
-    return refusals
+    paths = [path for pair in _mapping(shared).items() for path in pair]
+    return [
+        *(
+            f"app_release_shared has {path!r}, but it must map a path in the release to a directory's name, like"
+            " uploads: uploads."
+            for path in paths
+            if not isinstance(path, str) or not re.fullmatch(f"{PATH}(/{PATH})*", path)
+        ),
+        *(
+            f"app_release_prepare has {command!r}, but each command is a list of texts, like [venv/bin/alembic,"
+            ' upgrade, head]; put a number in quotes, like "660".'
+            for command in _list(prepare)
+            if not _list(command) or not all(isinstance(word, str) for word in command)
+        ),
+        *(
+            f"app_release_sandbox has {line!r}, but each is a directive of systemd, like MemoryDenyWriteExecute=no."
+            for line in _list(sandbox)
+            if not re.fullmatch(r"[A-Z][A-Za-z]+=[!-~ ]*", str(line))
+        ),
+    ]
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -127,12 +134,12 @@ def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str
         yield from _name_refusals("app_redis_variables", name)
         if part not in ("broker", "results"):
             yield f"app_redis_variables.{name} is {part!r}, but it must be broker or results."
-    for prefix in prefixes if isinstance(prefixes, list | tuple) else ():
+    for prefix in _list(prefixes):
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]+\*?", str(prefix)):
             rule = "letters, digits and _ . : / -, with a star at the end or without, like shop:*"
             yield f"app_redis_prefixes has {prefix!r}, but each is made of {rule}."
         elif TAKEN.match(str(prefix)) or any(name.startswith(str(prefix).removesuffix("*")) for name in TAKEN_NAMES):
-            yield f"app_redis_prefixes has '{prefix}', but such keys are Celery's or the platform's: choose another one."
+            yield f"app_redis_prefixes has '{prefix}', but such keys are Celery's or the platform's: take another."
 
 
 def _name_refusals(variable: str, name: Any) -> Iterator[str]:

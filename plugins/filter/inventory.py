@@ -55,9 +55,18 @@ WORD = (r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*", "letters, digits and . _ : / -")
 NAME = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, hyphens and underscores")
 FORMS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("celery_worker_app", "app_celery"), WORD),
-    **dict.fromkeys(("api_app", "api_log_config", "api_http", "api_wsgi", "app_asgi", "app_wsgi"), (f"({WORD[0]})?", WORD[1])),
     **dict.fromkeys(
-        ("app_health_path", "app_ready_path", "app_workers_path", "api_health_path", "api_ready_path", "load_balancer_ready_path"),
+        ("api_app", "api_log_config", "api_http", "api_wsgi", "app_asgi", "app_wsgi"), (f"({WORD[0]})?", WORD[1])
+    ),
+    **dict.fromkeys(
+        (
+            "app_health_path",
+            "app_ready_path",
+            "app_workers_path",
+            "api_health_path",
+            "api_ready_path",
+            "load_balancer_ready_path",
+        ),
         (r"(/[A-Za-z0-9._~/?=&%-]*)?", "a path like /healthz"),
     ),
     "app_environment": (r"[^'\\$]*", "without quotes, backslashes and dollar signs, because a settings file holds it"),
@@ -86,7 +95,9 @@ MOST_REDIS_ADDRESSES = 16
 # Hosts that a URL or a connection names.
 HOSTS = ("redis_host", "redis_broker_host", "private_address")
 # Folders on the controller, whose names the host never sees.
-ON_CONTROLLER = re.compile(r"app_release_(source|requirements|cache|paths|libraries)|compose_containerfile|kubernetes_.*")
+ON_CONTROLLER = re.compile(
+    r"app_release_(source|requirements|cache|paths|libraries)|compose_containerfile|kubernetes_.*"
+)
 # Given with -e, where everything is a text; what reads them knows.
 MAY_BE_TEXT = re.compile(r"(compose|kubernetes)_.*")
 # Python statements, which may have several lines.

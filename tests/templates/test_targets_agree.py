@@ -221,7 +221,8 @@ def test_a_target_means_what_systemd_means(rendered: Path, target: str, field: s
     here, there = (getattr(TARGETS[name](rendered), field) for name in (target, "systemd"))
     if field == "settings":  # who counts the workers differs
         here, there = (
-            {name: value for name, value in side.items() if not name.endswith("WORKERS_EXPECTED")} for side in (here, there)
+            {name: value for name, value in side.items() if not name.endswith("WORKERS_EXPECTED")}
+            for side in (here, there)
         )
     if here is not None:
         assert here == there

@@ -80,9 +80,13 @@ def check_lock(requirements: str, needs: list[str]) -> None:
     for need in map(Requirement, needs):
         pin = pins.get(need.name)
         if pin is None:
-            sys.exit(f"The locked requirements lack {need.name}, which the platform runs: add {need}, and lock them again.")
+            sys.exit(
+                f"The locked requirements lack {need.name}, which the platform runs: add {need}, and lock them again."
+            )
         if not need.specifier.contains(pin, prereleases=True):
-            sys.exit(f"The locked requirements have {need.name} {pin}, but it must be {need.specifier}: lock them again.")
+            sys.exit(
+                f"The locked requirements have {need.name} {pin}, but it must be {need.specifier}: lock them again."
+            )
 
 
 def digest(source: Path, files: list[Path], requirements: str) -> str:
@@ -208,12 +212,12 @@ def build(
             (whole := Path(scratch, "requirements.txt")).write_text(requirements)
             written = int(requirements_file.stat().st_mtime)
             listed = "".join(f"{path.relative_to(source)}\n" for path in files)
-            for name, content in (
+            for member_name, content in (
                 (LIST_OF_FILES, listed.encode()),
                 ("requirements.txt", requirements.encode()),
                 (BILL_OF_MATERIALS, bill_of_materials(whole, name, identity)),
             ):
-                member = tarfile.TarInfo(name)
+                member = tarfile.TarInfo(member_name)
                 member.size, member.mtime = len(content), written
                 tar.addfile(owned_by_root(member), io.BytesIO(content))
         unfinished.rename(archive)

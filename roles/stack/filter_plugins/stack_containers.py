@@ -20,8 +20,7 @@ def worker_services(pools: list[Mapping[str, Any]], every: Mapping[str, Any]) ->
 
     Args:
         pools: celery_worker_pools.
-        every: what all of them have: ``command`` without the pool's own options, ``concurrency`` and ``queues`` of those
-            without.
+        every: what all have: ``command`` without the pool's options, ``concurrency`` and ``queues`` of those without.
     """
     services = []
     for pool in pools:

@@ -54,7 +54,7 @@ def registered(source: str) -> Iterator[str]:
 
 
 def scripts(application: Sequence[Path], own: Sequence[Path], packages: Iterable[Path]) -> dict[str, str]:
-    """Return the scripts of an application's files, of our own directories and of those of packages, by their digests."""
+    """Return the scripts of an application's files, our own directories and those of packages, by their digests."""
     lua = [*application, *(file for directory in own for file in directory.rglob("*.lua"))]
     found = [file.read_text() for file in lua if file.suffix == ".lua"]
     sources = (file for directory in (*own, *packages) for file in directory.rglob("*.py"))

@@ -1,7 +1,7 @@
-"""Gives each Redis the scripts of this release, and again after its restart: ``python -m durable_console.script_keeper``.
+"""Gives each Redis the scripts of this release, and again after its restart.
 
-For containers; on hosts systemd does it (roles/redis). Reads its Redis URLs from SECRETS_DIRECTORY. Its user may load
-scripts and run none.
+``python -m durable_console.script_keeper``, for containers; on hosts systemd does it (roles/redis). Reads its Redis URLs
+from SECRETS_DIRECTORY. Its user may load scripts and run none.
 """
 
 import logging
