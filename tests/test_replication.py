@@ -238,7 +238,7 @@ def test_a_client_reaches_the_primary_through_sentinels(
             pass
 
     real = doctor.text
-    settings = "BROKER_PRIMARY='broker'\nRESULTS_PRIMARY='main'\n"
+    settings = "DURABLE_BROKER_PRIMARY='broker'\nDURABLE_RESULTS_PRIMARY='main'\n"
     monkeypatch.setattr(doctor, "text", lambda file: settings if str(file).endswith("backend.env") else real(file))
     monkeypatch.setattr(doctor, "opened", lambda _: Opened())
     monkeypatch.setattr(doctor, "Connection", Connection)

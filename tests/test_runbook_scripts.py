@@ -120,7 +120,7 @@ def test_the_primary_is_asked_of_the_sentinels(answering: tuple[int, list[bytes]
     given += [b"+OK\r\n", b"*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6380\r\n"]
     secrets = tmp_path / "secrets/worker"
     secrets.mkdir(parents=True)
-    (tmp_path / "backend.env").write_text("BROKER_PRIMARY='broker'\nRESULTS_PRIMARY='main'\n")
+    (tmp_path / "backend.env").write_text("DURABLE_BROKER_PRIMARY='broker'\nDURABLE_RESULTS_PRIMARY='main'\n")
     (secrets / "SENTINEL_PASSWORD").write_text("password\n")
     # The first one is away.
     urls = [f"sentinel://worker:x@127.0.0.1:{number}/0" for number in (1, port)]
@@ -131,7 +131,7 @@ def test_the_primary_is_asked_of_the_sentinels(answering: tuple[int, list[bytes]
 def test_sentinels_that_are_all_away_are_the_cause(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets/worker"
     secrets.mkdir(parents=True)
-    (tmp_path / "backend.env").write_text("BROKER_PRIMARY='broker'\nRESULTS_PRIMARY='main'\n")
+    (tmp_path / "backend.env").write_text("DURABLE_BROKER_PRIMARY='broker'\nDURABLE_RESULTS_PRIMARY='main'\n")
     for file in connection.URLS:
         (secrets / file).write_text("sentinel://worker:x@127.0.0.1:1/0")
     assert [cause.cause for cause in connection.service("h", "worker", secrets)] == ["sentinels"]

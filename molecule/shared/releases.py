@@ -12,9 +12,9 @@ PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 FAULTS = {
     "the API does not start": ("main.py", "    settings = get_settings()\n    async with", "    raise RuntimeError\n"),
     "the worker does not start": (
-        "agents/consumer.py",
-        "class Consumer(",
-        "def _broken(*_: object) -> None:\n    raise RuntimeError\n\n\n",
+        "agents/worker.py",
+        "celery_app = Celery(",
+        'import sys\n\nif "worker" in sys.argv:\n    raise RuntimeError\n\n',
     ),
     "the task always fails": (
         "agents/tasks/example_task.py",
@@ -41,7 +41,4 @@ def release(place: Path, name: str, fault: str = "") -> dict[str, str]:
         content = path.read_text()
         assert content.count(before) == 1, f"{path} has changed"
         path.write_text(content.replace(before, text + before))
-    if fault == "the worker does not start":
-        with path.open("a") as consumer:
-            consumer.write("\n\nConsumer.__init__ = _broken\n")
     return {"app_release_source": str(source), "app_release_cache": str(PROJECT / ".cache/releases")}

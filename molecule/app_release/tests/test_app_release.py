@@ -96,7 +96,11 @@ def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
     assert tried.returncode == 0, tried.stdout
     assert live_release(host) == before
 
-    refused = converge(**new, app_release_check="raise SystemExit('this release is broken')")
+    worker = changed_source / "app/agents/worker.py"
+    good = worker.read_text()
+    worker.write_text(f"raise SystemExit('this release is broken')\n{good}")
+    refused = converge(**new)
+    worker.write_text(good)
     assert refused.returncode != 0
     assert "this release is broken" in refused.stdout
     assert live_release(host) == before

@@ -1,6 +1,6 @@
 """Gives each Redis the scripts of this release, and again after its restart.
 
-``python -m durable_console.script_keeper``, for containers; on hosts systemd does it (roles/redis). Reads its Redis URLs
+``python -m durable_console.script_keeper``, for containers; on hosts systemd does it (roles/redis). Reads its URLs
 from SECRETS_DIRECTORY. Its user may load scripts and run none.
 """
 
