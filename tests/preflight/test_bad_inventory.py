@@ -10,6 +10,8 @@ from tests.preflight.refusals import REDIS_USERS, Case, refusals
 pytestmark = pytest.mark.timeout(600)
 ROUTES = {"task_routes": {"app.agents.tasks.report": "slow"}}
 POOLS = {"celery_worker_pools": [{"name": "default"}, {"name": "slow", "queues": ["slow"]}]}
+# An application that has no description of its own.
+FOREIGN = {"app_release_source": "/nowhere/shop", "app_celery": "shop.jobs", "app_asgi": "shop.web:app"}
 WEAK = "aaaaaaaaaaaaaaaaaaaa"
 CASES = {
     "no-password": Case({"redis_password": None}, ["redis_password", "required"]),
@@ -233,6 +235,32 @@ CASES = {
     ),
     "ignored-name": Case({"redis_maxmemory": "1gb"}, ["redis_maxmemory", "stack_redis_maxmemory"]),
     "derived-name": Case({"app_release_settings": {"A": "b"}}, ["app_release_settings", "derives"]),
+    "foreign-source": Case(FOREIGN, []),
+    "foreign-source-without-an-application": Case({**FOREIGN, "app_celery": ""}, ["app_celery is empty", "celery -A"]),
+    "two-web-applications": Case({**FOREIGN, "app_wsgi": "a.wsgi"}, ["app_asgi and app_wsgi are set", "leave one"]),
+    "server-without-a-socket": Case(
+        {**FOREIGN, "app_asgi": "", "app_command": ["daphne"]}, ["app_command has no {fd}"]
+    ),
+    "setting-in-lower-case": Case({"app_settings": {"debug": "1"}}, ["app_settings has 'debug'", "upper-case"]),
+    "setting-of-the-library": Case({"app_settings": {"DURABLE_QUEUES": "a"}}, ["DURABLE_QUEUES", "platform's own"]),
+    "application-setting-with-a-quote": Case(
+        {"app_settings": {"MOTTO": "it's"}}, ["app_settings.MOTTO", "single quote"]
+    ),
+    "secret-of-nobody": Case({"app_secrets": {"web": {"A": "b"}}}, ["app_secrets has 'web'", "all, worker, api"]),
+    "secret-that-is-a-number": Case(
+        {"app_secrets": {"all": {"PIN": 48151623}}}, ["app_secrets.all.PIN"], hidden="48151623"
+    ),
+    "url-of-an-unknown-redis": Case(
+        {"app_redis_variables": {"CACHE": "data"}}, ["app_redis_variables.CACHE", "'data'"]
+    ),
+    "keys-of-celery": Case({"app_redis_prefixes": ["celery-*"]}, ["app_redis_prefixes has 'celery-*'", "take another"]),
+    "all-keys": Case({"app_redis_prefixes": ["*"]}, ["app_redis_prefixes has '*'", "like shop:*"]),
+    "shared-beyond-the-release": Case({"app_release_shared": {"../x": "x"}}, ["app_release_shared has '../x'"]),
+    "command-as-a-text": Case({"app_release_prepare": [["migrate", 1]]}, ["app_release_prepare", "list of texts"]),
+    "sandbox-that-is-no-directive": Case({"app_release_sandbox": ["relax"]}, ["app_release_sandbox has 'relax'"]),
+    "queue-that-nobody-takes": Case(
+        {**POOLS, "app_queues": ["celery", "slow", "late"]}, ["app_queues", "'late'", "no pool takes from it"]
+    ),
     "name-of-a-unit-of-ours": Case({"app_name": "platform"}, ["app_name is 'platform'", "choose another"]),
     "name-of-the-login": Case({"app_name": "deployer"}, ["app_name is 'deployer'"], {"user": "deployer"}),
     "name-of-somebody-else": Case({"app_name": "www-data"}, ["app_name is 'www-data'", "has a user www-data"]),

@@ -21,6 +21,19 @@ CHANGED: dict[str, Any] = {
 }
 
 
+FOREIGN: dict[str, Any] = {
+    "app_name": "shop",
+    "app_release_source": "/nowhere/shop",
+    "app_celery": "shop.jobs",
+    "app_asgi": "shop.web:app",
+    "app_queues": ["default", "high"],
+    "app_default_queue": "default",
+    "app_settings": {"SHOP_ENV": "production", "LIMITS": {"a": 1}},
+    "app_secrets": {"all": {"DATABASE_URL": "x"}, "worker": {"RECEIPT_KEY": "y"}},
+    "app_redis_variables": {"CACHE_URL": "results"},
+    "app_release_shared": {"uploads": "uploads"},
+    "app_release_sandbox": ["MemoryDenyWriteExecute=no"],
+}
 REDIS_ADDRESSES = {
     "127.0.0.1": "localhost",
     "10.1.2.3": "localhost 10.1.2.3",
@@ -31,6 +44,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "changed": CHANGED,
     "renamed": {"app_name": "other"},
+    "foreign": FOREIGN,
+    "wsgi": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi"},
+    "another-server": {**FOREIGN, "app_asgi": "", "app_command": ["venv/bin/daphne", "--fd", "{fd}", "shop.asgi:app"]},
     "open-flower": {"flower_bind": "0.0.0.0"},  # noqa: S104 - what the rule is about
     "broker-elsewhere": {"redis_broker_host": "10.1.2.3"},
     "closed": {"worker_egress": [{"name": "database", "to": ["10.9.0.0/16"], "ports": [5432]}]},
@@ -120,6 +136,51 @@ def test_another_application_needs_another_inventory_only(rendered: dict[str, Pa
         assert "typesafe" not in file.read_text()
     assert service(directory, "worker.service")["User"] == ["other"]
     assert service(directory, "api.service")["User"] == ["other-api"]
+
+
+def test_an_application_that_knows_nothing_gets_all_by_its_environment(rendered: dict[str, Path]) -> None:
+    directory = rendered["foreign"]
+    worker, api = service(directory, "worker.service"), service(directory, "api.service")
+    assert worker["ExecStart"][0].startswith("/opt/shop/backend/venv/bin/celery-durable -A shop.jobs worker ")
+    assert "--queues=default,high" in worker["ExecStart"][0]
+    start = "/opt/shop/backend/venv/bin/celery-durable exec -- /opt/shop/backend/venv/bin/uvicorn shop.web:app --fd 3 "
+    assert api["ExecStart"][0].startswith(start)
+    for unit in (worker, api):
+        assert unit["EnvironmentFile"] == ["/etc/shop/backend.env"]
+        assert unit["UnsetEnvironment"] == ["SECRETS_DIRECTORY"]
+        assert "DURABLE_SIGNING_KEY:" in " ".join(unit["LoadCredential"])
+    for text in ("CACHE_URL", "DATABASE_URL"):
+        assert all(text in " ".join(unit["LoadCredential"]) for unit in (worker, api))
+    assert "RECEIPT_KEY" in " ".join(worker["LoadCredential"])
+    assert "RECEIPT_KEY" not in " ".join(api["LoadCredential"])
+    sandbox = (directory / "sandbox.conf").read_text()
+    assert sandbox.index("MemoryDenyWriteExecute=yes") < sandbox.index("MemoryDenyWriteExecute=no")
+    assert "ReadWritePaths=-/var/lib/shop" in sandbox
+    under_supervisor = configparser.ConfigParser(interpolation=None)
+    under_supervisor.read(directory / "supervisor.conf")
+    assert ". /etc/shop/backend.env" in under_supervisor["program:shop-celery-worker"]["command"]
+
+
+def test_an_application_meets_no_variable_that_it_does_not_know(rendered: dict[str, Path]) -> None:
+    """The sample's own are called like those of many applications: RATE_LIMIT, LOG_LEVEL, ENVIRONMENT."""
+    names = {
+        line.partition("=")[0]
+        for line in (rendered["foreign"] / "backend.env").read_text().splitlines()
+        if line[:1].isupper()
+    }
+    own = {name for name in names if not name.startswith(("DURABLE_", "FLOWER_"))}
+    assert own == {"SECRETS_DIRECTORY", "SHOP_ENV", "LIMITS"}
+    credentials = service(rendered["foreign"], "api.service")["LoadCredential"]
+    given = {credential.partition(":")[0] for credential in credentials}
+    own = {name for name in given if not name.startswith(("DURABLE_", "CELERY_"))}
+    assert own == {"CACHE_URL", "DATABASE_URL"}
+
+
+def test_other_servers_take_the_same_socket(rendered: dict[str, Path]) -> None:
+    (gunicorn,) = service(rendered["wsgi"], "api.service")["ExecStart"]
+    assert " -- /opt/shop/backend/venv/bin/gunicorn shop.wsgi --bind fd://3 " in gunicorn
+    (daphne,) = service(rendered["another-server"], "api.service")["ExecStart"]
+    assert daphne.endswith(" -- /opt/shop/backend/venv/bin/daphne --fd 3 shop.asgi:app")
 
 
 def test_limits_follow_from_what_runs(rendered: dict[str, Path]) -> None:
