@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
-from celery_durable.keys import DEAD_LETTERS
+from celery_durable.keys import DEAD_LETTERS, OWNER
 from celery_durable.redelivery import MAX_REDELIVERIES
+from celery_durable.worker import node_owner
 from celery_durable.worker.transport import RECLAIM_INTERVAL
 from tests.support import Program, RedisServer, Stack, wait_until
 
@@ -89,14 +90,31 @@ def test_a_worker_of_several_queues_takes_from_all_and_loses_nothing_of_them(sta
     wait_until(stack.nothing_waits)
 
 
-def test_another_worker_takes_over_from_one_that_does_not_come_back(stack: Stack) -> None:
-    """Not before the hard limit: until then a process of the first one might be running."""
+def test_another_worker_of_the_host_takes_over_at_once(stack: Stack) -> None:
+    """It sees that the process is gone: the hard limit need not pass."""
+    worker = stack.start_worker(name="first")
+    stack.send(f"recorded.delay('a', '{stack.ledger}', 3)")
+    wait_until(lambda: stack.events("start") == ["a"])
+    worker.stop(signal.SIGKILL)
+    stack.start_worker(name="second")
+    wait_until(lambda: stack.events("start") == ["a", "a"], timeout=20)  # the hard limit is 60 s
+    wait_until(stack.nothing_waits)
+
+
+def test_a_worker_of_another_host_takes_over_after_the_hard_limit(stack: Stack) -> None:
+    """Not before: until then a process of the first one might be running."""
     stack.env |= {"TASK_SOFT_TIME_LIMIT": "3", "TASK_TIME_LIMIT": "4"}
     worker = stack.start_worker(name="first")
     stack.send(f"recorded.delay('a', '{stack.ledger}', 3)")
     wait_until(lambda: stack.events("start") == ["a"])
     worker.stop(signal.SIGKILL)
     killed = time.monotonic()
+    with stack.redis.client(0) as broker:
+        (key,) = broker.scan_iter(f"{OWNER}*")
+        ((owner, seen),) = broker.zrange(key, 0, -1, withscores=True)
+        name, _machine, *rest = owner.split(node_owner.SEPARATOR)
+        broker.zadd(key, {node_owner.SEPARATOR.join([name, "another machine", *rest]): seen})
+        broker.zrem(key, owner)
     stack.start_worker(name="second")
     wait_until(lambda: stack.events("start") == ["a", "a"], timeout=4 + 30)
     assert time.monotonic() - killed > 4
