@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ def redis_users(
     parts: list[str],
     passwords: dict[str, str],
     previous: dict[str, str],
+    queue: str = "celery",
+    own_keys: Sequence[str] = ("app:*",),
 ) -> list[dict[str, Any]]:
     """Return the users of an instance that plays these parts (broker, results), as the redis role takes them.
 
@@ -20,7 +23,16 @@ def redis_users(
         parts: what the instance is for.
         passwords: user -> password.
         previous: user -> password that is still accepted while clients change over.
+        queue: one of the application's; what users may do is tried with it.
+        own_keys: what the application keeps for itself, the same.
     """
+
+    def tried(commands: list[str]) -> list[str]:
+        own = own_keys[0].replace("*", "1") if own_keys else ""
+        # As a whole name, not in /0.celery.pidbox or celery-task-meta-1.
+        named = [re.sub(r"(?<![\w./-])celery(?![\w.*-])", queue, command) for command in commands]
+        return [re.sub(r"\bapp:1\b", own, command) for command in named if own or "app:1" not in command]
+
     users = []
     for name, by_part in rules.items():
         wanted = [by_part[part] for part in parts]
@@ -29,11 +41,11 @@ def redis_users(
                 "name": name,
                 "passwords": [passwords[name], *([previous[name]] if name in previous else [])],
                 "rules": _unique(rule for part in wanted for rule in part["rules"]),
-                "may": _unique(command for part in wanted for command in part["may"]),
+                "may": tried(_unique(command for part in wanted for command in part["may"])),
                 # What one part forbids the other may need.
-                "may_not": [
-                    command for command in wanted[0]["may_not"] if all(command in part["may_not"] for part in wanted)
-                ],
+                "may_not": tried(
+                    [command for command in wanted[0]["may_not"] if all(command in part["may_not"] for part in wanted)]
+                ),
             }
         )
     return users
