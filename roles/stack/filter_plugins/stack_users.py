@@ -13,6 +13,7 @@ def redis_users(
     parts: list[str],
     passwords: dict[str, str],
     previous: dict[str, str],
+    *,
     queue: str = "celery",
     own_keys: Sequence[str] = ("app:*",),
 ) -> list[dict[str, Any]]:
