@@ -20,6 +20,7 @@ ROLES = [
     "redis_sentinel",
     "app_release",
     "celery_worker",
+    "celery_beat",
     "api",
     "flower",
     "compose",

@@ -20,7 +20,15 @@ Converge = Callable[..., subprocess.CompletedProcess[str]]
 URL = "http://127.0.0.1:8000"
 RELEASE = "/opt/shop/backend"
 STATE = "/var/lib/shop"
-UNITS = ("redis-server", "redis-server@broker", "shop-celery", "shop-celery-reports", "shop-api", "shop-flower")
+UNITS = (
+    "redis-server",
+    "redis-server@broker",
+    "shop-celery",
+    "shop-celery-reports",
+    "shop-beat",
+    "shop-api",
+    "shop-flower",
+)
 INSTANCES = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
 
 
@@ -182,6 +190,16 @@ def test_a_secret_of_workers_is_for_workers(host: Host) -> None:
     for service, user in (("worker", "shop"), ("api", "shop-api")):
         file = host.file(f"/etc/shop/secrets/{service}/DATABASE_URL")
         assert (file.user, file.group, file.mode) == ("root", user, 0o640)
+
+
+def test_beat_sends_what_is_due(host: Host, shop: Shop) -> None:
+    """Each minute; by now one has passed since the installation."""
+
+    def sent() -> bool:
+        return "report" in redis(host, 6380, "--raw HGETALL durable:beat_runs:shop").splitlines()
+
+    wait_for(sent, "a run that beat has claimed", 90)
+    wait_for(lambda: "Sending due task report" in shop.journal("shop-beat"), "beat's log")
 
 
 # What outlives a release
