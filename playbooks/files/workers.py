@@ -320,7 +320,9 @@ def memory() -> dict[str, Any]:
 def settings(prefix: str) -> dict[str, str]:
     """Return the application's settings as they were deployed; no secret is among them."""
     file = Path(f"/etc/{prefix}/backend.env")
-    return dict(re.findall(r"^(\w+)='(.*)'$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    found = dict(re.findall(r"^(\w+)='(.*)'$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    # An application that does not read the platform's names has them by the library's alone.
+    return {name.removeprefix("DURABLE_"): value for name, value in found.items()} | found
 
 
 def main() -> None:
