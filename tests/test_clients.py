@@ -65,11 +65,11 @@ def test_one_client_cannot_count_as_many() -> None:
 
 
 def test_a_wrong_proxy_is_rejected() -> None:
-    proxies = {"TRUSTED_PROXIES": "10.0.0.1, 10.1.0.0/16 2001:db8::/32"}
+    proxies = {"FLOWER_TRUSTED_PROXIES": "10.0.0.1, 10.1.0.0/16 2001:db8::/32"}
     assert len(Settings.from_environment(proxies).trusted_proxies) == 3
     for wrong in ("*", "balancer", "10.0.0.0/33", "10.0.0.5/8"):
         with pytest.raises(SystemExit, match="must be IP addresses and networks"):
-            Settings.from_environment({"TRUSTED_PROXIES": wrong})
+            Settings.from_environment({"FLOWER_TRUSTED_PROXIES": wrong})
 
 
 @pytest.mark.integration

@@ -65,8 +65,12 @@ def test_a_wrong_value_is_one_sentence(name: str, value: str, sentence: str) -> 
     [
         ("FLOWER_BASIC_AUTH", "hidden", "FLOWER_BASIC_AUTH is rejected: it must be user:password"),
         ("FLOWER_READ_ONLY", "maybe", "FLOWER_READ_ONLY='maybe' is rejected: it must be true or false"),
-        ("FAILED_LOGIN_LIMIT", "0/minute", "FAILED_LOGIN_LIMIT='0/minute' is rejected: it must be NUMBER/second"),
-        ("LOG_LEVEL", "loud", "LOG_LEVEL='loud' is rejected: it must be one of debug"),
+        (
+            "FLOWER_FAILED_LOGIN_LIMIT",
+            "0/minute",
+            "FLOWER_FAILED_LOGIN_LIMIT='0/minute' is rejected: it must be NUMBER/second",
+        ),
+        ("FLOWER_LOG_LEVEL", "loud", "FLOWER_LOG_LEVEL='loud' is rejected: it must be one of debug"),
     ],
 )
 def test_a_wrong_value_of_flower_is_one_sentence(name: str, value: str, sentence: str) -> None:

@@ -23,9 +23,13 @@ TAKEN_NAMES = ("celery", "_kombu", "unacked", "accepted", "dead_letters", "defer
 TAKEN = re.compile("|".join(map(re.escape, TAKEN_NAMES)))
 
 
+def described(source: str, name: str, otherwise: Any = "") -> Any:
+    """Return what an application says of itself as the variable ``name`` in app/platform.yml; mostly nothing."""
+    return _description(source).get(name, otherwise)
+
+
 @lru_cache
-def described(source: str) -> dict[str, Any]:
-    """Return the variables that an application's source describes itself with, in app/platform.yml; mostly none."""
+def _description(source: str) -> dict[str, Any]:
     file = Path(source or REPOSITORY, "app/platform.yml")
     return yaml.safe_load(file.read_text()) if file.is_file() else {}
 

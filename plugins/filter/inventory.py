@@ -450,8 +450,8 @@ def queue_refusals(
     refusals = []
     taken = _queues(pools, queues)
     sources = {
-        "app_queues": queues,
         "app_default_queue": [default_queue],
+        "app_queues": queues,
         "task_routes": route_queues(routes),
         "celery_worker_pools": taken,
     }

@@ -190,9 +190,9 @@ def _one_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def doctor_secrets(services: list[str], all_services: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def doctor_secrets(names: Mapping[str, list[str]], services: list[str]) -> list[str]:
     """Return the doctor's arguments that name each secret file that these services must have."""
-    return [f"--secret={service}/{name}" for service in services for name in sorted(all_services[service]["secrets"])]
+    return [f"--secret={service}/{name}" for service in services for name in sorted(set(names[service]))]
 
 
 def _layer(finding: Mapping[str, Any]) -> int:
