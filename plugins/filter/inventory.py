@@ -54,9 +54,10 @@ BOUNDS: dict[str, tuple[int, int]] = {
 WORD = (r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*", "letters, digits and . _ : / -")
 NAME = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, hyphens and underscores")
 FORMS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("celery_worker_app", "app_celery"), WORD),
+    "celery_worker_app": WORD,
     **dict.fromkeys(
-        ("api_app", "api_log_config", "api_http", "api_wsgi", "app_asgi", "app_wsgi"), (f"({WORD[0]})?", WORD[1])
+        ("app_celery", "app_asgi", "app_wsgi", "api_app", "api_wsgi", "api_log_config", "api_http"),
+        (f"({WORD[0]})?", WORD[1]),
     ),
     **dict.fromkeys(
         (

@@ -259,7 +259,8 @@ CASES = {
     "command-as-a-text": Case({"app_release_prepare": [["migrate", 1]]}, ["app_release_prepare", "list of texts"]),
     "sandbox-that-is-no-directive": Case({"app_release_sandbox": ["relax"]}, ["app_release_sandbox has 'relax'"]),
     "queue-that-nobody-takes": Case(
-        {**POOLS, "app_queues": ["celery", "slow", "late"]}, ["app_queues", "'late'", "no pool takes from it"]
+        {"celery_worker_pools": [{"name": "default", "queues": ["celery"]}], "app_queues": ["celery", "late"]},
+        ["app_queues", "'late'", "no pool takes from it"],
     ),
     "name-of-a-unit-of-ours": Case({"app_name": "platform"}, ["app_name is 'platform'", "choose another"]),
     "name-of-the-login": Case({"app_name": "deployer"}, ["app_name is 'deployer'"], {"user": "deployer"}),
