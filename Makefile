@@ -21,7 +21,7 @@ LONG := chaos_full deploy cluster monitoring monitoring_cluster
 JOBS := 3
 MOLECULE := molecule
 # No role and no whole site: make nightly has them, and make test-changed where a change can break them.
-LATER := chaos rotation
+LATER := chaos rotation backup
 # Which scenarios of these run; what they start from comes first.
 ONLY := default $(BESIDE) $(filter-out $(LATER),$(OWN)) $(FRESH) $(CHANGED) $(UNCHANGED)
 FIRST = $(if $(filter default $(shell grep -l 'installed: true' molecule/*/molecule.yml | cut -d/ -f2),$(ONLY)),installed)
