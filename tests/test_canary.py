@@ -76,9 +76,9 @@ def test_the_host_that_has_run_a_task_is_told(stack: Stack) -> None:
 
 
 def test_a_task_runs_before_its_release_is_live(redis_server: RedisServer) -> None:
-    defaults: dict[str, Any] = yaml.safe_load((REPOSITORY / "roles/stack/defaults/main.yml").read_text())
+    described: dict[str, Any] = yaml.safe_load((REPOSITORY / "app/platform.yml").read_text())
     env = redis_server.environment(0, 1)
-    tried = run(defaults["deploy_trial"], env)
+    tried = run(described["deploy_trial"], env)
     assert tried.returncode == 0, tried.stderr
     fault = "from app.agents.tasks import example_task; example_task.STEPS = None; "
-    assert run(fault + defaults["deploy_trial"], env).returncode != 0
+    assert run(fault + described["deploy_trial"], env).returncode != 0

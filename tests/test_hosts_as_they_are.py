@@ -114,10 +114,15 @@ def test_a_release_is_readable_whatever_the_umask_is(tmp_path: Path) -> None:
     variables = {
         "__app_release_directory": str(root / "releases/one"),
         "app_release_packed": {"id": "one", "archive": str(release(tmp_path))},
-        "app_release_package": "app",
-        "app_release_config_directory": str(tmp_path),
+        "app_release_name": "app",
+        "__app_release_settings_file": str(tmp_path / "backend.env"),
+        "app_release_dotenv": True,
+        "app_release_shared": {},
+        "app_release_prepare": [],
+        # Nothing is imported: there is no command for that, nor an application.
+        "app_release_celery": "",
+        "app_release_web": "",
         "app_release_services": {"operator": {"user": "root"}},
-        "app_release_check": "import app",
     }
     unpack = {"ansible.builtin.include_tasks": str(REPOSITORY / "roles/app_release/tasks/unpack.yml")}
     facts = {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "python"]}}

@@ -239,7 +239,14 @@ def test_containers_are_closed(stack: Compose) -> None:
         assert "redis://" not in json.dumps(found["Config"])
         assert stack.key not in json.dumps(found)
     assert stack.run(ENGINE, "exec", stack.containers("api")[0], "ls", "/run/secrets").split() == sorted(
-        ["BACKEND_API_KEY", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL", "TASK_SIGNING_KEY"]
+        [
+            "BACKEND_API_KEY",
+            "CELERY_BROKER_URL",
+            "CELERY_RESULT_BACKEND",
+            "DURABLE_SIGNING_KEY",
+            "REDIS_URL",
+            "TASK_SIGNING_KEY",
+        ]
     )
 
 
