@@ -17,7 +17,7 @@ UNITS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"), Path("/et
 FIRST_ALLOCATED = 100
 REDIS = Path("/var/lib/redis")
 # What the roles and operators call units of the application.
-PARTS = ("api", "celery", "flower")
+PARTS = ("api", "beat", "celery", "flower")
 
 
 def packages() -> list[str]:
