@@ -69,3 +69,31 @@ def test_a_release_that_cannot_be_listed_is_not_packed(source: Path, tmp_path: P
     with pytest.raises(SystemExit, match="cyclonedx-bom"):
         packed(source, lock)
     assert list((source / "out").glob("*.tar")) == []
+
+
+HASH = " \\\n    --hash=sha256:ab\n"
+
+
+@pytest.mark.parametrize(
+    ("celery", "refusal"),
+    [
+        ("celery==5.7.0", ""),
+        ("Celery[redis,msgpack] ==5.7.0", ""),  # pip-tools
+        ("celery == 5.7.0 ; python_version >= '3.11'", ""),  # Poetry's export
+        ("celery===5.7.0", ""),
+        ("celery==5.4.0", "celery 5.4.0, but it must be"),
+        ("celery>=5.7", "name celery without ==VERSION"),
+        ("celery @ https://example.com/celery-5.7.0-py3-none-any.whl", "name celery without ==VERSION"),
+        ("kombu==5.7.0", "lack celery"),
+        ("-r base.txt", "lack celery"),
+        ("# celery==5.7.0", "lack celery"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_lock_has_what_the_platform_runs(celery: str, refusal: str, end: str) -> None:
+    lock = f"uvicorn==0.30{HASH}{celery}{HASH}".replace("\n", end)
+    if not refusal:
+        script.check_lock(lock, ["celery>=5.7,<5.8", "uvicorn"])
+        return
+    with pytest.raises(SystemExit, match=refusal):
+        script.check_lock(lock, ["celery>=5.7,<5.8", "uvicorn"])

@@ -6,6 +6,7 @@ from the one it has. Wheels are fetched for the host's Python, not for the contr
 """
 
 import argparse
+import contextlib
 import fcntl
 import fnmatch
 import hashlib
@@ -19,7 +20,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 
 # Debian 12 has glibc 2.36. Wheels are tagged with the oldest glibc they run on; 2.17 is manylinux2014's.
 GLIBC_MINOR_VERSIONS = range(17, 37)
@@ -75,14 +76,19 @@ def check_lock(requirements: str, needs: list[str]) -> None:
     Raises:
         SystemExit: with one sentence that names the package.
     """
-    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", requirements, re.MULTILINE))
-    pins = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    pins: dict[str, str] = {}
+    for line in requirements.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
+        # Options of pip, empty lines and comments are no requirements.
+        with contextlib.suppress(InvalidRequirement):
+            requirement = Requirement(re.split(r" --| #", line)[0])
+            exact = [spec.version for spec in requirement.specifier if spec.operator in ("==", "===")]
+            pins[requirement.name.lower().replace("_", "-")] = exact[0] if exact else ""
     for need in map(Requirement, needs):
         pin = pins.get(need.name)
         if pin is None:
-            sys.exit(
-                f"The locked requirements lack {need.name}, which the platform runs: add {need}, and lock them again."
-            )
+            sys.exit(f"The locked requirements lack {need.name}, which the platform runs: add {need}, and lock again.")
+        if not pin:
+            sys.exit(f"The locked requirements name {need.name} without ==VERSION: lock them, with hashes.")
         if not need.specifier.contains(pin, prereleases=True):
             sys.exit(
                 f"The locked requirements have {need.name} {pin}, but it must be {need.specifier}: lock them again."
