@@ -10,7 +10,8 @@ def first_broken_rule(rules: Iterable[Mapping[str, Any]]) -> str:
     """Return the ``message`` of the first rule that does not hold, or an empty string.
 
     A rule is ``{holds: bool, message: str}``. Ansible evaluates a value when it is read, so that a rule may rely on
-    those before it, and a message on its rule being broken.
+    those before it, and a message on its rule being broken. For the module ``fail`` with ``when``: ``assert`` reads
+    every value twice.
     """
     return next((str(rule["message"]) for rule in rules if not rule["holds"]), "")
 

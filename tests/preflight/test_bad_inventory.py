@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.preflight.refusals import REDIS_USERS, Case, refusals
+from tests.preflight.refusals import REDIS_USERS, Case, refusals_of_many
 
 # One run checks all of them.
 pytestmark = pytest.mark.timeout(600)
@@ -277,13 +277,13 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Run the preflight over all cases at once; return each host's error, empty where there was none."""
+    """Run the preflight over all cases; return each host's error, empty where there was none."""
     good = {
         "good": Case({}, []),
         "good-routes": Case(ROUTES | POOLS, []),
         "good-patterns": Case({"task_routes": {"app.*": {"queue": "slow"}}, **POOLS}, []),
     }
-    return refusals({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
+    return refusals_of_many({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.mark.parametrize("name", ["good", "good-routes", "good-patterns"])
