@@ -101,6 +101,14 @@ def address(host: Any) -> str:
     return str(json.loads(host.check_output("ip -json -4 route get 192.0.2.1"))[0]["prefsrc"])
 
 
+def address_of(name: str) -> str:
+    """Return the address of the container called ``name``, whatever the network's name server knows of it."""
+    podman = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "scripts/podman.sh"
+    addresses = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    command = [str(podman), "inspect", "--format", addresses, name]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout.strip()
+
+
 # From here on: what runs inside the test host, with the standard library alone.
 
 

@@ -268,7 +268,7 @@ for address, port in json.loads(sys.argv[1]):
             connection.connect((address, port))
             outcomes.append("open")
         except OSError as error:
-            outcomes.append(type(error).__name__)
+            outcomes.append(type(error).__name__ if isinstance(error, ConnectionError) else repr(error))
 print(json.dumps(outcomes))
 """
 METADATA = "169.254.169.254"
@@ -295,11 +295,12 @@ def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbour
 ) -> None:
     """By the workers' user, which tasks have under systemd and supervisor alike."""
     neighbour = {"site-debian12": "site-debian13", "site-debian13": "site-debian12"}[name]
-    other = host.check_output(f"getent ahostsv4 {neighbour}").split()[0]
+    other = portscan.address_of(neighbour)
     closed = [(address, 9999) for address in ("127.0.0.1", "::1", portscan.address(host), METADATA)]
     closed += [("127.0.0.1", 8000), ("127.0.0.1", 5555), ("127.0.0.1", 22), (other, 22)]
     redis = [("127.0.0.1", 6379), ("127.0.0.1", 6380)]
-    assert set(reach("typesafe-operator", closed + redis)) == {"open"}
+    # Nothing but the rules is in the way.
+    wait_for(lambda: set(reach("typesafe-operator", closed + redis)) == {"open"}, "every service answers the operator")
 
     def refused() -> int:
         table = host.check_output("nft list counter inet platform egress_refused")
