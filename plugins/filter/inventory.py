@@ -241,6 +241,28 @@ def follower_refusals(values: Mapping[str, Any], app_name: object) -> list[str]:
     ]
 
 
+def absent_addresses(values: Mapping[str, Any], own: list[str]) -> list[str]:
+    """Say in one sentence each at which addresses a service is to listen that are none of this host's ``own``.
+
+    Addresses that Redis may do without (with a hyphen) are left to it; a balancer may wait for a virtual one.
+    """
+    mine = {ip_address(address) for address in own}
+    given = [
+        (name, str(entry).removeprefix("[").removesuffix("]"))
+        for name in (*ADDRESSES, "api_bind", *OF_REDIS)
+        for entry in (values.get(name, []) if isinstance(values.get(name, []), list) else [values[name]])
+    ]
+    return [
+        f"{name} has the address {address}, which is none of this host's ({', '.join(own)}): correct it."
+        for name, address in given
+        if mine and _is_address(address) and not _is_everywhere(address) and ip_address(address) not in mine
+    ]
+
+
+def _is_everywhere(address: str) -> bool:
+    return ip_address(address).is_loopback or ip_address(address).is_unspecified
+
+
 def differing(names: list[str], here: list[Any], given: list[Any]) -> list[str]:
     """Return the names whose value here is not the one that was given."""
     return [name for name, mine, theirs in zip(names, here, given, strict=True) if mine != theirs]
@@ -511,6 +533,7 @@ class FilterModule:
         return {
             "app_name_refusals": app_name_refusals,
             "differing": differing,
+            "absent_addresses": absent_addresses,
             "follower_refusals": follower_refusals,
             "previous_refusals": previous_refusals,
             "ignored_refusals": ignored_refusals,

@@ -35,6 +35,17 @@ CASES = {
             "private_network",
         ],
     ),
+    "redis-at-an-address-of-another-host": Case(
+        {"redis_bind": ["127.0.0.1", "10.0.0.9"]}, ["redis_bind", "10.0.0.9", "(10.0.0.8)"], {"addresses": ["10.0.0.8"]}
+    ),
+    "api-at-an-address-of-another-host": Case(
+        {"api_bind": "[fd00::9]"}, ["api_bind", "fd00::9", "(10.0.0.8)"], {"addresses": ["10.0.0.8"]}
+    ),
+    "addresses-of-this-host-and-one-that-may-lack": Case(
+        {"redis_bind": ["127.0.0.1", "-::1", "10.0.0.8", "-10.0.0.9"], "flower_bind": "127.0.0.2"},
+        [],
+        {"addresses": ["10.0.0.8"]},
+    ),
     "redis-on-loopback": Case({"redis_bind": ["127.0.0.1", "-::1"], "private_network": False}, []),
     "redis-at-one-address-twice": Case(
         {"redis_bind": ["127.0.0.1", "10.0.0.9", "-10.0.0.9"]}, ["redis_bind", "10.0.0.9", "once"]
