@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -518,6 +519,39 @@ def test_a_configuration_that_haproxy_refuses_changes_nothing() -> None:
     assert "invalid port" in run.stderr
     assert HOSTS[0].run("sha256sum /etc/haproxy/haproxy.cfg") == before
     assert HOSTS[0].run("systemctl is-active haproxy") == "active"
+
+
+# A rolling release
+
+
+def roll(step: str) -> str:
+    """Run what a rolling release does with the API of the first host; return its output."""
+    variables = json.dumps({"step": step, "app_drains_by_file": False, "app_ready_path": "/health/ready"})
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--extra-vars={variables}"]
+    playbook = PROJECT / "molecule/load_balancer/drain.yml"
+    run = subprocess.run([*command, str(playbook)], stdout=subprocess.PIPE, text=True, check=False, timeout=240)
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+def test_an_api_without_a_drain_file_is_drained_at_the_balancers() -> None:
+    def slow(_: int) -> str:
+        with client(timeout=40) as api:
+            answer = api.get("/who", params={"seconds": 20})
+            assert answer.status_code == 200
+            return str(answer.json()["server"])
+
+    with ThreadPoolExecutor(4) as threads:
+        begun = time.monotonic()
+        answers = threads.map(slow, range(4))
+        roll("drain")
+        # Not before what it was doing is done, unless that takes too long.
+        assert time.monotonic() - begun > 10
+        assert set(servers()) == {"balancer-2"}
+        assert set(answers) == set(ADDRESSES)
+    assert not any(up(host, "balancer-1") for host in HOSTS)
+    roll("undrain")
+    assert set(servers()) == set(ADDRESSES)
 
 
 # The floating address
