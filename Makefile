@@ -123,6 +123,7 @@ nightly: check ## Both Debian releases for everything, every role from nothing, 
 	  TESTHOST_SYSTEM=$$system $(MAKE) --no-print-directory --jobs=2 --output-sync=target $(MATRIX:%=scenario-%) || exit; \
 	done
 	@$(MAKE) --no-print-directory $(LONG:%=scenario-%)
+	@$(MAKE) --no-print-directory faults
 
 # The scenario default in two halves, so that others start from its hosts as soon as they are installed.
 .PHONY: installed
