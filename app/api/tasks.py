@@ -2,21 +2,21 @@
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from prometheus_client import Counter
 from pydantic import BaseModel
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.datastructures import State
 
 from app.agents.tasks.example_task import example_agent_task
 from app.api.body import read_batch_request, read_enqueue_request, read_json
-from app.api.errors import documented, unavailable
+from app.api.errors import documented
 from app.api.models import (
     IDEMPOTENCY_HELP,
     BatchRequest,
@@ -32,22 +32,35 @@ from app.api.models import (
 from app.api.outcome import Outcome, describe, known, unknown
 from app.api.security import ProtectedRoute
 from app.settings import get_settings
+from celery_durable.aio.arrivals import Arrivals
+from celery_durable.aio.lookup import Found, Lookup
 from celery_durable.aio.publisher import KeyReusedError, NewTask, Publisher
-from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import created
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
 
 # Seconds that clocks of different hosts may differ, and a result may be late, before an id counts as expired.
 EXPIRY_ALLOWANCE = 5
-# Seconds for all questions to Redis that a status needs; the promise to clients is one second.
-STATUS_BUDGET = 0.8
+# Seconds that a client may wait for a task's end. A balancer without a ready API waits 15 s for an answer.
+LONGEST_WAIT = 10
+# Seconds after which a client asks again, when too many others wait already.
+WAIT_ELSEWHERE = {"Retry-After": "2"}
+# Seconds between two reads while Redis is away and a client waits.
+OUTAGE_PAUSE = 0.5
+# Requests that wait, of one host: half of those that a balancer sends to it. Processes are as many as processors.
+HOST_WAITERS = 128
+WAITERS = max(HOST_WAITERS // (os.cpu_count() or 1), 8)
 ENQUEUED = Counter("celery_tasks_enqueued", "Tasks that the API has put into a queue.", ["task"])
+WAIT_HELP = (
+    "Seconds to wait for the task's end before its present state is answered. Where too many wait already, the answer "
+    "comes at once and has Retry-After."
+)
 # Tasks that are described before other requests have their turn.
 SLICE = 20
 NEVER_OR_NO_MORE = "No such task: it was never accepted here, or its result has expired or was dropped to make room."
 NEVER_OR_DROPPED = "No such task: it was never accepted here, or its result was dropped to make room."
 IdempotencyHeader = Annotated[IdempotencyKey, Header(alias="Idempotency-Key", description=IDEMPOTENCY_HELP)]
+Wait = Annotated[int, Query(ge=0, le=LONGEST_WAIT, description=WAIT_HELP)]
 # Tells programs that read /openapi.json where the answer's task id goes.
 STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
@@ -119,10 +132,54 @@ register_url_convertor("any_text", _AnyText())
     response_model=TaskStatus,
     responses=documented(404, 410, 422, 503),
 )
-async def status(task_id: TaskId, request: Request) -> Response:
+async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
     """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
-    outcome = await _outcome(task_id, await _look_up([task_id], request.app.state))
-    return Response(outcome.content, outcome.code, media_type="application/json")
+    state = request.app.state
+    outcome = await _outcome(task_id, await state.lookup.one(task_id))
+    headers = None
+    if wait and not outcome.is_final:
+        if state.arrivals.has_room:
+            outcome = await _await_end(task_id, request, time.monotonic() + wait, outcome)
+        else:
+            headers = WAIT_ELSEWHERE
+    return Response(outcome.content, outcome.code, headers, media_type="application/json")
+
+
+async def _await_end(task_id: str, request: Request, deadline: float, outcome: Outcome) -> Outcome:
+    """Return what is known when the task ends, and at the deadline at the latest.
+
+    Raises:
+        redis.exceptions.RedisError: Redis does not answer at the deadline.
+    """
+    lookup: Lookup = request.app.state.lookup
+    arrivals: Arrivals = request.app.state.arrivals
+    with arrivals.expect(task_id) as changed:
+        gone = asyncio.create_task(_until_gone(request, changed))
+        try:
+            while not gone.done() and not outcome.is_final:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
+                changed.clear()
+                is_last = arrivals.has_stopped or time.monotonic() >= deadline
+                try:
+                    outcome = await _outcome(task_id, await lookup.one(task_id))
+                except RedisError:
+                    if is_last:
+                        raise
+                    await asyncio.sleep(OUTAGE_PAUSE)
+                    changed.set()
+                if is_last:
+                    break
+        finally:
+            gone.cancel()
+    return outcome
+
+
+async def _until_gone(request: Request, changed: asyncio.Event) -> None:
+    """Wake who waits for a client that is no more there."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    changed.set()
 
 
 @router.post(
@@ -134,7 +191,8 @@ async def status(task_id: TaskId, request: Request) -> Response:
 async def statuses(request: Request) -> Response:
     """Tell what is known about several tasks, for each what its own status answers."""
     body = await read_json(request, get_settings().max_body_bytes, StatusRequest)
-    found = await _look_up(body.task_ids, request.app.state)
+    lookup: Lookup = request.app.state.lookup
+    found = await lookup.many(body.task_ids)
     entries = []
     for number, task_id in enumerate(body.task_ids, start=1):
         if number % SLICE == 0:
@@ -145,37 +203,7 @@ async def statuses(request: Request) -> Response:
     return Response(f'{{"tasks": [{", ".join(entries)}]}}', media_type="application/json")
 
 
-async def _look_up(task_ids: Sequence[str], state: State) -> dict[str, bytes | None]:
-    """Return what is stored of each task that is known, None where nothing is yet.
-
-    Raises:
-        HTTPException: Redis does not answer in time.
-    """
-    try:
-        async with asyncio.timeout(STATUS_BUDGET):
-            found: dict[str, bytes | None] = {**await _stored(task_ids, state.results)}
-            if missing := [task_id for task_id in task_ids if task_id not in found]:
-                accepted = await state.broker.hmget(ACCEPTED, missing)
-                found |= {
-                    task_id: None
-                    for task_id, is_accepted in zip(missing, accepted, strict=True)
-                    if is_accepted is not None or state.publisher.remembers(task_id)
-                }
-            if missing := [task_id for task_id in task_ids if task_id not in found]:
-                # The worker stores the result before it acknowledges: it may have done both between the two questions.
-                found |= await _stored(missing, state.results)
-    except TimeoutError:
-        raise unavailable("Redis does not answer in time; try again later.") from None
-    return found
-
-
-async def _stored(task_ids: Sequence[str], results: Redis) -> dict[str, bytes]:
-    """Return what is stored of tasks; a key of another type holds nothing of Celery's."""
-    stored: list[Any] = await results.mget([f"celery-task-meta-{task_id}" for task_id in task_ids])
-    return {task_id: one for task_id, one in zip(task_ids, stored, strict=True) if one is not None}
-
-
-async def _outcome(task_id: str, found: dict[str, bytes | None]) -> Outcome:
+async def _outcome(task_id: str, found: Found) -> Outcome:
     if task_id in found:
         stored = found[task_id]
         return known(task_id, "PENDING") if stored is None else await describe(task_id, stored)
