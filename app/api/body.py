@@ -8,7 +8,7 @@ from fastapi import HTTPException, Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.models import EnqueueRequest
+from app.api.models import BatchRequest, EnqueueRequest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,6 +35,22 @@ async def read_enqueue_request(request: Request, limit: int) -> EnqueueRequest:
     return parsed
 
 
+async def read_batch_request(request: Request, limit: int) -> BatchRequest:
+    """Do the same for several tasks; the sentence names the task by its number, from 0.
+
+    Raises:
+        HTTPException: 408, 413, 415 or 422, each with a sentence.
+    """
+    parsed = await read_json(request, limit, BatchRequest)
+    keys: dict[str, int] = {}
+    for number, entry in enumerate(parsed.tasks):
+        if problem := _find_problem(entry.data, f"tasks.{number}.data"):
+            raise HTTPException(422, f"{problem}.")
+        if (key := entry.idempotency_key) is not None and keys.setdefault(key, number) != number:
+            raise HTTPException(422, f"tasks.{number}.idempotency_key: tasks.{keys[key]} has the same.")
+    return parsed
+
+
 async def read_json(request: Request, limit: int, model: type[Model]) -> Model:
     """Read at most ``limit`` bytes of body and check them.
 
@@ -54,7 +70,12 @@ async def read_json(request: Request, limit: int, model: type[Model]) -> Model:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(["body", *map(str, problem["loc"])])[:MAX_SHOWN_PATH]
-        raise HTTPException(422, f"{where}: {problem['msg']}.") from None
+        raise HTTPException(422, f"{where}: {rule_of(problem)}.") from None
+
+
+def rule_of(problem: Any) -> str:
+    """Return the rule that pydantic found broken."""
+    return str(problem["ctx"]["error"]) if problem["type"] == "value_error" else str(problem["msg"])
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -77,9 +98,9 @@ async def _read(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _find_problem(data: dict[str, Any]) -> str | None:
+def _find_problem(data: dict[str, Any], at: str = "data") -> str | None:
     """Return what the queue cannot carry and where it is; without recursion, ``data`` may be deep."""
-    waiting: list[tuple[str, int, Any]] = [("data", 1, data)]
+    waiting: list[tuple[str, int, Any]] = [(at, 1, data)]
     while waiting:
         path, depth, value = waiting.pop()
         problem = _problem_of(value, depth)

@@ -27,6 +27,9 @@ MAX_CONNECTIONS = 800
 # Files that the process may open: asyncio accepts the whole backlog of 2,048 connections before any is looked at.
 OPEN_FILES = 4096
 
+# Where an application's lifespan puts what lets waiting requests answer, for uvicorn, which ends it after all requests.
+STOP = "stop_waiting"
+
 OVERLOADED = b'{"detail":"The server has too many requests at the moment; try again later."}'
 
 
@@ -80,6 +83,12 @@ class Protocol(H11Protocol):
         if not self._clients[self._client]:
             del self._clients[self._client]
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Let requests that wait for something answer now: the server stops, and waits for them."""
+        if stop := self.app_state.get(STOP):
+            stop()
+        super().shutdown()
 
     def handle_events(self) -> None:
         """Notice when a request has begun."""

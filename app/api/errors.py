@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
+from app.api.body import rule_of
 from app.api.headers import HEADERS
 from app.api.models import ErrorBody
 from celery_durable.aio.admission import BrokerFullError, QueueFullError
@@ -46,8 +47,7 @@ def unavailable(detail: str) -> HTTPException:
 async def _invalid_parameter(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
-    rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return JSONResponse({"detail": f"{problem['loc'][-1]}: {rule}."}, 422)
+    return JSONResponse({"detail": f"{problem['loc'][-1]}: {rule_of(problem)}."}, 422)
 
 
 async def _redis_unavailable(_: Request, error: Exception) -> JSONResponse:

@@ -1,8 +1,41 @@
 """Bodies of requests and answers."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+VISIBLE_ASCII = r"^[!-~]{1,255}$"
+IDEMPOTENCY_HELP = (
+    "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
+    "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
+)
+# Ids of ours, which clients may write in capitals; Celery takes any text for one.
+UUID7 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
+LONGEST_ID = 255
+# Tasks of one request.
+LARGEST_BATCH = 1000
+
+
+def _visible(key: str | None) -> str | None:
+    if key is not None and not re.fullmatch(VISIBLE_ASCII, key):
+        raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
+    return key
+
+
+def _canonical(task_id: str) -> str:
+    if not 1 <= len(task_id) <= LONGEST_ID:
+        raise ValueError(f"must have 1 to {LONGEST_ID} characters")
+    return task_id.lower() if re.fullmatch(UUID7, task_id) else task_id
+
+
+# The patterns are not pydantic's to check, whose sentence would show the pattern.
+IdempotencyKey = Annotated[
+    str | None, AfterValidator(_visible), WithJsonSchema({"type": "string", "pattern": VISIBLE_ASCII})
+]
+TaskId = Annotated[
+    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
+]
 
 
 class EnqueueRequest(BaseModel):
@@ -13,6 +46,32 @@ class EnqueueRequest(BaseModel):
     data: dict[str, Any] = Field(description="Passed to the task as it is; at most 64 levels deep.")
 
 
+class BatchEntry(EnqueueRequest):
+    """A task of a batch."""
+
+    idempotency_key: Annotated[str | None, AfterValidator(_visible)] = Field(
+        default=None,
+        description=IDEMPOTENCY_HELP,
+        json_schema_extra={"anyOf": [{"type": "string", "pattern": VISIBLE_ASCII}, {"type": "null"}]},
+    )
+
+
+class BatchRequest(BaseModel):
+    """What a client sends to have several tasks run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: list[BatchEntry] = Field(min_length=1, max_length=LARGEST_BATCH)
+
+
+class StatusRequest(BaseModel):
+    """The tasks that a client wants to know about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_ids: list[TaskId] = Field(min_length=1, max_length=LARGEST_BATCH)
+
+
 class EnqueueResponse(BaseModel):
     """The task is in its queue."""
 
@@ -21,6 +80,18 @@ class EnqueueResponse(BaseModel):
     message: str = "Task enqueued successfully"
     replicated: Literal[False] | None = Field(
         default=None, description="Only there when too few replicas have the task: it could be lost with the primary."
+    )
+
+
+class BatchResponse(BaseModel):
+    """The tasks are in their queue."""
+
+    task_ids: list[str] = Field(description="In the order of the request.")
+    status: Literal["pending"] = "pending"
+    message: str = "Tasks enqueued successfully"
+    replicated: Literal[False] | None = Field(
+        default=None,
+        description="Only there when too few replicas have the tasks: they could be lost with the primary.",
     )
 
 
@@ -37,6 +108,26 @@ class TaskStatus(BaseModel):
     meta: Any = Field(
         description="Progress (current, total, status) while the status is PROGRESS; else what the task stored with it."
     )
+
+
+class KnownTask(TaskStatus):
+    """What is known about one of several tasks."""
+
+    code: Literal[200] = Field(description="What the task's own status answers.")
+
+
+class UnknownTask(BaseModel):
+    """One of several tasks that nothing is known about."""
+
+    task_id: str
+    code: Literal[404, 410] = Field(description="What the task's own status answers.")
+    detail: str = Field(description="One sentence.")
+
+
+class StatusResponse(BaseModel):
+    """What is known about several tasks."""
+
+    tasks: list[KnownTask | UnknownTask] = Field(description="In the order of the request.")
 
 
 class Health(BaseModel):

@@ -2,77 +2,77 @@
 
 import asyncio
 import json
-import re
+import os
 import time
 from contextlib import suppress
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from celery.states import EXCEPTION_STATES, SUCCESS
-from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from prometheus_client import Counter
-from pydantic import AfterValidator, WithJsonSchema
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from pydantic import BaseModel
+from redis.exceptions import RedisError
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.datastructures import State
 
 from app.agents.tasks.example_task import example_agent_task
-from app.api.body import read_enqueue_request
-from app.api.errors import documented, unavailable
-from app.api.models import EnqueueRequest, EnqueueResponse, TaskStatus
+from app.api.body import read_batch_request, read_enqueue_request, read_json
+from app.api.errors import documented
+from app.api.models import (
+    IDEMPOTENCY_HELP,
+    BatchRequest,
+    BatchResponse,
+    EnqueueRequest,
+    EnqueueResponse,
+    IdempotencyKey,
+    StatusRequest,
+    StatusResponse,
+    TaskId,
+    TaskStatus,
+)
+from app.api.outcome import Outcome, describe, known, unknown
 from app.api.security import ProtectedRoute
 from app.settings import get_settings
-from celery_durable.aio.publisher import Publisher
-from celery_durable.entries import expected
-from celery_durable.keys import ACCEPTED
-from celery_durable.masking import mask
-from celery_durable.stored_results import UNKNOWN, parse
+from celery_durable.aio.arrivals import Arrivals
+from celery_durable.aio.lookup import Found, Lookup
+from celery_durable.aio.publisher import KeyReusedError, NewTask, Publisher
 from celery_durable.task_ids import created
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
 
 # Seconds that clocks of different hosts may differ, and a result may be late, before an id counts as expired.
 EXPIRY_ALLOWANCE = 5
-# Seconds for all questions to Redis that a status needs; the promise to clients is one second.
-STATUS_BUDGET = 0.8
+# Seconds that a client may wait for a task's end. A balancer without a ready API waits 15 s for an answer.
+LONGEST_WAIT = 10
+# Seconds after which a client asks again, when too many others wait already.
+WAIT_ELSEWHERE = {"Retry-After": "2"}
+# Seconds between two reads while Redis is away and a client waits.
+OUTAGE_PAUSE = 0.5
+# Requests that wait, of one host: half of those that a balancer sends to it. Processes are as many as processors.
+HOST_WAITERS = 128
+WAITERS = max(HOST_WAITERS // (os.cpu_count() or 1), 8)
 ENQUEUED = Counter("celery_tasks_enqueued", "Tasks that the API has put into a queue.", ["task"])
-VISIBLE_ASCII = r"^[!-~]{1,255}$"
-IDEMPOTENCY_HELP = (
-    "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
-    "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
+WAIT_HELP = (
+    "Seconds to wait for the task's end before its present state is answered. Where too many wait already, the answer "
+    "comes at once and has Retry-After."
 )
-# Ids of ours, which clients may write in capitals; Celery takes any text for one.
-UUID7 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
-LONGEST_ID = 255
-# Characters of an error's line.
-LONGEST_ERROR = 2000
+# Tasks that are described before other requests have their turn.
+SLICE = 20
+NEVER_OR_NO_MORE = "No such task: it was never accepted here, or its result has expired or was dropped to make room."
+NEVER_OR_DROPPED = "No such task: it was never accepted here, or its result was dropped to make room."
+IdempotencyHeader = Annotated[IdempotencyKey, Header(alias="Idempotency-Key", description=IDEMPOTENCY_HELP)]
+Wait = Annotated[int, Query(ge=0, le=LONGEST_WAIT, description=WAIT_HELP)]
 # Tells programs that read /openapi.json where the answer's task id goes.
 STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
 
-def _visible(key: str | None) -> str | None:
-    if key is not None and not re.fullmatch(VISIBLE_ASCII, key):
-        raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
-    return key
-
-
-def _canonical(task_id: str) -> str:
-    if not 1 <= len(task_id) <= LONGEST_ID:
-        raise ValueError(f"must have 1 to {LONGEST_ID} characters")
-    return task_id.lower() if re.fullmatch(UUID7, task_id) else task_id
-
-
-# The patterns are not pydantic's to check, whose sentence would show the pattern.
-IdempotencyKey = Annotated[
-    str | None,
-    AfterValidator(_visible),
-    WithJsonSchema({"type": "string", "pattern": VISIBLE_ASCII}),
-    Header(description=IDEMPOTENCY_HELP),
-]
-TaskId = Annotated[
-    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
-]
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body that is read by hand: limited while it streams, parsed once."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    for field in schema["properties"].values():
+        if reference := field.get("items", {}).get("$ref"):
+            field["items"] = definitions[reference.rpartition("/")[2]]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 @router.post(
@@ -80,15 +80,9 @@ TaskId = Annotated[
     status_code=202,
     response_model_exclude_none=True,
     responses={202: {"links": STATUS_LINK}, **documented(408, 413, 415, 422, 503)},
-    openapi_extra={
-        # The body is read by hand: limited while it streams, parsed once.
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": EnqueueRequest.model_json_schema()}},
-        }
-    },
+    openapi_extra=_body(EnqueueRequest),
 )
-async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> EnqueueResponse:
+async def enqueue(request: Request, idempotency_key: IdempotencyHeader = None) -> EnqueueResponse:
     """Put a task into the queue; 202 means that it is there."""
     if len(request.headers.getlist("Idempotency-Key")) > 1:
         raise HTTPException(422, "Idempotency-Key: must be sent once.")
@@ -98,6 +92,29 @@ async def enqueue(request: Request, idempotency_key: IdempotencyKey = None) -> E
     if published.new:
         ENQUEUED.labels(example_agent_task.name).inc()
     return EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
+
+
+@router.post(
+    "/enqueue/batch",
+    status_code=202,
+    response_model_exclude_none=True,
+    responses=documented(408, 413, 415, 422, 503),
+    openapi_extra=_body(BatchRequest),
+)
+async def enqueue_batch(request: Request) -> BatchResponse:
+    """Put several tasks into the queue, all or none; 202 means that all of them are there."""
+    if "Idempotency-Key" in request.headers:
+        raise HTTPException(422, "Idempotency-Key: each task of a batch has its own, as its idempotency_key.")
+    body = await read_batch_request(request, get_settings().max_body_bytes)
+    batch = [NewTask(entry.data, entry.idempotency_key) for entry in body.tasks]
+    publisher: Publisher = request.app.state.publisher
+    try:
+        published = await publisher.publish_batch(example_agent_task, batch, correlation_id.get())
+    except KeyReusedError as error:
+        raise HTTPException(422, f"tasks.{error.number}.idempotency_key: {error}") from None
+    ENQUEUED.labels(example_agent_task.name).inc(sum(one.new for one in published))
+    replicated = all(one.replicated for one in published)
+    return BatchResponse(task_ids=[one.task_id for one in published], replicated=None if replicated else False)
 
 
 class _AnyText(PathConvertor):
@@ -115,92 +132,89 @@ register_url_convertor("any_text", _AnyText())
     response_model=TaskStatus,
     responses=documented(404, 410, 422, 503),
 )
-async def status(task_id: TaskId, request: Request) -> Response:
+async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
     """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
-    try:
-        async with asyncio.timeout(STATUS_BUDGET):
-            return await _look_up(task_id, request.app.state)
-    except TimeoutError:
-        raise unavailable("Redis does not answer in time; try again later.") from None
+    state = request.app.state
+    outcome = await _outcome(task_id, await state.lookup.one(task_id))
+    headers = None
+    if wait and not outcome.is_final:
+        if state.arrivals.has_room:
+            outcome = await _await_end(task_id, request, time.monotonic() + wait, outcome)
+        else:
+            headers = WAIT_ELSEWHERE
+    return Response(outcome.content, outcome.code, headers, media_type="application/json")
 
 
-async def _look_up(task_id: str, state: State) -> Response:
-    results, publisher = state.results, state.publisher
-    key = f"celery-task-meta-{task_id}"
-    stored = await _stored(results, key)
-    if stored is None:
-        if await state.broker.hexists(ACCEPTED, task_id) or publisher.remembers(task_id):
-            return _answer(task_id, "PENDING")
-        # The worker stores the result before it acknowledges: it may have done both between the two questions.
-        stored = await _stored(results, key)
-    if stored is not None:
-        return await _describe(task_id, stored)
+async def _await_end(task_id: str, request: Request, deadline: float, outcome: Outcome) -> Outcome:
+    """Return what is known when the task ends, and at the deadline at the latest.
+
+    Raises:
+        redis.exceptions.RedisError: Redis does not answer at the deadline.
+    """
+    lookup: Lookup = request.app.state.lookup
+    arrivals: Arrivals = request.app.state.arrivals
+    with arrivals.expect(task_id) as changed:
+        gone = asyncio.create_task(_until_gone(request, changed))
+        try:
+            while not gone.done() and not outcome.is_final:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
+                changed.clear()
+                is_last = arrivals.has_stopped or time.monotonic() >= deadline
+                try:
+                    outcome = await _outcome(task_id, await lookup.one(task_id))
+                except RedisError:
+                    if is_last:
+                        raise
+                    await asyncio.sleep(OUTAGE_PAUSE)
+                    changed.set()
+                if is_last:
+                    break
+        finally:
+            gone.cancel()
+    return outcome
+
+
+async def _until_gone(request: Request, changed: asyncio.Event) -> None:
+    """Wake who waits for a client that is no more there."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    changed.set()
+
+
+@router.post(
+    "/status",
+    response_model=StatusResponse,
+    responses=documented(408, 413, 415, 422, 503),
+    openapi_extra=_body(StatusRequest),
+)
+async def statuses(request: Request) -> Response:
+    """Tell what is known about several tasks, for each what its own status answers."""
+    body = await read_json(request, get_settings().max_body_bytes, StatusRequest)
+    lookup: Lookup = request.app.state.lookup
+    found = await lookup.many(body.task_ids)
+    entries = []
+    for number, task_id in enumerate(body.task_ids, start=1):
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
+        outcome = await _outcome(task_id, found)
+        names = {"code": outcome.code} if outcome.state else {"task_id": task_id, "code": outcome.code}
+        entries.append(f"{json.dumps(names)[:-1]}, {outcome.content[1:]}")
+    return Response(f'{{"tasks": [{", ".join(entries)}]}}', media_type="application/json")
+
+
+async def _outcome(task_id: str, found: Found) -> Outcome:
+    if task_id in found:
+        stored = found[task_id]
+        return known(task_id, "PENDING") if stored is None else await describe(task_id, stored)
     kept = get_settings().result_expires
     since = created(task_id)
     if since is None:
-        detail = "No such task: it was never accepted here, or its result has expired or was dropped to make room."
-        raise HTTPException(404, detail)
+        return unknown(404, NEVER_OR_NO_MORE)
     age = time.time() - since
     if age > kept + EXPIRY_ALLOWANCE:
-        detail = (
-            f"No result is stored any more: the task was enqueued {age:.0f} s ago and results expire after {kept} s."
+        return unknown(
+            410,
+            f"No result is stored any more: the task was enqueued {age:.0f} s ago and results expire after {kept} s.",
         )
-        raise HTTPException(410, detail)
-    raise HTTPException(404, "No such task: it was never accepted here, or its result was dropped to make room.")
-
-
-async def _stored(results: Redis, key: str) -> Any:
-    """Return what is stored of a task, None when nothing is; a key of another type holds nothing of Celery's."""
-    try:
-        return await results.get(key)
-    except ResponseError as error:
-        return expected(error, b"")[0]
-
-
-async def _describe(task_id: str, stored: bytes) -> Response:
-    try:
-        return _outcome(task_id, stored)
-    except RecursionError:
-        # A thread's own stack has as much room as the worker's had.
-        with suppress(RecursionError):
-            return await asyncio.to_thread(_outcome, task_id, stored)
-        return _answer(task_id, UNKNOWN, error="Its result is nested too deep to be shown.")
-    except ValueError:
-        return _answer(task_id, UNKNOWN, error="What is stored in the place of its result is not Celery's.")
-
-
-def _outcome(task_id: str, stored: bytes) -> Response:
-    meta = parse(stored)
-    state, value = meta["status"], meta.get("result")
-    if not isinstance(state, str):
-        state = json.dumps(state)
-    if state == SUCCESS:
-        return _answer(task_id, state, result=value)
-    error = _one_line(value) if state in EXCEPTION_STATES else None
-    # Which process runs it is nobody's business, and an error has its line.
-    told = _is_error(value) if error else isinstance(value, dict) and value.keys() == {"pid", "hostname"}
-    return _answer(task_id, state, error=error, meta=None if told else value)
-
-
-def _answer(task_id: str, state: str, result: Any = None, error: str | None = None, meta: Any = None) -> Response:
-    content = {"task_id": task_id, "status": state, "result": result, "error": error, "meta": meta}
-    # In ASCII: a text may hold a half of a surrogate pair, for which UTF-8 has no bytes.
-    return Response(json.dumps(content), media_type="application/json")
-
-
-def _is_error(value: Any) -> bool:
-    """Tell whether a value is an exception as Celery stores it: type, arguments, module."""
-    return isinstance(value, dict) and isinstance(value.get("exc_type"), str)
-
-
-def _one_line(value: Any) -> str:
-    """Describe an exception, or what a task stored in its place; the text may hold a password or key."""
-    prefix, message = "", value
-    if _is_error(value):
-        prefix, message = value["exc_type"], value.get("exc_message")
-        if isinstance(message, list):
-            message = " ".join(map(str, message))
-    if not isinstance(message, str):
-        message = json.dumps(message) if message else ""
-    first_line = message.strip().partition("\n")[0][:LONGEST_ERROR]
-    return mask(": ".join(filter(None, (prefix, first_line))) or "The task gave no reason.")
+    return unknown(404, NEVER_OR_DROPPED)

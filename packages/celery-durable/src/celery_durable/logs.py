@@ -20,6 +20,8 @@ LONGEST_FIELD = 255
 LAST_FRAMES, OWN_FRAMES = 6, 3
 # Bytes. journald cuts a line after 48 KiB (LineMax), and half a line is no JSON any more.
 LONGEST_MESSAGE, LONGEST_EXCEPTION = 16 * 1024, 24 * 1024
+# What JSON makes of one character at most: a surrogate pair.
+LONGEST_ESCAPE = len(r"\ud83d\ude00")
 # Code in these directories is not the application's.
 FOREIGN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -82,6 +84,8 @@ def _links(chain: traceback.TracebackException) -> Iterator[traceback.TracebackE
 def _bounded(text: str, longest: int) -> str:
     """Cut the middle out of a text: the first cause stands at its beginning, the last exception at its end."""
     kept, room = text, len(text)
+    if room * LONGEST_ESCAPE + 2 <= longest:
+        return text
     while len(json.dumps(kept)) > longest:
         room //= 2
         kept = f"{text[: room // 2]}\n[{len(text) - room} characters are left out]\n{text[-(room // 2) :]}"

@@ -58,16 +58,17 @@ class Admission:
         self._since = Load(Counter())
         self._covered = Load(Counter())
 
-    def check(self, queue: str) -> None:
-        """Return when ``queue`` can take another message.
+    def check(self, queue: str, messages: int = 1) -> None:
+        """Return when ``queue`` can take so many more messages.
 
         Raises:
             QueueFullError: it is too long.
             BrokerFullError: too much memory is in use.
         """
         length = self._sampled.lengths[queue] + self._since.lengths[queue]
-        if length >= self._max_length:
-            raise QueueFullError(f"The queue is full, {length} tasks wait; try again later.")
+        if length + messages > self._max_length:
+            full = "full" if messages == 1 else f"too full for {messages} more"
+            raise QueueFullError(f"The queue is {full}, {length} tasks wait; try again later.")
         if self._max_memory is not None and self._sampled.memory + self._since.memory >= self._max_memory:
             raise BrokerFullError("The task queue has no memory left for new tasks; try again later.")
 

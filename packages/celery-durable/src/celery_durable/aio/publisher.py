@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,12 @@ from typing import Any
 
 from celery import Celery, Task
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.aio.admission import SAMPLE_INTERVAL, Admission
-from celery_durable.aio.replay import KEEP_SECONDS, Push, Recovery
+from celery_durable.aio.replay import KEEP_SECONDS, Push, Recovery, run_batch
 from celery_durable.aio.workforce import Workforce
 from celery_durable.envelope import task_message
 from celery_durable.keys import IDEMPOTENCY
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 PUBLISH_BUDGET = 0.8
 # Seconds that replicas have to confirm a batch; one on the same network needs a few milliseconds.
 REPLICATION_BUDGET = 0.3
+# Tasks of a batch that are prepared before others have their turn; a few milliseconds.
+SLICE = 20
 
 
 class BrokerUnavailableError(Exception):
@@ -54,14 +58,40 @@ class Published:
     new: bool = True  # not put there earlier, with the same idempotency key
 
 
+@dataclass(frozen=True)
+class NewTask:
+    """A task of a batch: its data, and the idempotency key under which a client repeats it."""
+
+    data: dict[str, Any]
+    idempotency_key: str | None = None
+
+
 class KeyReusedError(Exception):
     """The idempotency key belongs to a task with other data."""
 
+    def __init__(self, number: int = 0) -> None:
+        """Say which task of a batch it is, counted from 0."""
+        super().__init__("The Idempotency-Key was used with other data before; take a new one for a new task.")
+        self.number = number
 
-# The earlier value of the idempotency key, or nothing when the message was pushed; and whether it is on the replicas.
-Answer = tuple[bytes | None, bool]
-# A message on its way, and who waits for that.
-Waiting = tuple[Push, asyncio.Future[Answer]]
+
+# For each message its idempotency key's earlier value, or nothing when it was pushed; and whether replicas have them.
+Answer = tuple[list[bytes | None], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """Messages on their way, all or none, and who waits for that."""
+
+    pushes: Sequence[Push]
+    pushed: asyncio.Future[Answer]
+
+    def run(self, pipeline: Pipeline) -> None:
+        """Put them into a pipeline."""
+        if len(self.pushes) == 1:
+            self.pushes[0].run(ENQUEUE, pipeline)
+        else:
+            run_batch(self.pushes, pipeline)
 
 
 class Publisher:
@@ -76,7 +106,7 @@ class Publisher:
         self._admission = Admission()
         self._recovery = Recovery(broker, results)
         self.workforce = Workforce(broker)
-        self._waiting: list[Waiting] = []
+        self._waiting: list[_Waiting] = []
         self._sample_is_due = False
         self._run_id: str | None = None  # of the Redis that answers
         self._writer: asyncio.Task[None] | None = None
@@ -93,36 +123,34 @@ class Publisher:
             WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.
         """
-        queue = queue_of(task.app, task.name)
-        self._admission.check(queue)
+        [published] = await self.publish_batch(task, [NewTask(data, idempotency_key)], request_id)
+        return published
+
+    async def publish_batch(
+        self, task: Task[Any, Any], batch: Sequence[NewTask], request_id: str | None
+    ) -> list[Published]:
+        """Do the same for several tasks in one round trip: all of them are in their queue then, or none is.
+
+        Raises:
+            BrokerUnavailableError, NotReplicatedError, QueueFullError, BrokerFullError, WorkersAbsentError: as for one.
+            KeyReusedError: an idempotency key came with other data before; it has the task's number.
+            ValueError: two tasks have the same idempotency key.
+        """
+        if not batch:
+            return []
+        keys = [new.idempotency_key for new in batch if new.idempotency_key is not None]
+        if len(set(keys)) < len(keys):
+            raise ValueError("Two tasks of a batch have the same idempotency key.")
+        to = _Destination(task, queue_of(task.app, task.name), request_id)
+        self._admission.check(to.queue, len(batch))
         self.workforce.check()
-
-        def push(task_id: str, value: str = "") -> Push:
-            message = task_message(task, task_id, (task_id, data), queue, request_id)
-            return Push(queue, task_id, message, (key, value, kept_seconds(task.app)) if value else None)
-
-        task_id = new_task_id()
-        if idempotency_key is None:
-            _, replicated = await self._push(push(task_id))
-            _accepted(task, task_id, request_id, queue)
-            return Published(task_id, replicated)
-
-        key, fingerprint = IDEMPOTENCY + _digest(idempotency_key), _digest(json.dumps(data, sort_keys=True))
-        # A Redis that has just crashed may have forgotten the key, which must not make a second task.
-        value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
-        task_id = _task_of(value, fingerprint)
-        earlier, replicated = await self._push(push(task_id, value))
-        if earlier is None:
-            _accepted(task, task_id, request_id, queue)
-        else:
-            value = earlier.decode("utf-8", "replace")
-            task_id = _task_of(value, fingerprint)
-            extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
-            logger.info("Task was accepted earlier, with the same Idempotency-Key", extra=extra)
-            if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
-                # Whoever pushed it may have seen that fail, and not remember it.
-                self._recovery.remember(push(task_id, value))
-        return Published(task_id, replicated, earlier is None)
+        pushes = [self._prepare(to, number, new) async for number, new in _in_slices(batch)]
+        self._admission.check(to.queue, len(batch))  # others came between the slices
+        values, replicated = await self._push(pushes)
+        return [
+            self._conclude(to, number, new, pushes[number], earlier=values[number], replicated=replicated)
+            async for number, new in _in_slices(batch)
+        ]
 
     def remembers(self, task_id: str) -> bool:
         """Tell whether this process has put a task into its queue a moment ago, whatever Redis knows of it."""
@@ -146,10 +174,34 @@ class Publisher:
                 logger.warning("Lost tasks are not restored yet: %s: %s", type(error).__name__, error)
             await asyncio.sleep(SAMPLE_INTERVAL)
 
-    async def _push(self, push: Push) -> Answer:
-        self._admission.add(push.queue, push.message)
+    def _prepare(self, to: "_Destination", number: int, new: NewTask) -> Push:
+        task_id = new_task_id()
+        if new.idempotency_key is None:
+            return to.push(task_id, new.data)
+        key, fingerprint = IDEMPOTENCY + _digest(new.idempotency_key), _fingerprint(new.data)
+        # A Redis that has just crashed may have forgotten the key, which must not make a second task.
+        value = self._recovery.value_of(key) or f"{task_id} {fingerprint}"
+        return to.push(_task_of(value, fingerprint, number), new.data, (key, value))
+
+    def _conclude(
+        self, to: "_Destination", number: int, new: NewTask, push: Push, *, earlier: bytes | None, replicated: bool
+    ) -> Published:
+        if earlier is None or push.idempotency is None:
+            to.log("Task accepted", push.task_id)
+            return Published(push.task_id, replicated)
+        key, value = push.idempotency[0], earlier.decode("utf-8", "replace")
+        task_id = _task_of(value, _fingerprint(new.data), number)
+        to.log("Task was accepted earlier, with the same Idempotency-Key", task_id)
+        if time.time() - (created(task_id) or 0.0) < KEEP_SECONDS:
+            # Whoever pushed it may have seen that fail, and not remember it.
+            self._recovery.remember(to.push(task_id, new.data, (key, value)))
+        return Published(task_id, replicated, new=False)
+
+    async def _push(self, pushes: Sequence[Push]) -> Answer:
+        for push in pushes:
+            self._admission.add(push.queue, push.message)
         pushed: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((push, pushed))
+        self._waiting.append(_Waiting(pushes, pushed))
         self._start_writer()
         try:
             async with asyncio.timeout(PUBLISH_BUDGET):
@@ -167,12 +219,12 @@ class Publisher:
     async def _write(self) -> None:
         while self._waiting or self._sample_is_due:
             # A client that was already told "unavailable" must not get its task in later.
-            batch = [entry for entry in self._waiting if not entry[1].done()]
+            batch = [waiting for waiting in self._waiting if not waiting.pushed.done()]
             self._waiting.clear()
             sampling, self._sample_is_due = self._sample_is_due, False
             pipeline = self._broker.pipeline(transaction=False)
-            for push, _ in batch:
-                push.run(ENQUEUE, pipeline)
+            for waiting in batch:
+                waiting.run(pipeline)
             replicas = current().replicas_wanted if batch else 0
             if replicas:
                 pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
@@ -193,12 +245,12 @@ class Publisher:
                 # It may be the primary no longer: who connects again asks the sentinels.
                 await self._broker.connection_pool.disconnect(inuse_connections=False)
             batch, replies = await self._without_missing(batch, replies[: len(batch)])
-            for (push, pushed), reply in zip(batch, replies, strict=False):
-                self._tell(push, pushed, reply, replicated)
+            for waiting, reply in zip(batch, replies, strict=False):
+                self._tell(waiting, reply, replicated)
             if answers:
                 self._learn(answers)
 
-    async def _without_missing(self, batch: list[Waiting], replies: list[Any]) -> tuple[list[Waiting], list[Any]]:
+    async def _without_missing(self, batch: list[_Waiting], replies: list[Any]) -> tuple[list[_Waiting], list[Any]]:
         """Load the script where Redis lacks it; return what is done with, the rest goes into the next round trip."""
         lacking = [entry for entry, reply in zip(batch, replies, strict=False) if isinstance(reply, NoScriptError)]
         if not lacking:
@@ -211,15 +263,24 @@ class Publisher:
         done = [pair for pair in zip(batch, replies, strict=False) if not isinstance(pair[1], NoScriptError)]
         return [entry for entry, _ in done], [reply for _, reply in done]
 
-    def _tell(self, push: Push, pushed: asyncio.Future[Answer], reply: Any, replicated: bool) -> None:
-        if reply is None:
-            self._recovery.remember(push)
-        if pushed.done():
-            return
+    def _tell(self, waiting: _Waiting, reply: Any, replicated: bool) -> None:
+        values: list[bytes | None] = []
+        error: Exception | None = None
         if isinstance(reply, Exception):
-            pushed.set_exception(reply)
+            error = reply
+        elif isinstance(reply, int):
+            error = KeyReusedError(reply - 1)
         else:
-            pushed.set_result((reply, replicated))
+            values = reply if isinstance(reply, list) else [reply]
+        for push, value in zip(waiting.pushes, values, strict=False):
+            if value is None:
+                self._recovery.remember(push)
+        if waiting.pushed.done():
+            return
+        if error:
+            waiting.pushed.set_exception(error)
+        else:
+            waiting.pushed.set_result((values, replicated))
 
     def _learn(self, answers: list[Any]) -> None:
         try:
@@ -235,17 +296,43 @@ def queue_of(app: Celery, task: str) -> str:
     return str(app.amqp.router.route({}, task)["queue"].name)
 
 
-def _accepted(task: Task[Any, Any], task_id: str, request_id: str | None, queue: str) -> None:
-    extra = {"task_id": task_id, "task_name": task.name, "request_id": request_id, "queue": queue}
-    logger.info("Task accepted", extra=extra)
+@dataclass(frozen=True)
+class _Destination:
+    """Which task is enqueued, where, and by which request."""
+
+    task: Task[Any, Any]
+    queue: str
+    request_id: str | None
+
+    def push(self, task_id: str, data: dict[str, Any], idempotency: tuple[str, str] | None = None) -> Push:
+        """Build the message of a task; ``idempotency`` is key and value."""
+        message = task_message(self.task, task_id, (task_id, data), self.queue, self.request_id)
+        return Push(self.queue, task_id, message, (*idempotency, kept_seconds(self.task.app)) if idempotency else None)
+
+    def log(self, text: str, task_id: str) -> None:
+        """Log what became of a task."""
+        extra = {"task_id": task_id, "task_name": self.task.name, "request_id": self.request_id, "queue": self.queue}
+        logger.info(text, extra=extra)
 
 
-def _task_of(value: str, fingerprint: str) -> str:
+async def _in_slices(batch: Sequence[NewTask]) -> AsyncIterator[tuple[int, NewTask]]:
+    """Enumerate a batch, and let other requests in between: a large one takes some 100 ms."""
+    for number, new in enumerate(batch, start=1):
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
+        yield number - 1, new
+
+
+def _task_of(value: str, fingerprint: str, number: int) -> str:
     """Return the task id in an idempotency key's value; the data must be the same as then."""
     task_id, _, known = value.partition(" ")
     if known != fingerprint:
-        raise KeyReusedError("The Idempotency-Key was used with other data before; take a new one for a new task.")
+        raise KeyReusedError(number)
     return task_id
+
+
+def _fingerprint(data: dict[str, Any]) -> str:
+    return _digest(json.dumps(data, sort_keys=True))
 
 
 def _digest(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from celery_durable.keys import ACCEPTED
-from celery_durable.scripts import ENQUEUE_AGAIN, digest, load_async
+from celery_durable.scripts import ENQUEUE_AGAIN, ENQUEUE_BATCH, digest, load_async
 from celery_durable.stored_results import state_of
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,17 @@ class Push:
             keys.append(key)
             values += [value, str(seconds)]
         return redis.evalsha(digest(script), len(keys), *keys, *values)
+
+
+def run_batch(pushes: Sequence[Push], redis: Redis) -> Any:
+    """Give messages for one queue to ``redis``, which may be a pipeline and must have ENQUEUE_BATCH: all, or none."""
+    keys, values = [pushes[0].queue, ACCEPTED], []
+    for push in pushes:
+        key, value, seconds = push.idempotency or ("", "", 0)
+        if key:
+            keys.append(key)
+        values += [push.message, push.task_id, value, str(seconds)]
+    return redis.evalsha(digest(ENQUEUE_BATCH), len(keys), *keys, *values)
 
 
 class Recovery:

@@ -1,6 +1,7 @@
 """Who counts as one client, for every limit of API and Flower."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
@@ -13,6 +14,7 @@ LONGEST_ENTRY = 54
 MOST_PROXIES = 16
 
 
+@lru_cache(maxsize=1024)
 def counted_as(address: str) -> str:
     """Return under which name a client is counted: its address, of IPv6 the /64 network; "" for what is no address."""
     try:
