@@ -1,0 +1,349 @@
+"""Celery's side of the pool: it hands out runs, watches their limits, and replaces processes."""
+
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.concurrency.prefork import _run_ready_callbacks
+from celery.exceptions import Terminated, WorkerLostError
+from kombu.asynchronous import get_event_loop
+
+from celery_durable.metrics import figures
+from celery_durable.options import current
+from celery_durable.worker.asyncio_pool.job import TERMINATED, TIME_LIMIT, Job
+from celery_durable.worker.asyncio_pool.member import Member
+from celery_durable.worker.delivery import suspicions
+from celery_durable.worker.request import NeighbourLostError
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a run has from its hard limit, or its revocation, until its process is replaced.
+GRACE = 2.0
+# Seconds between two looks at memory.
+LOOK_INTERVAL = 1.0
+# Seconds that a process has at the end of the worker to close what tasks have opened.
+EXIT_PATIENCE = 5.0
+# Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
+ISOLATED_AT = 3
+# How a run can end in its process.
+ENDS = ("done", "raised", "ended")
+# Processes, unless DURABLE_POOL_PROCESSES says otherwise; each holds a copy of the application.
+MOST_PROCESSES = 2
+
+
+def processes_of(limit: int) -> int:
+    """Return how many processes share ``limit`` slots."""
+    return min(current().pool_processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES), limit)
+
+
+class TaskPool(BasePool):
+    """Used by ``celery-durable -A proj worker --pool asyncio``."""
+
+    limit: int
+    task_join_will_block = True
+    body_can_be_buffer = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Start nothing yet; the arguments are the base class's."""
+        super().__init__(*args, **kwargs)
+        self._processes = processes_of(self.limit)
+        self._members: list[Member] = []
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[Job] = deque()
+        # What was in several processes that died: whoever of them is to blame dies alone.
+        self._suspects: deque[Job] = deque()
+        # What is to be done when: limits, and the end of a run that does not end by itself.
+        self._plans: list[tuple[float, int, Callable[[Job, float], None], Job]] = []
+        self._order = itertools.count()
+        self._forked, self._pause = 0.0, 0.0
+        # Taken again by a signal's handler, which may stop the pool.
+        self._changed = threading.Condition(threading.RLock())
+        self._ending = False
+        self._keeper = threading.Thread(target=self._keep, name="asyncio-pool", daemon=True)
+
+    def on_start(self) -> None:
+        """Fork the processes."""
+        self._keeper.start()
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._members) == self._processes)
+
+    def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> Job:
+        """Run a task as soon as a slot is free."""
+        job = Job(
+            target=target,
+            args=args,
+            kwargs=kwargs,
+            callback=options["callback"],
+            accept_callback=options["accept_callback"],
+            error_callback=options["error_callback"],
+            timeout_callback=options["timeout_callback"],
+            soft_limit=options.get("soft_timeout") or self.options.get("soft_timeout"),
+            hard_limit=options.get("timeout") or self.options.get("timeout"),
+            end=self._end,
+        )
+        with self._changed:
+            properties = args[2].get("properties") or {}
+            (self._suspects if suspicions(properties) >= ISOLATED_AT else self._waiting).append(job)
+            self._hand_out()
+            if self._suspects:
+                self._changed.notify_all()
+        return job
+
+    def flush(self) -> None:
+        """Forget what no process was given; called when the broker's connection is lost: it is delivered again."""
+        with self._changed:
+            self._waiting.clear()
+            self._suspects.clear()
+
+    def grow(self, n: int = 1) -> None:
+        """Have ``n`` slots more."""
+        with self._changed:
+            self.limit += n
+            self._hand_out()
+
+    def shrink(self, n: int = 1) -> None:
+        """Have ``n`` slots less, but one; what runs goes on."""
+        with self._changed:
+            self.limit = max(self.limit - n, 1)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Do nothing: the process has other runs, too. Celery tells the run as well (``Job.terminate``)."""
+
+    def on_stop(self) -> None:
+        """Wait until all runs have ended, then end the processes."""
+        hub = get_event_loop()
+        while self._jobs or self._waiting or self._suspects:
+            time.sleep(0.05)
+            if hub is not None:
+                # Nothing else acknowledges, and sends heartbeats, while a worker stops.
+                hub.fire_timers()
+                _run_ready_callbacks(hub)
+        self._end_processes(EXIT_PATIENCE)
+        if hub is not None:
+            _run_ready_callbacks(hub)
+
+    def on_terminate(self) -> None:
+        """End the processes at once. What ran in them is delivered again."""
+        self._end_processes(0)
+
+    def _get_info(self) -> dict[str, Any]:
+        return super()._get_info() | {
+            "max-concurrency": self.limit,
+            "processes": [member.pid for member in self._members],
+            "runs": {str(member.pid): len(member.jobs) for member in self._members},
+            "max-tasks-per-child": self.options.get("maxtasksperchild") or "N/A",
+            "timeouts": (self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0),
+        }
+
+    # What follows is called with `_changed` held.
+
+    def _hand_out(self) -> None:
+        while self._waiting and len(self._jobs) < self.limit:
+            able = [member for member in self._members if not member.draining and not member.alone]
+            if not able:
+                return
+            self._give(self._waiting.popleft(), min(able, key=lambda member: len(member.jobs)))
+        for member in self._members:
+            if member.alone and not member.jobs and not member.draining:
+                if self._suspects:
+                    self._give(self._suspects.popleft(), member)
+                else:
+                    self._drain(member)
+
+    def _give(self, job: Job, member: Member) -> None:
+        job.member = member
+        self._jobs[job.number] = member.jobs[job.number] = job
+        member.given += 1
+        member.tell("run", job.number, job.target, job.args, job.kwargs)
+        most = self.options.get("maxtasksperchild")
+        if most and member.given >= most:
+            self._drain(member)
+
+    def _drain(self, member: Member) -> None:
+        """Give it nothing more, and let it go when its runs have ended."""
+        member.draining = True
+        if not member.jobs:
+            member.tell("exit")
+        self._changed.notify_all()
+
+    def _finish(self, number: int) -> Job | None:
+        """Return a run that has ended now, and give its slot to another."""
+        job = self._jobs.pop(number, None)
+        if job and job.member:
+            job.member.jobs.pop(number, None)
+            if job.member.draining and not job.member.jobs:
+                job.member.tell("exit")
+        self._hand_out()
+        return job
+
+    def _plan(self, at: float, what: Callable[[Job, float], None], job: Job) -> None:
+        heappush(self._plans, (at, next(self._order), what, job))
+        if self._plans[0][3] is job:
+            self._changed.notify_all()
+
+    def _end(self, job: Job, reason: str) -> None:
+        """Cancel a run; its process is replaced when that does not help."""
+        with self._changed:
+            if job.member and job.number in self._jobs and not job.reason:
+                job.reason = reason
+                job.kill_at = time.monotonic() + GRACE
+                job.member.tell("end", job.number, reason)
+                self._plan(job.kill_at, self._on_overdue, job)
+
+    def _on_soft_limit(self, job: Job, _now: float) -> None:
+        if job.member and not job.reason:
+            job.member.tell("soft", job.number)
+
+    def _on_hard_limit(self, job: Job, _now: float) -> None:
+        self._end(job, TIME_LIMIT)
+
+    def _on_overdue(self, job: Job, now: float) -> None:
+        if job.kill_at is None or job.member is None:
+            return
+        blocker = self._jobs.get(job.member.blocked_by(now, GRACE / 2))
+        if blocker is None or blocker is job:
+            logger.error("A run did not end when it was cancelled: the process %d is replaced", job.member.pid)
+            job.member.kill(job)
+        elif blocker.hard_limit:
+            # It is not to blame. The blocker's own time will be over.
+            self._plan(now + LOOK_INTERVAL, self._on_overdue, job)
+        else:
+            logger.error("A run without a limit blocks others: the process %d is replaced", job.member.pid)
+            job.member.kill(blocker)
+
+    # The threads of the members: their callbacks store results, so nothing is held meanwhile.
+
+    def _on_message(self, member: Member, message: tuple[Any, ...]) -> None:
+        kind, number, *rest = message
+        if kind == "lag":
+            figures.lagged(*rest)
+            return
+        with self._changed:
+            job = self._finish(number) if kind in ENDS else self._jobs.get(number)
+            if job is None:
+                return
+            if kind == "accepted":
+                job.accepted = rest[0]
+                if job.soft_limit:
+                    self._plan(job.accepted + job.soft_limit, self._on_soft_limit, job)
+                if job.hard_limit:
+                    self._plan(job.accepted + job.hard_limit, self._on_hard_limit, job)
+            elif kind == "outside":
+                job.kill_at = None
+        if kind == "accepted":
+            job.accept_callback(member.pid, job.accepted)
+        elif kind == "soft":
+            job.timeout_callback(True, job.soft_limit)  # noqa: FBT003 - as Celery calls it
+        elif kind == "done":
+            job.callback(rest[0])
+        elif kind == "raised":
+            job.error_callback(rest[0])
+        elif kind == "ended":
+            _tell_of_end(job)
+
+    def _on_end(self, member: Member) -> None:
+        """A process has ended: tell who is to blame, and what runs again."""
+        with self._changed:
+            self._members.remove(member)
+            jobs = list(member.jobs.values())
+            for job in jobs:
+                del self._jobs[job.number]
+                if job.accepted is None:
+                    # It has not begun.
+                    job.member, job.reason, job.kill_at = None, "", None
+                    self._waiting.appendleft(job)
+            self._changed.notify_all()
+        if self._ending:
+            return
+        if jobs or not member.draining:
+            logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
+        culprit, blamed = member.culprit, member.culprit.number if member.culprit else member.step.now()[0]
+        how = f"the process {member.pid} has ended ({member.process.exitcode})"
+        for job in jobs:
+            if job.accepted is None:
+                continue
+            if job.reason == TERMINATED or (job is culprit and job.reason):
+                _tell_of_end(job)
+            elif job.number == blamed:
+                job.error_callback(_described(WorkerLostError(f"The task ended its process: {how}.")))
+            else:
+                job.error_callback(_described(NeighbourLostError(how, suspected=not blamed)))
+
+    # The keeper: the thread whose children the processes are.
+
+    def _keep(self) -> None:
+        looked = 0.0
+        with self._changed:
+            while not self._ending:
+                self._fork_what_is_missing()
+                now = time.monotonic()
+                while self._plans and self._plans[0][0] <= now:
+                    _, _, what, job = heappop(self._plans)
+                    if self._jobs.get(job.number) is job:
+                        what(job, now)
+                if now - looked >= LOOK_INTERVAL:
+                    looked = now
+                    self._watch_memory()
+                due = self._plans[0][0] if self._plans else math.inf
+                self._changed.wait(min(max(due - time.monotonic(), 0.0), LOOK_INTERVAL))
+            # The kernel ends them with this thread.
+            self._changed.wait_for(lambda: not self._members)
+
+    def _fork_what_is_missing(self) -> None:
+        able = [member for member in self._members if not member.draining]
+        missing = [False] * (self._processes - len([member for member in able if not member.alone]))
+        if self._suspects and not any(member.alone for member in able):
+            missing.append(True)
+        if missing and time.monotonic() - self._forked < self._pause:
+            return
+        for alone in missing:
+            member = Member(self.options["initargs"], self._members, alone=alone)
+            self._members.append(member)
+            member.serve(self._on_message, self._on_end, self.app)
+        if missing:
+            self._forked = time.monotonic()
+            self._hand_out()
+            self._changed.notify_all()
+
+    def _watch_memory(self) -> None:
+        most = self.options.get("max_memory_per_child")
+        for member in self._members if most else ():
+            if not member.draining and (used := member.memory()) > most:
+                logger.warning("The process %d of the pool has %d KiB: it is replaced", member.pid, used)
+                self._drain(member)
+
+    def _end_processes(self, patience: float) -> None:
+        with self._changed:
+            self._ending = True
+            for member in self._members:
+                member.tell("exit")
+            self._changed.notify_all()
+            if patience:
+                self._changed.wait_for(lambda: not self._members, patience)
+            for member in self._members:
+                member.kill()
+            self._changed.wait_for(lambda: not self._members, EXIT_PATIENCE)
+
+
+def _tell_of_end(job: Job) -> None:
+    if job.reason == TIME_LIMIT:
+        job.timeout_callback(False, job.hard_limit)  # noqa: FBT003 - as Celery calls it
+    else:
+        job.error_callback(_described(Terminated(0)))
+
+
+def _described(error: Exception) -> ExceptionInfo:
+    """Return an error in the form in which Celery takes it."""
+    try:
+        raise error
+    except type(error):
+        return ExceptionInfo()
