@@ -114,6 +114,13 @@ class Steps(Coroutine[Any, Any, Any]):
             self._run.step(running=False)
 
 
+def own_steps(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+    """Make a task, for the loop: what a run starts is part of it."""
+    context = options.get("context")
+    run = context.get(current) if context else current.get()
+    return asyncio.Task(Steps(coroutine, run) if run else coroutine, loop=loop, **options)
+
+
 async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
@@ -141,6 +148,7 @@ def complete_here(coroutine: Awaitable[T]) -> T:
     """Run a coroutine to its end on the loop of this thread."""
     if not hasattr(_own, "loop"):
         _own.loop = asyncio.new_event_loop()
+        _own.loop.set_task_factory(own_steps)
     loop, run, context = _own.loop, Run(), contextvars.copy_context()
     context.run(current.set, run)
     task = run.begin(loop, coroutine, context)

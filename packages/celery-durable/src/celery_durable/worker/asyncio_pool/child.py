@@ -70,7 +70,7 @@ class Child:
         self._sending = threading.Lock()
         self._runs: dict[int, Run] = {}
         self._loop = asyncio.new_event_loop()
-        self._loop.set_task_factory(own_steps)
+        self._loop.set_task_factory(coroutines.own_steps)
         self._loop_thread = threading.get_ident()
         self._ticked = time.monotonic()
         self._stopping = False
@@ -175,13 +175,6 @@ def complete(coroutine: Awaitable[Any]) -> Any:
 def identity() -> Any:
     """Return whose Celery's stacks are: the run's, wherever its code runs, else the thread's."""
     return coroutines.current.get() or threading.get_ident()
-
-
-def own_steps(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-    """Make a task, for the loop: what a run starts is part of it."""
-    context = options.get("context")
-    run = context.get(coroutines.current) if context else coroutines.current.get()
-    return asyncio.Task(coroutines.Steps(coroutine, run) if run else coroutine, loop=loop, **options)
 
 
 def _errors_only(target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
