@@ -19,6 +19,7 @@ from celery_durable.aio import tasks as aio
 
 app = Celery("asyncio_worker", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
 app.conf.update(task_default_queue="celery", worker_soft_shutdown_timeout=1)
+app.conf.task_time_limit = float(os.environ.get("TIME_LIMIT", "0")) or None  # type: ignore[misc]
 install(app)
 logger = logging.getLogger(__name__)
 LEDGER = Path(os.environ.get("LEDGER", "/dev/null"))

@@ -83,8 +83,12 @@ class Farm:
 
     def stats(self) -> dict[str, Any]:
         """Return what the worker reports of its pool."""
-        answer = wait_until(self.client.control.inspect(timeout=2).stats)
+        answer = wait_until(self.inspect().stats)
         return dict(answer["test@host"]["pool"])
+
+    def inspect(self) -> Any:
+        """Return what asks the worker, and waits no longer than it takes to answer."""
+        return self.client.control.inspect(destination=["test@host"], timeout=5)
 
     def failed(self) -> set[str]:
         """Return the tasks that count as failed, when a worker has had the time to report them."""
@@ -337,7 +341,8 @@ def test_each_line_of_the_log_names_its_own_run(farm: Farm) -> None:
     worker = farm.start_worker(DURABLE_LOGS="json")
     ids = {farm.send("talking", headers={"request_id": f"request-{number}"}) for number in range(10)}
     assert all(farm.result(task) is None for task in ids)
-    lines = [line for line in worker.log_lines() if line["message"].startswith(("corou", "part", "thread", "callb"))]
+    written = [json.loads(line) for line in worker.output().splitlines() if line.startswith("{")]
+    lines = [line for line in written if line["message"].startswith(("corou", "part", "thread", "callb"))]
     assert len(lines) == 10 * 12
     assert all(line["message"].split()[1] == line["task_id"] for line in lines)
     requests = {(line["task_id"], line["request_id"]) for line in lines}
@@ -349,28 +354,33 @@ def test_operators_see_and_resize_it(farm: Farm) -> None:
     control = farm.client.control
     ids = [farm.send("waiting", f"n{number}", 3) for number in range(5)]
     farm.wait_for_start("n0", "n1")
-    assert control.ping(timeout=1) == [{"test@host": {"ok": "pong"}}]
-    active = control.inspect(timeout=1).active()["test@host"]
+    assert farm.inspect().ping() == {"test@host": {"ok": "pong"}}
+    active = farm.inspect().active()["test@host"]
     assert {task["id"] for task in active} <= {*ids}
     assert len(active) == 2
     assert {task["worker_pid"] for task in active} == {*farm.processes()}
     assert farm.stats()["max-concurrency"] == 2
-    control.pool_grow(2, reply=True)
+    control.pool_grow(2, destination=["test@host"], reply=True)
     farm.wait_for_start("n2", "n3")
-    assert len(control.inspect(timeout=1).active()["test@host"]) == 4
-    control.pool_shrink(3, reply=True)
+    assert len(farm.inspect().active()["test@host"]) == 4
+    control.pool_shrink(3, destination=["test@host"], reply=True)
     assert farm.stats()["max-concurrency"] == 1
     assert [farm.result(task)[0] for task in ids] == ["n0", "n1", "n2", "n3", "n4"]
 
 
 def test_a_process_is_drained_before_it_is_replaced(farm: Farm) -> None:
     worker = farm.start_worker("--max-tasks-per-child", "5")
-    before = farm.processes()
-    ids = [farm.send("waiting", f"n{number}", 2) for number in range(10)]
-    farm.wait_for_start(*[f"n{number}" for number in range(10)])
-    wait_until(lambda: not {*before} & {int(pid) for pid in farm.processes()[-2:]} or len(farm.processes()) == 4)
-    assert [farm.result(task) for task in ids] == [[f"n{number}", 0] for number in range(10)]
-    wait_until(lambda: len(farm.processes()) == 2 and not {*before} & {*farm.processes()})
+    names = [f"n{number}" for number in range(12)]
+    ids = [farm.send("waiting", name, 2) for name in names]
+    farm.wait_for_start(*names)
+    assert not farm.noted("end")
+    runs = Counter(int(line.split()[1]) for line in farm.noted("start"))
+    full = {pid for pid, number in runs.items() if number == 5}
+    assert max(runs.values()) == 5
+    assert len(runs) > 2  # the next ones run beside them
+    assert [farm.result(task) for task in ids] == [[name, 0] for name in names]
+    wait_until(lambda: len(farm.processes()) == 2 and full.isdisjoint(farm.processes()))
+    assert {*farm.starts().values()} == {1}
     assert "has ended" not in worker.output()
 
 
@@ -404,7 +414,7 @@ def test_a_cold_stop_requeues_what_runs(farm: Farm) -> None:
 
 
 def test_the_second_phase_of_a_stop_requeues_what_has_longer_limits(farm: Farm) -> None:
-    worker = farm.start_worker("--time-limit", "1")
+    worker = farm.start_worker(TIME_LIMIT="1")
     farm.send("waiting", "n", 100, time_limit=600)
     farm.wait_for_start("n")
     worker.stop(timeout=20)

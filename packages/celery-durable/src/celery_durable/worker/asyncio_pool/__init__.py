@@ -8,3 +8,6 @@
 from celery_durable.worker.asyncio_pool.pool import TaskPool
 
 __all__ = ["TaskPool"]
+
+# What Celery's banner, `inspect stats` and the metrics of workers call it.
+TaskPool.__module__ = __name__

@@ -3,6 +3,7 @@
 import logging
 import mmap
 import os
+import signal
 import struct
 import threading
 import time
@@ -100,7 +101,8 @@ class Member:
     def kill(self, culprit: Job | None = None) -> None:
         """End it at once."""
         self.culprit = self.culprit or culprit
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def blocked_by(self, now: float, seconds: float) -> int:
         """Return the number of the run that has not let go of the loop for ``seconds``; 0 for none."""

@@ -64,7 +64,7 @@ class TaskPool(BasePool):
         # What is to be done when: limits, and the end of a run that does not end by itself.
         self._plans: list[tuple[float, int, Callable[[Job, float], None], Job]] = []
         self._order = itertools.count()
-        self._forked, self._pause = 0.0, 0.0
+        self._fork_at, self._looked = 0.0, 0.0
         # Taken again by a signal's handler, which may stop the pool.
         self._changed = threading.Condition(threading.RLock())
         self._ending = False
@@ -254,6 +254,9 @@ class TaskPool(BasePool):
         """A process has ended: tell who is to blame, and what runs again."""
         with self._changed:
             self._members.remove(member)
+            if not member.given:
+                # It does not start, and the next one may not either.
+                self._fork_at = time.monotonic() + LOOK_INTERVAL
             jobs = list(member.jobs.values())
             for job in jobs:
                 del self._jobs[job.number]
@@ -281,36 +284,42 @@ class TaskPool(BasePool):
     # The keeper: the thread whose children the processes are.
 
     def _keep(self) -> None:
-        looked = 0.0
         with self._changed:
             while not self._ending:
-                self._fork_what_is_missing()
-                now = time.monotonic()
-                while self._plans and self._plans[0][0] <= now:
-                    _, _, what, job = heappop(self._plans)
-                    if self._jobs.get(job.number) is job:
-                        what(job, now)
-                if now - looked >= LOOK_INTERVAL:
-                    looked = now
-                    self._watch_memory()
-                due = self._plans[0][0] if self._plans else math.inf
-                self._changed.wait(min(max(due - time.monotonic(), 0.0), LOOK_INTERVAL))
-            # The kernel ends them with this thread.
+                try:
+                    pause = self._look_after_all(time.monotonic())
+                except Exception:
+                    # The processes would end with this thread.
+                    logger.exception("Looking after the pool's processes failed; it is tried again")
+                    pause = LOOK_INTERVAL
+                self._changed.wait(pause)
             self._changed.wait_for(lambda: not self._members)
 
-    def _fork_what_is_missing(self) -> None:
+    def _look_after_all(self, now: float) -> float:
+        """Do what is due; return the seconds until something is again."""
+        self._fork_what_is_missing(now)
+        while self._plans and self._plans[0][0] <= now:
+            _, _, what, job = heappop(self._plans)
+            if self._jobs.get(job.number) is job:
+                what(job, now)
+        if now - self._looked >= LOOK_INTERVAL:
+            self._looked = now
+            self._watch_memory()
+        due = self._plans[0][0] if self._plans else math.inf
+        return min(max(due - time.monotonic(), 0.0), LOOK_INTERVAL)
+
+    def _fork_what_is_missing(self, now: float) -> None:
         able = [member for member in self._members if not member.draining]
         missing = [False] * (self._processes - len([member for member in able if not member.alone]))
         if self._suspects and not any(member.alone for member in able):
             missing.append(True)
-        if missing and time.monotonic() - self._forked < self._pause:
+        if missing and now < self._fork_at:
             return
         for alone in missing:
             member = Member(self.options["initargs"], self._members, alone=alone)
             self._members.append(member)
             member.serve(self._on_message, self._on_end, self.app)
         if missing:
-            self._forked = time.monotonic()
             self._hand_out()
             self._changed.notify_all()
 
