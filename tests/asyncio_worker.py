@@ -19,7 +19,7 @@ from celery_durable.aio import tasks as aio
 
 app = Celery("asyncio_worker", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
 app.conf.update(task_default_queue="celery", worker_soft_shutdown_timeout=1)
-app.conf.task_time_limit = float(os.environ.get("TIME_LIMIT", "0")) or None  # type: ignore[misc]
+app.conf.task_time_limit = float(os.environ.get("TIME_LIMIT", "0")) or None
 install(app)
 logger = logging.getLogger(__name__)
 LEDGER = Path(os.environ.get("LEDGER", "/dev/null"))
@@ -151,7 +151,7 @@ async def limited(how: str) -> str:
         if how == "inside":
             await asyncio.wait_for(part(), 60)
         elif how == "block":
-            time.sleep(60)
+            time.sleep(60)  # noqa: ASYNC251 - on purpose
         elif how == "busy":
             while True:
                 pass
@@ -215,7 +215,7 @@ async def forking() -> str:
     await asyncio.sleep(0.1)
     note("after", os.getpid())
     if pid:
-        os.waitpid(pid, 0)
+        os.waitpid(pid, 0)  # noqa: ASYNC222 - it has ended
     return "done"
 
 
@@ -254,7 +254,7 @@ async def ticking(seconds: float) -> float:
 async def awaiting(self: Task[Any, Any]) -> list[Any]:
     """Use the forms that are awaited."""
     await aio.update_state(self, "PROGRESS", {"part": 1})
-    stored = (await aio.call(self.AsyncResult, self.request.id)).state
+    stored = (await aio.call(self.AsyncResult, str(self.request.id))).state
     sum_ = await aio.result(await aio.send(add, 1, 2), 20)
     chord_ = await aio.result(await aio.call(chord([add.s(1, 1), add.s(2, 2)]), total.s()), 20)
     try:
@@ -275,7 +275,7 @@ async def talking(self: Task[Any, Any]) -> None:
         asyncio.get_running_loop().call_soon(logger.info, "callback %s 0", mine)
 
 
-async def saying(what: str, mine: str | None) -> None:
+async def saying(what: str, mine: object) -> None:
     """Log."""
     await asyncio.sleep(0.01)
     logger.info("%s %s 0", what, mine)

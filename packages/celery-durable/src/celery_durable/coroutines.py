@@ -168,7 +168,8 @@ def complete_here(coroutine: Awaitable[T]) -> T:
     finally:
         if limited:
             signal.signal(signal.SIGUSR1, handler)
-    return outcome(task)
+    result: T = outcome(task)
+    return result
 
 
 def run_here(function: Callable[[], Awaitable[None]]) -> None:
@@ -198,6 +199,12 @@ def _completing(function: Callable[..., Any]) -> Callable[..., Any]:
 
     run.__dict__["completes"] = True
     return run
+
+
+def is_async(task: Any) -> bool:
+    """Tell whether a task that was adopted is a coroutine's."""
+    functions = task.run, getattr(task, "_orig_run", None), type(task).__call__
+    return any(getattr(function, "completes", False) for function in functions)
 
 
 def _is_async(function: Any) -> bool:

@@ -42,7 +42,6 @@ class Options:
     log_level: str | None = None  # of workers that are started without --loglevel
     watchdog_seconds: int | None = None  # None: no watchdog, or systemd's
     heartbeat_file: Path | None = None  # touched while the worker lives, for celery_durable.probe
-    pool_processes: int = 0  # of the pool ``asyncio``; 0: one for each CPU, 2 at most
     beat: str = ""  # beats of this name on several hosts share a lease; empty: there is one alone
     workers_expected: int = 0  # of all hosts and pools, to compare with those that are there
 
@@ -148,7 +147,6 @@ VARIABLES: Variables = {
     "DURABLE_CLIENT": ("client_profile", _one_of("worker", "web"), "worker or web"),
     "DURABLE_LOGS": ("json_logs", {"json": True, "plain": False}.__getitem__, "json or plain"),
     "DURABLE_LOG_LEVEL": ("log_level", str, "a level"),
-    "DURABLE_POOL_PROCESSES": ("pool_processes", number(1), "a number, at least 1"),
     "DURABLE_BEAT": ("beat", _name, "a word of letters, digits, hyphens and underscores"),
     "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", number(10), "seconds, at least 10"),
     "DURABLE_HEARTBEAT_FILE": ("heartbeat_file", Path, "a path"),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import wraps
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class _Kept:
     """An open context manager. It is entered and left by one asyncio task, as libraries want it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: AbstractAsyncContextManager[object]) -> None:
-        self.value: asyncio.Future[object] = loop.create_future()
+        self.value: asyncio.Future[Any] = loop.create_future()
         self._leave = asyncio.Event()
         # It belongs to no run.
         self.task = loop.create_task(self._keep(opened), context=contextvars.Context())
@@ -69,7 +69,8 @@ def per_process(open_: Callable[[], AbstractAsyncContextManager[T]]) -> Callable
         keeper = kept[shared]
         try:
             # A run that is cancelled meanwhile leaves it to the others.
-            return await asyncio.shield(keeper.value)  # type: ignore[return-value]
+            value: T = await asyncio.shield(keeper.value)
+            return value
         except asyncio.CancelledError:
             raise
         except Exception:

@@ -16,6 +16,7 @@ from celery.exceptions import (
     Reject,
     Retry,
     SoftTimeLimitExceeded,
+    Terminated,
     TimeLimitExceeded,
     WorkerLostError,
 )
@@ -191,7 +192,11 @@ class Request(request.Request):
         task, delay = self.task, self.task.default_retry_delay
         task.default_retry_delay = min(delay, DEATH_RETRY_DELAY)
         try:
-            runs_again = bool(task.acks_late) and not isinstance(exc, NeighbourLostError) and super()._retry_worker_lost(exc, exc_info)
+            runs_again = (
+                bool(task.acks_late)
+                and not isinstance(exc, NeighbourLostError)
+                and super()._retry_worker_lost(exc, exc_info)
+            )
         finally:
             task.default_retry_delay = delay
         if runs_again:
@@ -210,7 +215,7 @@ class Request(request.Request):
     def _outcome_of(self, error: BaseException) -> str | None:
         if isinstance(error, WorkerLostError):
             return DIED  # unless it runs again
-        if isinstance(error, Ignore | Reject):
+        if isinstance(error, Ignore | Reject | Terminated):
             return None
         if isinstance(error, Retry):
             return RETRIED

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Awaitable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import signals
@@ -21,23 +21,21 @@ from celery.concurrency.prefork import process_initializer
 
 from celery_durable import coroutines, resources
 from celery_durable.coroutines import TaskExitedError
-from celery_durable.worker.asyncio_pool import off_loop, runs
-from celery_durable.worker.asyncio_pool.runs import Run, RunEndedError
-
-if TYPE_CHECKING:
-    from celery_durable.worker.asyncio_pool.member import Step
+from celery_durable.worker.asyncio_pool.off_loop import take_off_the_loop
+from celery_durable.worker.asyncio_pool.runs import Run, RunEndedError, end_at_next_step, end_if_forked
+from celery_durable.worker.asyncio_pool.step import Step
 
 logger = logging.getLogger(__name__)
 
 # Seconds that one step of a run may hold the loop before it is reported, and between two looks.
 LAG_LIMIT, LAG_INTERVAL = 1.0, 0.2
-# Bytes of a thread's stack: there are hundreds of them, and they call Celery, redis-py and the task's handlers.
-STACK_SIZE = 512 * 1024
+# Bytes of a thread's stack, of which it has what it touches: there are hundreds of them.
+STACK_SIZE = 1024 * 1024
 # Lines of code that are shown of one that holds the loop.
 FRAMES = 12
 
 
-def main(connection: Connection, inherited: list[Connection], step: "Step", app: Any, hostname: str) -> None:
+def main(connection: Connection, inherited: list[Connection], step: Step, app: Any, hostname: str) -> None:
     """Serve the main process until it says ``exit`` or is gone."""
     for other in inherited:
         other.close()
@@ -64,7 +62,7 @@ def _let_go_of_sockets(but: int) -> None:
 class Child:
     """What the process does."""
 
-    def __init__(self, connection: Connection, step: "Step", app: Any) -> None:
+    def __init__(self, connection: Connection, step: Step, app: Any) -> None:
         """Make everything that differs from other pools so, in this process alone."""
         self._connection, self._step, self._app = connection, step, app
         self._sending = threading.Lock()
@@ -81,7 +79,7 @@ class Child:
         # Celery's stacks belong to threads; here to runs.
         for stack in (_task_stack, *(task.request_stack for task in app.tasks.values())):
             stack.__ident_func__ = identity
-        off_loop.install(app)
+        take_off_the_loop(app)
 
     def run(self) -> None:
         """Run the loop until the main process ends it."""
@@ -93,14 +91,15 @@ class Child:
         while not self._stopping:
             try:
                 self._loop.run_forever()
-            except BaseException as error:  # noqa: BLE001 - of a callback, like SystemExit; no run is waited for there
-                logger.error("A callback on the event loop raised %r", error)
+            except BaseException:
+                # Of a callback, like SystemExit; no run is waited for there.
+                logger.exception("A callback on the event loop has failed")
         self._loop.run_until_complete(resources.close())
 
     def _on_fork(self) -> None:
         # A task that calls os.fork has a copy of all runs: it must neither speak for us nor go on with them.
         self._connection.close()
-        runs.end_at_next_step()
+        end_at_next_step()
 
     def _send(self, *message: Any) -> None:
         with self._sending:
@@ -126,8 +125,13 @@ class Child:
 
     def _start(self, number: int, target: Any, args: Any, kwargs: dict[str, Any]) -> None:
         name, task_id, *_ = args
-        run = self._runs[number] = Run(number, name, task_id, self._loop, self._step)
-        threading.Thread(target=self._perform, args=(run, target, args, kwargs), daemon=True).start()
+        run = self._runs[number] = Run(number, self._app.tasks[name], task_id, self._loop, self._step)
+        thread = threading.Thread(target=self._perform, args=(run, target, args, kwargs), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._send("accepted", number, time.monotonic())
+            self._send("raised", number, ExceptionInfo())
 
     def _perform(self, run: Run, target: Any, args: Any, kwargs: dict[str, Any]) -> None:
         coroutines.current.set(run)
@@ -140,7 +144,7 @@ class Child:
             message = "ended", run.number
         except Exception:  # noqa: BLE001 - whatever it is, the main process wants to know
             message = "raised", run.number, ExceptionInfo()
-        runs.end_if_forked()
+        end_if_forked()
         del self._runs[run.number]
         self._send(*message)
 

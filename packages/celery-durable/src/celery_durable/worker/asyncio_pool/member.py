@@ -1,56 +1,73 @@
-"""A process of the pool, as the main process sees it."""
+"""A process of the pool and its runs, as the main process sees them."""
 
+import itertools
 import logging
-import mmap
 import os
 import signal
-import struct
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from billiard import Process
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Terminated, WorkerLostError
 
-from celery_durable.worker.asyncio_pool import child
-from celery_durable.worker.asyncio_pool.job import Job
+from celery_durable.worker.asyncio_pool.child import main
+from celery_durable.worker.asyncio_pool.step import Step
+from celery_durable.worker.request import NeighbourLostError
 from celery_durable.worker.results import MAIN_PROCESS_RETRIES
 
 logger = logging.getLogger(__name__)
 
+_numbers = itertools.count(1)
+
+# Why a run is ended from outside.
+TIME_LIMIT, TERMINATED = "time limit", "terminated"
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-class Step(mmap.mmap):
-    """Memory that is shared with a process: the number of the run whose code its loop runs, and since when.
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """What Celery hands to a pool, with the callbacks of its request; limits are seconds."""
 
-    It outlives the process, and so names the run that ended it.
-    """
+    target: Callable[..., Any]
+    args: Any
+    kwargs: dict[str, Any]
+    callback: Callable[..., Any]
+    accept_callback: Callable[..., Any]
+    error_callback: Callable[..., Any]
+    timeout_callback: Callable[..., Any]
+    soft_limit: float | None
+    hard_limit: float | None
+    end: Callable[["Job", str], None]
+    number: int = field(default_factory=lambda: next(_numbers))
+    member: "Member | None" = None
+    accepted: float | None = None  # time.monotonic()
+    reason: str = ""  # TIME_LIMIT or TERMINATED, once it is being ended
+    kill_at: float | None = None  # time.monotonic() from when its process is replaced
 
-    FORM = struct.Struct("<qd")
+    def fail(self, error: Exception) -> None:
+        """Tell its request that it has failed."""
+        try:
+            raise error
+        except type(error):
+            self.error_callback(ExceptionInfo())
 
-    def __new__(cls) -> "Step":
-        """Allocate it, before the process is forked."""
-        step = super().__new__(cls, -1, cls.FORM.size)
-        cls.FORM.pack_into(step, 0, 0, 0.0)
-        return step
+    def tell_of_end(self) -> None:
+        """Tell its request that it was ended from outside."""
+        if self.reason == TIME_LIMIT:
+            self.timeout_callback(False, self.hard_limit)
+        else:
+            self.fail(Terminated(0))
 
-    def begin(self, number: int) -> None:
-        """The code of a run begins to run."""
-        self.FORM.pack_into(self, 0, number, time.monotonic())
-
-    def end(self) -> None:
-        """The loop does something else, or waits."""
-        self.FORM.pack_into(self, 0, 0, 0.0)
-
-    def now(self) -> tuple[int, float]:
-        """Return the number of the run, 0 for none, and time.monotonic() when the step began."""
-        number, since = self.FORM.unpack_from(self, 0)
-        return number, since
+    def terminate(self, _signal: int) -> None:
+        """Cancel it; the signal says how the process of a prefork pool would have ended."""
+        self.end(self, TERMINATED)
 
 
 class Member:
@@ -68,7 +85,7 @@ class Member:
         self.step = Step()
         self.connection, theirs = Pipe()
         inherited = [self.connection, *(other.connection for other in others)]
-        self.process = Process(target=child.main, args=(theirs, inherited, self.step, *initargs))
+        self.process = Process(target=main, args=(theirs, inherited, self.step, *initargs))
         self.process.start()
         theirs.close()
         self.jobs: dict[int, Job] = {}
@@ -116,6 +133,18 @@ class Member:
         except (OSError, IndexError):
             return 0
 
+    def tell_of_death(self, jobs: list[Job]) -> None:
+        """Tell requests that its process has ended: which run is to blame, and that the others run again."""
+        blamed = self.culprit.number if self.culprit else self.step.now()[0]
+        how = f"the process {self.pid} has ended ({self.process.exitcode})"
+        for job in jobs:
+            if job.reason == TERMINATED or (job is self.culprit and job.reason):
+                job.tell_of_end()
+            elif job.number == blamed:
+                job.fail(WorkerLostError(f"The task ended its process: {how}."))
+            else:
+                job.fail(NeighbourLostError(how, suspected=not blamed))
+
     def _send(self) -> None:
         with suppress(OSError):  # it has ended, which the receiver notices
             while message := self._outbox.get():
@@ -128,6 +157,11 @@ class Member:
             try:
                 message = self.connection.recv()
             except (EOFError, OSError):
+                break
+            except Exception:
+                # A run would never end.
+                logger.exception("A message of the process %d cannot be read: it is replaced", self.pid)
+                self.kill()
                 break
             try:
                 on_message(self, message)

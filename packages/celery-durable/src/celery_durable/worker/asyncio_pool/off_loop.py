@@ -16,7 +16,7 @@ from celery_durable import coroutines
 from celery_durable.worker.asyncio_pool.runs import Run
 
 
-def install(app: Any) -> None:
+def take_off_the_loop(app: Any) -> None:
     """Take them off the loops of this process."""
     send, update = app.send_task, Task.update_state
 

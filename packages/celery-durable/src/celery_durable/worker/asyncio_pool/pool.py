@@ -1,34 +1,25 @@
 """Celery's side of the pool: it hands out runs, watches their limits, and replaces processes."""
 
-import itertools
 import logging
-import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from heapq import heappop, heappush
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import _run_ready_callbacks
-from celery.exceptions import Terminated, WorkerLostError
 from kombu.asynchronous import get_event_loop
 
 from celery_durable.metrics import figures
-from celery_durable.options import current
-from celery_durable.worker.asyncio_pool.job import TERMINATED, TIME_LIMIT, Job
-from celery_durable.worker.asyncio_pool.member import Member
+from celery_durable.options import Variables, number, read
+from celery_durable.worker.asyncio_pool.limits import Limits
+from celery_durable.worker.asyncio_pool.member import Job, Member
 from celery_durable.worker.delivery import suspicions
-from celery_durable.worker.request import NeighbourLostError
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a run has from its hard limit, or its revocation, until its process is replaced.
-GRACE = 2.0
-# Seconds between two looks at memory.
+# Seconds between two looks at memory, and before the next process where one did not even start.
 LOOK_INTERVAL = 1.0
 # Seconds that a process has at the end of the worker to close what tasks have opened.
 EXIT_PATIENCE = 5.0
@@ -36,13 +27,20 @@ EXIT_PATIENCE = 5.0
 ISOLATED_AT = 3
 # How a run can end in its process.
 ENDS = ("done", "raised", "ended")
-# Processes, unless DURABLE_POOL_PROCESSES says otherwise; each holds a copy of the application.
+# Processes, unless it is said; each holds a copy of the application.
 MOST_PROCESSES = 2
+# Of the unit, and not of the application, which may bring options of its own.
+VARIABLES: Variables = {"DURABLE_POOL_PROCESSES": ("processes", number(1), "a number, at least 1")}
 
 
 def processes_of(limit: int) -> int:
-    """Return how many processes share ``limit`` slots."""
-    return min(current().pool_processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES), limit)
+    """Return how many processes share ``limit`` slots.
+
+    Raises:
+        OptionError: the variable has a wrong value.
+    """
+    default = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    return min(int(read(VARIABLES, os.environ).get("processes", default)), limit)
 
 
 class TaskPool(BasePool):
@@ -61,12 +59,10 @@ class TaskPool(BasePool):
         self._waiting: deque[Job] = deque()
         # What was in several processes that died: whoever of them is to blame dies alone.
         self._suspects: deque[Job] = deque()
-        # What is to be done when: limits, and the end of a run that does not end by itself.
-        self._plans: list[tuple[float, int, Callable[[Job, float], None], Job]] = []
-        self._order = itertools.count()
         self._fork_at, self._looked = 0.0, 0.0
         # Taken again by a signal's handler, which may stop the pool.
         self._changed = threading.Condition(threading.RLock())
+        self._limits = Limits(self._changed, self._jobs)
         self._ending = False
         self._keeper = threading.Thread(target=self._keep, name="asyncio-pool", daemon=True)
 
@@ -76,7 +72,7 @@ class TaskPool(BasePool):
         with self._changed:
             self._changed.wait_for(lambda: len(self._members) == self._processes)
 
-    def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> Job:
+    def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> Job:  # type: ignore[override]
         """Run a task as soon as a slot is free."""
         job = Job(
             target=target,
@@ -88,7 +84,7 @@ class TaskPool(BasePool):
             timeout_callback=options["timeout_callback"],
             soft_limit=options.get("soft_timeout") or self.options.get("soft_timeout"),
             hard_limit=options.get("timeout") or self.options.get("timeout"),
-            end=self._end,
+            end=self._limits.end,
         )
         with self._changed:
             properties = args[2].get("properties") or {}
@@ -136,7 +132,9 @@ class TaskPool(BasePool):
         self._end_processes(0)
 
     def _get_info(self) -> dict[str, Any]:
-        return super()._get_info() | {
+        implementation = f"{type(self).__module__}:{type(self).__name__}"
+        return {
+            "implementation": implementation,
             "max-concurrency": self.limit,
             "processes": [member.pid for member in self._members],
             "runs": {str(member.pid): len(member.jobs) for member in self._members},
@@ -185,41 +183,6 @@ class TaskPool(BasePool):
         self._hand_out()
         return job
 
-    def _plan(self, at: float, what: Callable[[Job, float], None], job: Job) -> None:
-        heappush(self._plans, (at, next(self._order), what, job))
-        if self._plans[0][3] is job:
-            self._changed.notify_all()
-
-    def _end(self, job: Job, reason: str) -> None:
-        """Cancel a run; its process is replaced when that does not help."""
-        with self._changed:
-            if job.member and job.number in self._jobs and not job.reason:
-                job.reason = reason
-                job.kill_at = time.monotonic() + GRACE
-                job.member.tell("end", job.number, reason)
-                self._plan(job.kill_at, self._on_overdue, job)
-
-    def _on_soft_limit(self, job: Job, _now: float) -> None:
-        if job.member and not job.reason:
-            job.member.tell("soft", job.number)
-
-    def _on_hard_limit(self, job: Job, _now: float) -> None:
-        self._end(job, TIME_LIMIT)
-
-    def _on_overdue(self, job: Job, now: float) -> None:
-        if job.kill_at is None or job.member is None:
-            return
-        blocker = self._jobs.get(job.member.blocked_by(now, GRACE / 2))
-        if blocker is None or blocker is job:
-            logger.error("A run did not end when it was cancelled: the process %d is replaced", job.member.pid)
-            job.member.kill(job)
-        elif blocker.hard_limit:
-            # It is not to blame. The blocker's own time will be over.
-            self._plan(now + LOOK_INTERVAL, self._on_overdue, job)
-        else:
-            logger.error("A run without a limit blocks others: the process %d is replaced", job.member.pid)
-            job.member.kill(blocker)
-
     # The threads of the members: their callbacks store results, so nothing is held meanwhile.
 
     def _on_message(self, member: Member, message: tuple[Any, ...]) -> None:
@@ -233,22 +196,19 @@ class TaskPool(BasePool):
                 return
             if kind == "accepted":
                 job.accepted = rest[0]
-                if job.soft_limit:
-                    self._plan(job.accepted + job.soft_limit, self._on_soft_limit, job)
-                if job.hard_limit:
-                    self._plan(job.accepted + job.hard_limit, self._on_hard_limit, job)
+                self._limits.watch(job, rest[0])
             elif kind == "outside":
                 job.kill_at = None
         if kind == "accepted":
             job.accept_callback(member.pid, job.accepted)
         elif kind == "soft":
-            job.timeout_callback(True, job.soft_limit)  # noqa: FBT003 - as Celery calls it
+            job.timeout_callback(True, job.soft_limit)
         elif kind == "done":
             job.callback(rest[0])
         elif kind == "raised":
             job.error_callback(rest[0])
         elif kind == "ended":
-            _tell_of_end(job)
+            job.tell_of_end()
 
     def _on_end(self, member: Member) -> None:
         """A process has ended: tell who is to blame, and what runs again."""
@@ -269,17 +229,7 @@ class TaskPool(BasePool):
             return
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
-        culprit, blamed = member.culprit, member.culprit.number if member.culprit else member.step.now()[0]
-        how = f"the process {member.pid} has ended ({member.process.exitcode})"
-        for job in jobs:
-            if job.accepted is None:
-                continue
-            if job.reason == TERMINATED or (job is culprit and job.reason):
-                _tell_of_end(job)
-            elif job.number == blamed:
-                job.error_callback(_described(WorkerLostError(f"The task ended its process: {how}.")))
-            else:
-                job.error_callback(_described(NeighbourLostError(how, suspected=not blamed)))
+        member.tell_of_death([job for job in jobs if job.accepted is not None])
 
     # The keeper: the thread whose children the processes are.
 
@@ -298,15 +248,11 @@ class TaskPool(BasePool):
     def _look_after_all(self, now: float) -> float:
         """Do what is due; return the seconds until something is again."""
         self._fork_what_is_missing(now)
-        while self._plans and self._plans[0][0] <= now:
-            _, _, what, job = heappop(self._plans)
-            if self._jobs.get(job.number) is job:
-                what(job, now)
+        self._limits.enforce(now)
         if now - self._looked >= LOOK_INTERVAL:
             self._looked = now
             self._watch_memory()
-        due = self._plans[0][0] if self._plans else math.inf
-        return min(max(due - time.monotonic(), 0.0), LOOK_INTERVAL)
+        return min(max(self._limits.next() - time.monotonic(), 0.0), LOOK_INTERVAL)
 
     def _fork_what_is_missing(self, now: float) -> None:
         able = [member for member in self._members if not member.draining]
@@ -341,18 +287,3 @@ class TaskPool(BasePool):
             for member in self._members:
                 member.kill()
             self._changed.wait_for(lambda: not self._members, EXIT_PATIENCE)
-
-
-def _tell_of_end(job: Job) -> None:
-    if job.reason == TIME_LIMIT:
-        job.timeout_callback(False, job.hard_limit)  # noqa: FBT003 - as Celery calls it
-    else:
-        job.error_callback(_described(Terminated(0)))
-
-
-def _described(error: Exception) -> ExceptionInfo:
-    """Return an error in the form in which Celery takes it."""
-    try:
-        raise error
-    except type(error):
-        return ExceptionInfo()

@@ -6,19 +6,18 @@ meanwhile (``Run.call``), in the order in which it does so. So a run waits for R
 
 import asyncio
 import contextvars
+import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from celery.exceptions import Reject, Retry
 
 from celery_durable import coroutines
-
-if TYPE_CHECKING:
-    from celery_durable.worker.asyncio_pool.member import Step
+from celery_durable.worker.asyncio_pool.step import Step
 
 T = TypeVar("T")
 
@@ -30,17 +29,20 @@ class RunEndedError(BaseException):
 class Run(coroutines.Run):
     """One of many on the loop."""
 
-    def __init__(self, number: int, name: str, task_id: str, loop: asyncio.AbstractEventLoop, step: "Step") -> None:
+    def __init__(self, number: int, task: Any, task_id: str, loop: asyncio.AbstractEventLoop, step: Step) -> None:
         """Remember whose it is; ``number`` is the main process's, ``step`` the memory that is shared with it."""
         super().__init__()
-        self.number, self.name, self.task_id = number, name, task_id
+        self.number, self.name, self.task_id = number, task.name, task_id
         self._loop, self._shared = loop, step
         # Calls for the thread, and None when the coroutine has ended.
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._failure: Exception | None = None
         self._guard = threading.Lock()
-        self._inside = True
-        self._reason = ""
+        # Whether its end is a matter of its code, and not of Redis, to which Celery tells its beginning and its end.
+        # Of a function that is none of ``async def`` nobody knows.
+        self._is_async = coroutines.is_async(task)
+        self._inside, self._over = not self._is_async, False
+        self._soft, self._reason = False, ""
 
     def step(self, running: bool) -> None:
         """Let the main process know whose code runs."""
@@ -56,17 +58,21 @@ class Run(coroutines.Run):
         Raises:
             RunEndedError: it was ended from outside, however the coroutine took that.
         """
-        context = contextvars.copy_context()
-        self._loop.call_soon_threadsafe(self._begin, coroutine, context)
-        while call := self._calls.get():
-            call()
         with self._guard:
-            self._inside = False
-            if self._reason:
-                raise RunEndedError(self._reason)
+            self._inside = not self._reason
+        if self._inside:
+            self._loop.call_soon_threadsafe(self._begin, coroutine, contextvars.copy_context())
+            while call := self._calls.get():
+                call()
+        elif inspect.iscoroutine(coroutine):
+            coroutine.close()
+        with self._guard:
+            self._inside, self._over = False, True
+        if self._reason:
+            raise RunEndedError(self._reason)
         assert self.task  # noqa: S101 - it has ended
         try:
-            result = coroutines.outcome(self.task)
+            result: T = coroutines.outcome(self.task)
         except Retry as retry:
             if self._failure:
                 raise Reject(self._failure, requeue=False) from retry  # as Celery's `retry` does
@@ -80,21 +86,26 @@ class Run(coroutines.Run):
         task.add_done_callback(lambda _: self._calls.put(None))
         if self._reason:
             task.cancel()
+        elif self._soft:
+            self._loop.call_soon(self.throw, coroutines.SoftLimit())
 
     def soft_limit(self) -> bool:
-        """Raise SoftTimeLimitExceeded in the coroutine; tell whether it runs."""
-        if self._inside and self.task:
-            self._loop.call_soon_threadsafe(self.throw, coroutines.SoftLimit())
-        return self._inside and self.task is not None
+        """Raise SoftTimeLimitExceeded in the coroutine, or in what it is about to be; tell whether there is one."""
+        if self._over or not self._is_async:
+            return False
+        self._soft = True
+        self._loop.call_soon_threadsafe(self.throw, coroutines.SoftLimit())
+        return True
 
     def end(self, reason: str) -> bool:
-        """Cancel it; tell whether its end is a matter of its code, and not of storing its result."""
+        """Cancel it; tell whether it has to end at once. What is about to begin does not begin any more."""
         with self._guard:
-            if not self._inside:
+            if self._over:
                 return False
             self._reason = reason
+            inside = self._inside
         self._loop.call_soon_threadsafe(self._cancel)
-        return True
+        return inside
 
     def _cancel(self) -> None:
         if self.task:
@@ -122,7 +133,7 @@ class Run(coroutines.Run):
         def call() -> None:
             try:
                 value = function()
-            except Exception as error:  # noqa: BLE001 - it is raised where it is awaited
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
                 self._loop.call_soon_threadsafe(answer, answered.set_exception, error)
             else:
                 self._loop.call_soon_threadsafe(answer, answered.set_result, value)
