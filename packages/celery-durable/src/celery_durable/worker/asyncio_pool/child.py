@@ -55,7 +55,7 @@ def _let_go_of_sockets(but: int) -> None:
                 continue
             with socket.socket(fileno=os.dup(number)) as duplicate:
                 if duplicate.family in (socket.AF_INET, socket.AF_INET6):
-                    os.dup2(nothing, number)
+                    os.dup2(nothing, number, inheritable=False)
     os.close(nothing)
 
 
@@ -167,7 +167,7 @@ class Child:
             logger.warning("The event loop of process %d is blocked by %s:\n%s", os.getpid(), whose, stack, extra=extra)
             while self._ticked == ticked:
                 time.sleep(LAG_INTERVAL)
-            self._send("lag", 0, run.name if run else "", self._ticked - ticked)
+            self._send("lag", 0, run.name if run else "callback", self._ticked - ticked)
 
 
 def complete(coroutine: Awaitable[Any]) -> Any:

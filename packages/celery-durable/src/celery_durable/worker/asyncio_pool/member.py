@@ -24,7 +24,7 @@ from celery_durable.worker.results import MAIN_PROCESS_RETRIES
 
 logger = logging.getLogger(__name__)
 
-_numbers = itertools.count(1)
+_numbers, _processes = itertools.count(1), itertools.count(1)
 
 # Why a run is ended from outside.
 TIME_LIMIT, TERMINATED = "time limit", "terminated"
@@ -85,7 +85,9 @@ class Member:
         self.step = Step()
         self.connection, theirs = Pipe()
         inherited = [self.connection, *(other.connection for other in others)]
-        self.process = Process(target=main, args=(theirs, inherited, self.step, *initargs))
+        self.process = Process(
+            target=main, name=f"AsyncioPool-{next(_processes)}", args=(theirs, inherited, self.step, *initargs)
+        )
         self.process.start()
         theirs.close()
         self.jobs: dict[int, Job] = {}
