@@ -17,10 +17,10 @@ from billiard import Process
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import Terminated, WorkerLostError
 
+from celery_durable.options import Variables, number, read
 from celery_durable.worker.asyncio_pool.child import main
 from celery_durable.worker.asyncio_pool.step import Step
 from celery_durable.worker.request import NeighbourLostError
-from celery_durable.worker.results import MAIN_PROCESS_RETRIES
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,22 @@ _numbers, _processes = itertools.count(1), itertools.count(1)
 # Why a run is ended from outside.
 TIME_LIMIT, TERMINATED = "time limit", "terminated"
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+# Processes, unless it is said; each holds a copy of the application.
+MOST_PROCESSES = 2
+# Of the unit, and not of the application, which may bring options of its own.
+VARIABLES: Variables = {"DURABLE_POOL_PROCESSES": ("processes", number(1), "a number, at least 1")}
+
+
+def processes_of(limit: int) -> int:
+    """Return how many processes share ``limit`` slots.
+
+    Raises:
+        OptionError: the variable has a wrong value.
+    """
+    default = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    return min(int(read(VARIABLES, os.environ).get("processes", default)), limit)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,7 +90,7 @@ class Member:
     """One process with one event loop, and the runs that it was given."""
 
     def __init__(self, initargs: tuple[Any, ...], others: list["Member"], *, alone: bool) -> None:
-        """Fork it; to be called from a thread that lives as long as the pool: the kernel ends a child with it.
+        """Fork it.
 
         Args:
             initargs: the application and the name of the worker.
@@ -105,13 +121,10 @@ class Member:
         self,
         on_message: Callable[["Member", tuple[Any, ...]], None],
         on_end: Callable[["Member"], None],
-        app: Any,
     ) -> None:
         """Send and receive, in threads: neither waits for a process that is stuck."""
         threading.Thread(target=self._send, name=f"to-{self.pid}", daemon=True).start()
-        threading.Thread(
-            target=self._receive, args=(on_message, on_end, app), name=f"from-{self.pid}", daemon=True
-        ).start()
+        threading.Thread(target=self._receive, args=(on_message, on_end), name=f"from-{self.pid}", daemon=True).start()
 
     def tell(self, *message: Any) -> None:
         """Send a message, soon."""
@@ -152,9 +165,7 @@ class Member:
             while message := self._outbox.get():
                 self.connection.send(message)
 
-    def _receive(self, on_message: Callable[..., None], on_end: Callable[["Member"], None], app: Any) -> None:
-        # The backend belongs to the thread. What it cannot store runs again, as with prefork.
-        app.backend.max_retries = MAIN_PROCESS_RETRIES
+    def _receive(self, on_message: Callable[..., None], on_end: Callable[["Member"], None]) -> None:
         while True:
             try:
                 message = self.connection.recv()

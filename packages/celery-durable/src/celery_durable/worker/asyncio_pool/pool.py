@@ -1,10 +1,11 @@
 """Celery's side of the pool: it hands out runs, watches their limits, and replaces processes."""
 
 import logging
-import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery.concurrency.base import BasePool
@@ -12,10 +13,10 @@ from celery.concurrency.prefork import _run_ready_callbacks
 from kombu.asynchronous import get_event_loop
 
 from celery_durable.metrics import figures
-from celery_durable.options import Variables, number, read
 from celery_durable.worker.asyncio_pool.limits import Limits
-from celery_durable.worker.asyncio_pool.member import Job, Member
+from celery_durable.worker.asyncio_pool.member import Job, Member, processes_of
 from celery_durable.worker.delivery import suspicions
+from celery_durable.worker.results import MAIN_PROCESS_RETRIES
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +24,12 @@ logger = logging.getLogger(__name__)
 LOOK_INTERVAL = 1.0
 # Seconds that a process has at the end of the worker to close what tasks have opened.
 EXIT_PATIENCE = 5.0
+# Seconds between two attempts to fork.
+FORK_INTERVAL = 0.05
 # Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
 ISOLATED_AT = 3
 # How a run can end in its process.
 ENDS = ("done", "raised", "ended")
-# Processes, unless it is said; each holds a copy of the application.
-MOST_PROCESSES = 2
-# Of the unit, and not of the application, which may bring options of its own.
-VARIABLES: Variables = {"DURABLE_POOL_PROCESSES": ("processes", number(1), "a number, at least 1")}
-
-
-def processes_of(limit: int) -> int:
-    """Return how many processes share ``limit`` slots.
-
-    Raises:
-        OptionError: the variable has a wrong value.
-    """
-    default = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-    return min(int(read(VARIABLES, os.environ).get("processes", default)), limit)
 
 
 class TaskPool(BasePool):
@@ -62,15 +51,18 @@ class TaskPool(BasePool):
         self._fork_at, self._looked = 0.0, 0.0
         # Taken again by a signal's handler, which may stop the pool.
         self._changed = threading.Condition(threading.RLock())
+        # Held while a request is told something, which uses Celery's own locks: a child that is forked meanwhile would
+        # find them locked for ever.
+        self._telling = threading.Lock()
+        self._fork_asked = False
         self._limits = Limits(self._changed, self._jobs)
         self._ending = False
         self._keeper = threading.Thread(target=self._keep, name="asyncio-pool", daemon=True)
 
     def on_start(self) -> None:
         """Fork the processes."""
+        self._fork_what_is_missing()
         self._keeper.start()
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._members) == self._processes)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> Job:  # type: ignore[override]
         """Run a task as soon as a slot is free."""
@@ -119,6 +111,7 @@ class TaskPool(BasePool):
         hub = get_event_loop()
         while self._jobs or self._waiting or self._suspects:
             time.sleep(0.05)
+            self._fork_what_is_missing()
             if hub is not None:
                 # Nothing else acknowledges, and sends heartbeats, while a worker stops.
                 hub.fire_timers()
@@ -185,6 +178,13 @@ class TaskPool(BasePool):
 
     # The threads of the members: their callbacks store results, so nothing is held meanwhile.
 
+    @contextmanager
+    def _tell(self) -> Iterator[None]:
+        """Let a request store how it ended, as the main loop does with prefork: what it cannot store runs again."""
+        with self._telling:
+            self.app.backend.max_retries = MAIN_PROCESS_RETRIES  # the backend belongs to the thread
+            yield
+
     def _on_message(self, member: Member, message: tuple[Any, ...]) -> None:
         kind, number, *rest = message
         if kind == "lag":
@@ -199,16 +199,17 @@ class TaskPool(BasePool):
                 self._limits.watch(job, rest[0])
             elif kind == "outside":
                 job.kill_at = None
-        if kind == "accepted":
-            job.accept_callback(member.pid, job.accepted)
-        elif kind == "soft":
-            job.timeout_callback(True, job.soft_limit)
-        elif kind == "done":
-            job.callback(rest[0])
-        elif kind == "raised":
-            job.error_callback(rest[0])
-        elif kind == "ended":
-            job.tell_of_end()
+        with self._tell():
+            if kind == "accepted":
+                job.accept_callback(member.pid, job.accepted)
+            elif kind == "soft":
+                job.timeout_callback(True, job.soft_limit)
+            elif kind == "done":
+                job.callback(rest[0])
+            elif kind == "raised":
+                job.error_callback(rest[0])
+            elif kind == "ended":
+                job.tell_of_end()
 
     def _on_end(self, member: Member) -> None:
         """A process has ended: tell who is to blame, and what runs again."""
@@ -229,9 +230,10 @@ class TaskPool(BasePool):
             return
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
-        member.tell_of_death([job for job in jobs if job.accepted is not None])
+        with self._tell():
+            member.tell_of_death([job for job in jobs if job.accepted is not None])
 
-    # The keeper: the thread whose children the processes are.
+    # The keeper: a thread, so that limits hold while the main loop waits for Redis.
 
     def _keep(self) -> None:
         with self._changed:
@@ -239,35 +241,50 @@ class TaskPool(BasePool):
                 try:
                     pause = self._look_after_all(time.monotonic())
                 except Exception:
-                    # The processes would end with this thread.
                     logger.exception("Looking after the pool's processes failed; it is tried again")
                     pause = LOOK_INTERVAL
                 self._changed.wait(pause)
+            # Where there is no main loop, they are this thread's.
             self._changed.wait_for(lambda: not self._members)
 
     def _look_after_all(self, now: float) -> float:
         """Do what is due; return the seconds until something is again."""
-        self._fork_what_is_missing(now)
+        pause = LOOK_INTERVAL
+        if self._missing():
+            pause = FORK_INTERVAL
+            if (hub := get_event_loop()) is None:
+                self._fork_what_is_missing()
+            elif not self._fork_asked:
+                self._fork_asked = True
+                hub.call_soon(self._fork_what_is_missing)
         self._limits.enforce(now)
         if now - self._looked >= LOOK_INTERVAL:
             self._looked = now
             self._watch_memory()
-        return min(max(self._limits.next() - time.monotonic(), 0.0), LOOK_INTERVAL)
+        return min(max(self._limits.next() - time.monotonic(), 0.0), pause)
 
-    def _fork_what_is_missing(self, now: float) -> None:
+    def _missing(self) -> list[bool]:
+        """Return for each process that is to be forked whether it is for one run at a time."""
         able = [member for member in self._members if not member.draining]
         missing = [False] * (self._processes - len([member for member in able if not member.alone]))
         if self._suspects and not any(member.alone for member in able):
             missing.append(True)
-        if missing and now < self._fork_at:
-            return
-        for alone in missing:
-            member = Member(self.options["initargs"], self._members, alone=alone)
-            self._members.append(member)
-            member.serve(self._on_message, self._on_end, self.app)
-        if missing:
-            self._hand_out()
-            self._changed.notify_all()
+        return missing if time.monotonic() >= self._fork_at else []
+
+    def _fork_what_is_missing(self) -> None:
+        """Fork, in the main loop: no lock of Celery's is held then, and the kernel ends a child with its thread."""
+        self._fork_asked = False
+        if not self._telling.acquire(blocking=False):
+            return  # it is tried again
+        try:
+            with self._changed:
+                for alone in self._missing():
+                    member = Member(self.options["initargs"], self._members, alone=alone)
+                    self._members.append(member)
+                    member.serve(self._on_message, self._on_end)
+                self._hand_out()
+        finally:
+            self._telling.release()
 
     def _watch_memory(self) -> None:
         most = self.options.get("max_memory_per_child")
