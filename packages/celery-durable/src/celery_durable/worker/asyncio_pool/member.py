@@ -141,12 +141,15 @@ class Member:
         number, since = self.step.now()
         return number if number and now - since >= seconds else 0
 
-    def memory(self) -> int:
-        """Return how much it has, in KiB like Celery's ``max_memory_per_child``; 0 when it has ended."""
+    def has_more_than(self, most: int) -> bool:
+        """Tell whether it has more memory than ``most`` KiB, as Celery counts ``max_memory_per_child``."""
         try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_KIB
+            memory = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_KIB
         except (OSError, IndexError):
-            return 0
+            return False  # it has ended
+        if memory > most:
+            logger.warning("The process %d of the pool has %d KiB: it is replaced", self.pid, memory)
+        return memory > most
 
     def tell_of_death(self, jobs: list[Job]) -> None:
         """Tell requests that its process has ended: which run is to blame, and that the others run again."""

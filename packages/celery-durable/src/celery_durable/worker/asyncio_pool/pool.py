@@ -28,7 +28,7 @@ EXIT_PATIENCE = 5.0
 FORK_INTERVAL = 0.05
 # Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
 ISOLATED_AT = 3
-# How a run can end in its process.
+# How a run can end.
 ENDS = ("done", "raised", "ended")
 
 
@@ -54,9 +54,8 @@ class TaskPool(BasePool):
         # Held while a request is told something, which uses Celery's own locks: a child that is forked meanwhile would
         # find them locked for ever.
         self._telling = threading.Lock()
-        self._fork_asked = False
         self._limits = Limits(self._changed, self._jobs)
-        self._ending = False
+        self._fork_asked = self._ending = False
         self._keeper = threading.Thread(target=self._keep, name="asyncio-pool", daemon=True)
 
     def on_start(self) -> None:
@@ -112,8 +111,7 @@ class TaskPool(BasePool):
         while self._jobs or self._waiting or self._suspects:
             time.sleep(0.05)
             self._fork_what_is_missing()
-            if hub is not None:
-                # Nothing else acknowledges, and sends heartbeats, while a worker stops.
+            if hub is not None:  # nothing else acknowledges, and sends heartbeats, while a worker stops
                 hub.fire_timers()
                 _run_ready_callbacks(hub)
         self._end_processes(EXIT_PATIENCE)
@@ -125,9 +123,8 @@ class TaskPool(BasePool):
         self._end_processes(0)
 
     def _get_info(self) -> dict[str, Any]:
-        implementation = f"{type(self).__module__}:{type(self).__name__}"
         return {
-            "implementation": implementation,
+            "implementation": f"{type(self).__module__}:{type(self).__name__}",
             "max-concurrency": self.limit,
             "processes": [member.pid for member in self._members],
             "runs": {str(member.pid): len(member.jobs) for member in self._members},
@@ -216,13 +213,11 @@ class TaskPool(BasePool):
         with self._changed:
             self._members.remove(member)
             if not member.given:
-                # It does not start, and the next one may not either.
                 self._fork_at = time.monotonic() + LOOK_INTERVAL
             jobs = list(member.jobs.values())
             for job in jobs:
                 del self._jobs[job.number]
-                if job.accepted is None:
-                    # It has not begun.
+                if job.accepted is None:  # it has not begun
                     job.member, job.reason, job.kill_at = None, "", None
                     self._waiting.appendleft(job)
             self._changed.notify_all()
@@ -289,8 +284,7 @@ class TaskPool(BasePool):
     def _watch_memory(self) -> None:
         most = self.options.get("max_memory_per_child")
         for member in self._members if most else ():
-            if not member.draining and (used := member.memory()) > most:
-                logger.warning("The process %d of the pool has %d KiB: it is replaced", member.pid, used)
+            if not member.draining and member.has_more_than(most):
                 self._drain(member)
 
     def _end_processes(self, patience: float) -> None:
