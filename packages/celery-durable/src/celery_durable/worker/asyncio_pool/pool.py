@@ -28,8 +28,7 @@ EXIT_PATIENCE = 5.0
 FORK_INTERVAL = 0.05
 # Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
 ISOLATED_AT = 3
-# How a run can end.
-ENDS = ("done", "raised", "ended")
+ENDS = ("done", "raised", "ended")  # how a run can end
 
 
 class TaskPool(BasePool):
