@@ -40,6 +40,10 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE"
 HISTOGRAMS = {
     "run": ("celery_task_run_seconds", "Seconds that a run of a task took."),
     "wait": ("celery_task_wait_seconds", "Seconds between a task's id or ETA and the beginning of its run."),
+    "loop_lag": (
+        "celery_event_loop_lag_seconds",
+        "Seconds that a task held its event loop, above one.",
+    ),
 }
 
 

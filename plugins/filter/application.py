@@ -153,6 +153,20 @@ def _name_refusals(variable: str, name: Any) -> Iterator[str]:
         yield f"{variable} has {name}, which is the platform's own: take it out."
 
 
+def pool_option(pool: Mapping[str, Any]) -> str:
+    """Return what Celery's ``--pool`` says of one of celery_worker_pools; a pool that is not its own is "custom"."""
+    kind = str(pool.get("pool", "prefork"))
+    return "custom" if kind == "asyncio" else kind
+
+
+def pool_environment(pool: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that a worker of one of celery_worker_pools has besides those of all workers."""
+    if pool.get("pool") != "asyncio":
+        return {}
+    processes = {"DURABLE_POOL_PROCESSES": str(pool["processes"])} if "processes" in pool else {}
+    return {"CELERY_CUSTOM_WORKER_POOL": "celery_durable.worker.asyncio_pool:TaskPool", **processes}
+
+
 class FilterModule:
     """The filters under their names in templates."""
 
@@ -161,6 +175,8 @@ class FilterModule:
         return {
             "application_refusals": application_refusals,
             "described": described,
+            "pool_environment": pool_environment,
+            "pool_option": pool_option,
             "redis_variables": redis_variables,
             "release_refusals": release_refusals,
             "variables_read": variables_read,

@@ -27,7 +27,10 @@ VARIABLES: dict[str, Any] = {
     "log_level": "warning",
     "queue_max_length": 77,
     "celery_worker_concurrency": 7,
-    "celery_worker_pools": [{"name": "default"}, {"name": "slow", "queues": ["slow"], "concurrency": 2}],
+    "celery_worker_pools": [
+        {"name": "default", "pool": "asyncio", "processes": 3},
+        {"name": "slow", "queues": ["slow"], "concurrency": 2},
+    ],
     "celery_worker_memory_max": "25%",
     "celery_worker_watchdog_seconds": 33,
     "api_processes": 3,
@@ -263,3 +266,11 @@ def test_each_pool_of_workers_is_a_service_that_redis_lets_at_its_queues(rendere
     assert {"--queues=slow", "--concurrency=2", "--hostname=slow@%h"} <= set(slow)
     (worker,) = [rules for rules in compose(rendered).redis["broker"]["user"] if rules.startswith("worker ")]  # type: ignore[index]
     assert "~slow" in worker.split()
+
+
+def test_a_pool_of_event_loops_is_the_librarys_on_every_target(rendered: Path) -> None:
+    files = ["worker.service", "supervisor.conf", "compose.yaml", "kubernetes/workers.yml"]
+    for text in ((rendered / name).read_text() for name in files):
+        assert text.count("--pool=custom") == 1
+        assert re.search(r"CELERY_CUSTOM_WORKER_POOL\W+(value: ?.)?celery_durable.worker.asyncio_pool:TaskPool", text)
+        assert re.search(r"DURABLE_POOL_PROCESSES\W+(value: ?.)?3", text)

@@ -15,27 +15,32 @@ def memory_bytes(size: str, total: int) -> int:
     return total * number // 100 if unit == "%" else number * UNITS[unit]
 
 
-def worker_services(pools: list[Mapping[str, Any]], every: Mapping[str, Any]) -> list[dict[str, Any]]:
+def worker_services(
+    pools: list[Mapping[str, Any]], every: Mapping[str, Any], options: list[str], environments: list[Mapping[str, str]]
+) -> list[dict[str, Any]]:
     """Return a service for each of the worker's pools; the pool "default" has the plain name.
 
     Args:
         pools: celery_worker_pools.
         every: what all have: ``command`` without the pool's options, ``concurrency`` and ``queues`` of those without.
+        options: each pool's kind, as Celery's ``--pool`` has it.
+        environments: what each pool has in its environment besides.
     """
     services = []
-    for pool in pools:
+    for pool, option, environment in zip(pools, options, environments, strict=True):
         concurrency = int(pool.get("concurrency", every["concurrency"]))
         command = [
             *every["command"],
             # A container's host name is its own, and stays when it starts again (docs/decisions/0010).
             f"--hostname={pool['name']}@%h",
             f"--queues={','.join(pool.get('queues', every['queues']))}",
-            f"--pool={pool.get('pool', 'prefork')}",
+            f"--pool={option}",
             f"--concurrency={concurrency}",
         ]
         name = "celery-worker" if pool["name"] == "default" else f"celery-worker-{pool['name']}"
         pids = 64 + 64 * concurrency
-        services.append({**every, "name": name, "command": command, "concurrency": concurrency, "pids": pids})
+        own = {"name": name, "command": command, "concurrency": concurrency, "pids": pids}
+        services.append({**every, **own, "environment": {**every["environment"], **environment}})
     return services
 
 

@@ -13,6 +13,7 @@ from celery_durable import secret_files
 from celery_durable.options import OptionError, Options
 
 LOADER = "celery_durable.loader:load"
+ASYNCIO_POOL = "celery_durable.worker.asyncio_pool:TaskPool"
 
 
 def prepare() -> None:
@@ -50,6 +51,10 @@ def main() -> None:
         from celery_durable.check import main as check  # noqa: PLC0415
 
         check(arguments[1:])
+    from celery import concurrency  # noqa: PLC0415
+
+    # Before the command line's choices are made.
+    concurrency.ALIASES["asyncio"] = ASYNCIO_POOL
     from celery.bin.celery import main as celery  # noqa: PLC0415
 
     sys.exit(celery())

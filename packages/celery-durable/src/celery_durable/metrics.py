@@ -34,7 +34,9 @@ LONGEST_ID = 100
 # Upper bounds in seconds. Agent tasks run for 10 to 30 s and end after 60 s at most, unless the limits are raised.
 RUN_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0)
 WAIT_BUCKETS = (0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-BUCKETS = {"run": RUN_BUCKETS, "wait": WAIT_BUCKETS}
+# Of an event loop that runs none of its other runs meanwhile.
+LAG_BUCKETS = (2.0, 5.0, 10.0, 30.0, 60.0)
+BUCKETS = {"run": RUN_BUCKETS, "wait": WAIT_BUCKETS, "loop_lag": LAG_BUCKETS}
 OVER = "+Inf"
 # How a run can end.
 SUCCEEDED, RETRIED, FAILED, TIMED_OUT, DIED = OUTCOMES = ("succeeded", "retried", "failed", "timed_out", "died")
@@ -68,6 +70,10 @@ class Figures:
         """A task's run ended; ``outcome`` is one of OUTCOMES."""
         self._add("ended", task, outcome)
         self._observe("run", task, seconds)
+
+    def lagged(self, task: str, seconds: float) -> None:
+        """A task held the event loop of its process, which it shares with others, for more than a second."""
+        self._observe("loop_lag", task, seconds)
 
     def failed(self, task: str, task_id: str, outcome: str, error: str) -> None:
         """A task's run failed for good; ``error`` is one line that tells no secret."""

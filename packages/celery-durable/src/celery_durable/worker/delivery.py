@@ -58,6 +58,8 @@ REDIS_TIMEOUT = 2
 PRIORITY_SEPARATOR, PRIORITY_STEPS = "\x06\x16", (3, 6, 9)
 # Seconds in which a task that was given to the pool is known to run.
 START_ALLOWANCE = 2.0
+# The property of a message that counts the processes which died with its run beside others, none of which is to blame.
+SUSPECTED = "suspected"
 # Messages whose end Redis is told in one round trip.
 FLUSH_AT_ONCE = 100
 
@@ -73,6 +75,7 @@ class Delivery:
     countdown: float = 0.0  # seconds from then until it may run
     given_back: bool = False
     buried: bool = False
+    suspected: bool = False
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -224,8 +227,15 @@ class Deliveries:
             queue = keys.queue_of(delivery.unacked)
             again: str | bytes = delivery.raw
             if message := None if signing.refusal(queue, delivery.raw) else signing.parse(delivery.raw):
+                if delivery.suspected:
+                    message["properties"][SUSPECTED] = suspicions(message["properties"]) + 1
                 again = _returned(queue, message)
             self._tell(Notice(tag, scripts.REQUEUE, [delivery.unacked, queue], [delivery.raw, again]))
+
+    def suspect(self, tag: str) -> None:
+        """The message's run was in a process that died, and may have been what ended it."""
+        if delivery := self._held.get(tag):
+            delivery.suspected = True
 
     def bury(self, tag: str, reason: str) -> None:
         """Put the message where only an operator takes it from; the first reason counts."""
@@ -550,6 +560,12 @@ def _returned(queue: str, message: dict[str, Any]) -> str:
     returns = properties.get("returns")
     properties["returns"] = returns + 1 if isinstance(returns, int) else 1
     return signing.changed(queue, message)
+
+
+def suspicions(properties: dict[str, Any]) -> int:
+    """Return in how many processes that died a message's run was, when none of their runs was to blame."""
+    number = properties.get(SUSPECTED)
+    return number if isinstance(number, int) else 0
 
 
 def _waited(headers: dict[str, Any], at: float) -> bool:

@@ -27,6 +27,8 @@ _main, _time_limit = 0, float(NO_LIMIT)
 def install() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
     signals.worker_init.connect(_use_our_classes)
+    signals.worker_init.connect(_run_coroutines)
+    signals.worker_process_shutdown.connect(_close_what_tasks_share)
     signals.worker_init.connect(_push_retries_however_long_it_takes)
     signals.worker_init.connect(_remember_the_main_process)
     signals.worker_init.connect(_share_memory)
@@ -42,6 +44,19 @@ def _use_our_classes(**_: Any) -> None:
 
     pools.install()
     strategy.create_request_cls = request.request_class  # type: ignore[attr-defined]
+
+
+def _run_coroutines(sender: Any, **_: Any) -> None:
+    from celery_durable import coroutines  # noqa: PLC0415 - only a worker needs it
+
+    sender.app.finalize()
+    coroutines.adopt(sender.app)
+
+
+def _close_what_tasks_share(**_: Any) -> None:
+    from celery_durable import coroutines, resources  # noqa: PLC0415
+
+    coroutines.run_here(resources.close)
 
 
 def _push_retries_however_long_it_takes(sender: Any, **_: Any) -> None:

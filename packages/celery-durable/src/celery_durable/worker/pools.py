@@ -11,9 +11,7 @@ from celery.concurrency import prefork, solo, thread
 from celery.concurrency.asynpool import AsynPool
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-
-class TaskExitedError(Exception):
-    """A task raised what is no error, like SystemExit. In a process of its own that would have ended the process."""
+from celery_durable.coroutines import TaskExitedError
 
 
 class Pool(AsynPool):

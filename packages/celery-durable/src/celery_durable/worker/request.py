@@ -16,6 +16,7 @@ from celery.exceptions import (
     Reject,
     Retry,
     SoftTimeLimitExceeded,
+    Terminated,
     TimeLimitExceeded,
     WorkerLostError,
 )
@@ -23,13 +24,14 @@ from celery.states import READY_STATES, SUCCESS
 from celery.utils.serialization import get_pickleable_exception
 from celery.worker import request
 from celery.worker.request import create_request_cls
+from celery.worker.state import task_ready
 
 from celery_durable.connection import is_outage
 from celery_durable.masking import mask, mask_all
 from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
 from celery_durable.redelivery import MAX_REDELIVERIES
 from celery_durable.revocations import revocations
-from celery_durable.worker.delivery import deliveries
+from celery_durable.worker.delivery import deliveries, suspicions
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,15 @@ HEADER_TYPES: dict[str, tuple[type, ...]] = {
 DEATH_RETRY_DELAY = 2
 # Outcomes after which a task does not run again.
 FINAL_FAILURES = (FAILED, TIMED_OUT, DIED)
+
+
+class NeighbourLostError(WorkerLostError):
+    """A run's process has ended, for the sake of another run or for no reason that is known."""
+
+    def __init__(self, reason: str = "", suspected: bool = False) -> None:
+        """Say why; ``suspected`` where this run, like each other in the process, may have ended it."""
+        super().__init__(reason)
+        self.suspected = suspected
 
 
 class Request(request.Request):
@@ -144,14 +155,28 @@ class Request(request.Request):
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
+        if isinstance(error, NeighbourLostError) and self.task.acks_late and self._runs_again(error):
+            return
         self._outcome, self._error = self._outcome_of(error), _one_line(error)
         if isinstance(error, Reject) and not error.requeue:
             self._bury(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
-                self._bury(f"Its process died in each of {self._context.retries + 1} runs: {error}")
+                times = suspicions(self.message.properties) or self._context.retries
+                self._bury(f"Its process died in each of {times + 1} runs: {error}")
             self.acknowledge()
         self._count()
+
+    def _runs_again(self, error: NeighbourLostError) -> bool:
+        """Requeue a run that is not to blame for its process's end; what was in too many of them fails instead."""
+        if error.suspected:
+            if suspicions(self.message.properties) >= MAX_REDELIVERIES:
+                return False
+            deliveries.suspect(self.message.delivery_tag)
+        logger.warning("Task %s goes back to its queue: %s", self.id, error, extra=self._log_fields())
+        task_ready(self)
+        self.reject(requeue=True)
+        return True
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """It is not run, or was terminated."""
@@ -167,7 +192,11 @@ class Request(request.Request):
         task, delay = self.task, self.task.default_retry_delay
         task.default_retry_delay = min(delay, DEATH_RETRY_DELAY)
         try:
-            runs_again = bool(task.acks_late) and super()._retry_worker_lost(exc, exc_info)
+            runs_again = (
+                bool(task.acks_late)
+                and not isinstance(exc, NeighbourLostError)
+                and super()._retry_worker_lost(exc, exc_info)
+            )
         finally:
             task.default_retry_delay = delay
         if runs_again:
@@ -186,7 +215,7 @@ class Request(request.Request):
     def _outcome_of(self, error: BaseException) -> str | None:
         if isinstance(error, WorkerLostError):
             return DIED  # unless it runs again
-        if isinstance(error, Ignore | Reject):
+        if isinstance(error, Ignore | Reject | Terminated):
             return None
         if isinstance(error, Retry):
             return RETRIED
