@@ -163,19 +163,26 @@ def slow_pool(host: Host) -> str:
 
 
 def test_pools_are_data_and_a_change_restarts_what_it_concerns(
-    host: Host, converge: Converge, worker: Supervision
+    host: Host, api: Api, converge: Converge, worker: Supervision
 ) -> None:
     before = worker.pid()
     pools: list[dict[str, object]] = [
         {"name": "default"},
-        {"name": "slow", "queues": ["slow", "slower"], "concurrency": 1, "pool": "threads"},
+        {"name": "slow", "queues": ["slow", "slower"], "concurrency": 40, "pool": "asyncio", "processes": 1},
     ]
     added = converge(celery_worker_pools=pools)
     assert added.returncode == 0, added.stdout
     command = host.check_output(f"tr '\\0' ' ' </proc/{slow_pool(host)}/cmdline")
     assert "--queues=slow,slower" in command
-    assert "--pool=threads" in command
     assert worker.pid() == before, "the other pool was restarted"
+
+    # Twenty at once in one process, in the sandbox of the unit or program.
+    routes = {"app.agents.tasks.example_task.example_agent_task": "slow"}
+    routed = converge(celery_worker_pools=pools, task_routes=routes)
+    assert routed.returncode == 0, routed.stdout
+    for task in [api.enqueue() for _ in range(20)]:
+        api.wait(task)
+    assert len(host.check_output(f"pgrep --parent {slow_pool(host)}").split()) == 1
 
     changed = converge(log_level="debug")
     assert changed.returncode == 0, changed.stdout
