@@ -81,6 +81,8 @@ def test_programs_on_hosts_use_no_proxy(name: str, monkeypatch: pytest.MonkeyPat
 def test_nothing_asks_in_another_way() -> None:
     """Whoever adds a client of HTTP adds it to the tests above."""
     for file in [*REPOSITORY.glob("playbooks/files/*.py"), *REPOSITORY.glob("roles/*/files/*")]:
+        if file.is_dir():  # what Python keeps of those that a test has loaded
+            continue
         assert "urlopen(" not in file.read_text(), file
     for file in [*TASK_FILES, *REPOSITORY.glob("roles/*/templates/*")]:
         for line in file.read_text().splitlines():

@@ -205,7 +205,8 @@ def render(template: str) -> str:
     }
     loader = jinja2.FileSystemLoader(REPOSITORY / "roles/celery_worker/templates")
     environment = jinja2.Environment(loader=loader, trim_blocks=True)  # noqa: S701 - no HTML
-    environment.filters |= load_plugin("plugins/filter/egress.py").FilterModule().filters()
+    for plugin in ("egress", "application"):
+        environment.filters |= load_plugin(f"plugins/filter/{plugin}.py").FilterModule().filters()
     text: str = environment.get_template(template).render(values)
     return text + "\n"
 
