@@ -162,9 +162,19 @@ class TestStop:
                 worker.stop()
                 api.stop()
 
-    def test_second_phase_requeues_what_does_not_finish(self, redis_server: RedisServer, tmp_path: Path) -> None:
-        env = {**redis_server.environment(8, 9), "TASK_SOFT_TIME_LIMIT": "1", "TASK_TIME_LIMIT": "2"}
-        worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker")
+    @pytest.mark.parametrize(
+        ("settings", "options"),
+        [
+            ({"TASK_SOFT_TIME_LIMIT": "1", "TASK_TIME_LIMIT": "2"}, ()),
+            ({}, ("--soft-time-limit=1", "--time-limit=2")),
+        ],
+        ids=["settings", "command line"],
+    )
+    def test_second_phase_requeues_what_does_not_finish(
+        self, redis_server: RedisServer, tmp_path: Path, settings: dict[str, str], options: tuple[str, ...]
+    ) -> None:
+        env = {**redis_server.environment(8, 9), **settings}
+        worker = start_worker(tmp_path / "worker.log", env, *options, app="tests.faulty_worker")
         enqueue = "from tests.faulty_worker import endless; endless.delay()"
         Program([sys.executable, "-c", enqueue], tmp_path / "enqueue.log", env).process.wait(10)
         worker.wait_for_output("Task started")
@@ -173,6 +183,7 @@ class TestStop:
         assert time.monotonic() - started < 2 + SECOND_PHASE_MARGIN + SOFT_SHUTDOWN_TIMEOUT + 5
         assert redis_server.client(8).llen(DEFAULT_QUEUE) == 1
         assert nothing_is_held(redis_server.client(8))
+        redis_server.client(8).delete(DEFAULT_QUEUE)
 
 
 def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path: Path) -> None:

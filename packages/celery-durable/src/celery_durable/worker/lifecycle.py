@@ -26,6 +26,7 @@ _main, _time_limit = 0, float(NO_LIMIT)
 
 def install() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
+    signals.worker_init.connect(_know_the_limits_of_the_command_line)
     signals.worker_init.connect(_use_our_classes)
     signals.worker_init.connect(_run_coroutines)
     signals.worker_process_shutdown.connect(_close_what_tasks_share)
@@ -34,6 +35,11 @@ def install() -> None:
     signals.worker_init.connect(_share_memory)
     signals.worker_process_init.connect(_end_with_the_worker)
     signals.worker_shutting_down.connect(_shutting_down)
+
+
+def _know_the_limits_of_the_command_line(sender: Any, **_: Any) -> None:
+    # --time-limit: Celery keeps it from the settings, which the stop, leases and retries go by.
+    sender.app.conf.update(task_time_limit=sender.time_limit, task_soft_time_limit=sender.soft_time_limit)
 
 
 def _use_our_classes(**_: Any) -> None:
