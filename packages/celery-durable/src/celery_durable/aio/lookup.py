@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.keys import ACCEPTED
@@ -86,15 +86,31 @@ class Lookup:
             for task_id, times in zip(missing, accepted, strict=True):
                 if times is not None or self._remembers(task_id):
                     found[task_id] = None
-            # A worker stores the result before it acknowledges: it may have done both between the two questions.
-            await self._add_stored(found, [task_id for task_id in missing if task_id not in found])
+            if unknown := [task_id for task_id in missing if task_id not in found]:
+                await self._look_again(found, unknown)
         return found
 
     async def _add_stored(self, found: Found, task_ids: Sequence[str]) -> None:
-        # For a key of another type MGET answers nothing, and it holds nothing of Celery's.
-        if task_ids:
+        if task_ids:  # whoever asked may have gone away
             stored: list[Any] = await self._results.mget([f"{RESULT}{task_id}" for task_id in task_ids])
             found.update({task_id: one for task_id, one in zip(task_ids, stored, strict=True) if one is not None})
+
+    async def _look_again(self, found: Found, task_ids: Sequence[str]) -> None:
+        """Add what is stored of tasks that nobody seems to know.
+
+        A worker stores the result before it acknowledges: it may have done both since the first question.
+        """
+        pipeline = self._results.pipeline(transaction=False)
+        for task_id in task_ids:
+            pipeline.get(f"{RESULT}{task_id}")
+        for task_id, one in zip(task_ids, await pipeline.execute(raise_on_error=False), strict=True):
+            if isinstance(one, ResponseError) and "WRONGTYPE" in str(one):
+                # A key of another type, for which MGET answers nothing: what it holds is not Celery's.
+                found[task_id] = b""
+            elif isinstance(one, Exception):
+                raise one
+            elif one is not None:
+                found[task_id] = one
 
 
 async def _in_time(answer: Awaitable[Found]) -> Found:
