@@ -182,7 +182,8 @@ def test_pools_are_data_and_a_change_restarts_what_it_concerns(
     assert routed.returncode == 0, routed.stdout
     for task in [api.enqueue() for _ in range(20)]:
         api.wait(task)
-    assert len(host.check_output(f"pgrep --parent {slow_pool(host)}").split()) == 1
+    # Under supervisor the worker has another child, its watchdog.
+    assert len(host.check_output(f"pgrep --parent {slow_pool(host)} --full -- --hostname=slow").split()) == 1
 
     changed = converge(log_level="debug")
     assert changed.returncode == 0, changed.stdout
