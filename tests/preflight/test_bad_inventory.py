@@ -119,6 +119,14 @@ CASES = {
         {"celery_worker_pools": [{"name": "a"}, {"name": "a"}]}, ["celery_worker_pools", "once"]
     ),
     "pool-whose-name-names-no-file": Case({"celery_worker_pools": [{"name": "a" * 64}]}, ["celery_worker_pools", "63"]),
+    "pool-asyncio-without-a-process": Case(
+        {"celery_worker_pools": [{"name": "a", "pool": "asyncio", "processes": 0}]},
+        ["pool 'a' 0 processes", "at least 1"],
+    ),
+    "processes-of-a-pool-that-has-none-to-share": Case(
+        {"celery_worker_pools": [{"name": "a", "processes": 2}]}, ["pool 'a' processes", "asyncio"]
+    ),
+    "pool-asyncio": Case({"celery_worker_pools": [{"name": "a", "pool": "asyncio", "processes": 2}]}, []),
     "pool-without-queues": Case({"celery_worker_pools": [{"name": "a", "queues": []}]}, ["celery_worker_pools", "'a'"]),
     "worker-memory-without-unit": Case(
         {"celery_worker_memory_max": "512"}, ["celery_worker_memory_max is '512'", "M, G"]
