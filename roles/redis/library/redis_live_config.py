@@ -208,12 +208,14 @@ def apply_users(redis: Redis, users: dict[str, list[str]], keep_rights: bool, ch
 
 
 def disconnect(redis: Redis, names: set[str], seconds: int) -> list[str]:
-    """End connections of these users that were opened more than so many seconds ago; return what they were."""
+    """End connections of these users that were opened more than so many seconds ago; return what they were.
+
+    Redis counts an age in begun seconds, so this connection can be one of them; the command never ends it (SKIPME).
+    """
     lines = [dict(word.split("=", 1) for word in line.split()) for line in redis.call("CLIENT", "LIST").splitlines()]
     old = [line for line in lines if line["user"] in names and int(line["age"]) > seconds]
-    for line in old:
-        redis.call("CLIENT", "KILL", "ID", line["id"])
-    return [f"connection of {line['user']} from {line['addr']}" for line in old]
+    ended = [line for line in old if redis.call("CLIENT", "KILL", "ID", line["id"])]
+    return [f"connection of {line['user']} from {line['addr']}" for line in ended]
 
 
 def denials(redis: Redis, names: set[str], seconds: int) -> list[str]:
