@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.agents.config import DEFAULT_QUEUE
-from app.api.body import READ_BUDGET
 from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import new_task_id
 from celery_durable.web.rate_limit import MAX_CLIENTS, RateLimiter
+from durable_console.web.body import READ_BUDGET
 from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
 
 JSON = {"content-type": "application/json"}

@@ -15,8 +15,9 @@ import yaml
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from app.api.prometheus import Snapshot, _Queue, instrument
+from app.api.prometheus import instrument
 from app.api.tasks import ENQUEUED
+from durable_console.web.prometheus import Snapshot, _Queue
 from tests.support import REPOSITORY
 
 GRAFANA = REPOSITORY / "deploy/grafana"

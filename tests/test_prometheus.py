@@ -15,8 +15,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.prometheus import SNAPSHOT_SECONDS
 from celery_durable.aio.workforce import ALIVE_SECONDS
+from durable_console.web.prometheus import SNAPSHOT_SECONDS
 from tests.support import Api, Program, RedisServer, free_port, start_worker, wait_until
 
 pytestmark = pytest.mark.integration

@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.alerts import GROUP_KEPT, MAX_GROUPS
-from app.api.prometheus import SNAPSHOT_SECONDS
-from app.api.status import SILENT_SECONDS
 from celery_durable.entries import HEARD
 from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, figures
+from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
+from durable_console.web.prometheus import SNAPSHOT_SECONDS
+from durable_console.web.status import SILENT_SECONDS
 from tests.support import Api, Program, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration

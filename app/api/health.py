@@ -1,12 +1,11 @@
-"""Is the process alive, can it take work, do workers answer."""
+"""Is the process alive, can it take work. Whether workers answer: durable_console.web.health."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from redis.exceptions import RedisError
 
-from app.api.errors import RETRY_AFTER, documented, unavailable
-from app.api.models import Health, Readiness, WorkersHealth
+from app.api.models import Health, Readiness
 from app.settings import get_settings
-from celery_durable.aio.inspector import Answers, Inspector
+from durable_console.web.errors import documented, unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -55,22 +54,4 @@ def _says_absent(seconds: int) -> str:
         f"{sentence}; tasks are rejected."
         if seconds >= limit
         else f"{sentence}; tasks wait, and are rejected after {limit} s."
-    )
-
-
-@router.get("/celery", responses={503: {"model": WorkersHealth}})
-async def celery(request: Request, response: Response) -> WorkersHealth:
-    """List the workers that answer within a second and count their running tasks."""
-    inspector: Inspector = request.app.state.inspector
-    try:
-        active = await inspector.ask("active")
-    except RedisError:
-        active = Answers()
-    if not active:
-        response.status_code = 503
-        response.headers.update(RETRY_AFTER)
-    return WorkersHealth(
-        status="healthy" if active else "unhealthy",
-        workers=sorted(active),
-        active_tasks=sum(map(len, active.values())),
     )

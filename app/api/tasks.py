@@ -15,8 +15,7 @@ from redis.exceptions import RedisError
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from app.agents.tasks.example_task import example_agent_task
-from app.api.body import read_batch_request, read_enqueue_request, read_json
-from app.api.errors import documented
+from app.api.body import read_batch_request, read_enqueue_request
 from app.api.models import (
     IDEMPOTENCY_HELP,
     BatchRequest,
@@ -30,12 +29,14 @@ from app.api.models import (
     TaskStatus,
 )
 from app.api.outcome import Outcome, describe, known, unknown
-from app.api.security import ProtectedRoute
 from app.settings import get_settings
 from celery_durable.aio.arrivals import Arrivals
 from celery_durable.aio.lookup import Found, Lookup
 from celery_durable.aio.publisher import KeyReusedError, NewTask, Publisher
 from celery_durable.task_ids import created
+from durable_console.web.body import read_json
+from durable_console.web.errors import documented
+from durable_console.web.security import ProtectedRoute
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
 

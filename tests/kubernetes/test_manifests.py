@@ -15,7 +15,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.prometheus import Snapshot, _Queue
+from durable_console.web.prometheus import Snapshot, _Queue
 from tests.kubernetes.conftest import Rendered
 from tests.kubernetes.manifests import (
     DEPLOY,

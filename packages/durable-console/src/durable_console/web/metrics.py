@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.api.errors import documented
-from app.api.models import CeleryMetrics, TaskMetrics, WorkerMetrics
-from app.api.prometheus import Prometheus
-from app.api.security import MetricsRoute, ProtectedRoute
 from celery_durable.aio.inspector import Inspector
+from durable_console.web.errors import documented
+from durable_console.web.models import CeleryMetrics, TaskMetrics, WorkerMetrics
+from durable_console.web.prometheus import Prometheus
+from durable_console.web.security import MetricsRoute, ProtectedRoute
 
 router = APIRouter(prefix="/metrics", tags=["metrics"], route_class=ProtectedRoute, responses=documented(401, 429))
 

@@ -1,4 +1,4 @@
-"""What Alertmanager tells of alerts: kept in the broker, where each API process finds it for the status page.
+"""What Alertmanager tells of alerts: kept in the broker, where each process finds it for the status page.
 
 Alertmanager tells a whole group at a time, all that fires of it and what does so no more, and repeats what fires every
 five minutes (roles/monitoring): a group that it repeats no more is forgotten.
@@ -15,13 +15,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis
 
-from app.api.body import read_json
-from app.api.errors import documented
-from app.api.security import MetricsRoute
-from app.settings import get_settings
 from celery_durable import entries
 from celery_durable.entries import HEARD
 from celery_durable.keys import ALERTS
+from durable_console.web.body import read_json
+from durable_console.web.errors import documented
+from durable_console.web.security import MetricsRoute
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ router = APIRouter(prefix="/status", tags=["status"], route_class=MetricsRoute, 
 )
 async def take_alerts(request: Request) -> None:
     """Take what Alertmanager says of a group of alerts, for the status page."""
-    notification = await read_json(request, get_settings().max_body_bytes, Notification)
+    notification = await read_json(request, request.app.state.max_body_bytes, Notification)
     await _remember(request.app.state.broker, notification)
 
 

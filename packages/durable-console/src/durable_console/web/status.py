@@ -20,16 +20,16 @@ from markupsafe import Markup
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.api.alerts import Firing, firing, heard
-from app.api.errors import documented
-from app.api.headers import page_policy
-from app.api.prometheus import SNAPSHOT_SECONDS, Prometheus, Snapshot
-from app.api.security import PageRoute
-from app.settings import get_settings
 from celery_durable import entries
 from celery_durable.aio.workforce import ALIVE_SECONDS
 from celery_durable.keys import ALERTS
 from celery_durable.metrics import DIED, FAILED, FAILURES, FAILURES_KEPT, MINUTE, RETRIED, SUCCEEDED, TIMED_OUT
+from celery_durable.options import current
+from durable_console.web.alerts import Firing, firing, heard
+from durable_console.web.errors import documented
+from durable_console.web.headers import page_policy
+from durable_console.web.prometheus import SNAPSHOT_SECONDS, Prometheus, Snapshot
+from durable_console.web.security import PageRoute
 
 T = TypeVar("T")
 
@@ -100,9 +100,9 @@ class Recent:
 class Observer:
     """Looks, and keeps the page for a moment."""
 
-    def __init__(self, prometheus: Prometheus, broker: Redis, results: Redis) -> None:
-        """Look at these."""
-        self._prometheus, self._broker, self._results = prometheus, broker, results
+    def __init__(self, prometheus: Prometheus, broker: Redis, results: Redis, *, name: str = "API") -> None:
+        """Look at these; ``name`` is what makes the page."""
+        self._prometheus, self._broker, self._results, self._name = prometheus, broker, results, name
         self._page = ""
         self._taken = float("-inf")
         self._lock = asyncio.Lock()
@@ -114,7 +114,7 @@ class Observer:
                 seen, recent, results = await asyncio.gather(
                     _in_time(self._prometheus.snapshot()), _in_time(self._recent()), _in_time(self._results.ping())
                 )
-                self._page = render(seen or Snapshot(), recent, results=bool(results))
+                self._page = render(seen or Snapshot(), recent, results=bool(results), name=self._name)
                 self._taken = time.monotonic()
             return self._page
 
@@ -147,17 +147,18 @@ async def _in_time(question: Awaitable[T]) -> T | None:
         return None
 
 
-def render(seen: Snapshot, recent: Recent | None, *, results: bool) -> str:
+def render(seen: Snapshot, recent: Recent | None, *, results: bool, name: str = "API") -> str:
     """Return the page.
 
     Args:
         seen: what Prometheus gets.
         recent: the last hour; None when the broker does not answer.
         results: whether the Redis with the results answers.
+        name: what makes the page.
     """
     broker = seen.up and recent is not None
     recent = recent or Recent(now=int(time.time()))
-    parts = _parts(seen, recent, broker=broker, results=results)
+    parts = [Part(name, "ok", "works", "It made this page."), *_parts(seen, recent, broker=broker, results=results)]
     outcomes = {name: sum(minute.get(name, 0) for minute in recent.minutes) for name in (SUCCEEDED, RETRIED)}
     waits = [minute["wait_sum"] / minute["wait"] for minute in recent.minutes if minute.get("wait")]
     waited = sum(minute.get("wait", 0) for minute in recent.minutes)
@@ -184,7 +185,6 @@ def render(seen: Snapshot, recent: Recent | None, *, results: bool) -> str:
 
 def _parts(seen: Snapshot, recent: Recent, *, broker: bool, results: bool) -> list[Part]:
     return [
-        Part("API", "ok", "works", "It made this page."),
         _redis_part("Broker", broker, "tasks are neither accepted nor begun"),
         _redis_part("Results", results, "tasks in hand wait until they can store theirs"),
         _workers_part(seen, broker=broker),
@@ -203,7 +203,7 @@ def _workers_part(seen: Snapshot, *, broker: bool) -> Part:
     if not broker:
         return Part("Workers", "unknown", "unknown", "They report through the broker.")
     alive = sum(state["silent"] < ALIVE_SECONDS for state in seen.workers.values())
-    expected = get_settings().workers_expected
+    expected = current().workers_expected
     text = f"{alive} of {expected} alive." if expected else f"{alive} alive."
     if not alive:
         return Part("Workers", "bad", "broken", f"{text} Tasks wait.")

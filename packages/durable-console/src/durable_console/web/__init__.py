@@ -1,0 +1,29 @@
+"""Metrics, status page, workers' health and alerts: routers, which an application of FastAPI's may include.
+
+``durable-console serve`` is a service of these alone, for an application that has none of them.
+"""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from celery_durable.aio.inspector import Inspector
+from durable_console.web import alerts, health, metrics, status
+from durable_console.web.prometheus import Prometheus
+
+ROUTERS = (metrics.scraped, health.router, metrics.router, status.router, alerts.router)
+# Content security policies of pages, by their path, for ``SecurityHeaders``.
+POLICIES = {status.PATH: status.POLICY}
+
+
+def prepare(state: Any, broker: Redis, results: Redis, *, name: str) -> None:
+    """Put what the routers need into an application's state; besides, they want ``guard`` and ``max_body_bytes`` there.
+
+    Args:
+        state: the application's.
+        broker: a client of the broker.
+        results: a client of the Redis with the results.
+        name: what the status page calls the service that makes it.
+    """
+    state.inspector, state.prometheus = Inspector(broker), Prometheus(broker)
+    state.observer = status.Observer(state.prometheus, broker, results, name=name)
