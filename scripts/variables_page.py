@@ -22,6 +22,7 @@ ROLES = [
     "celery_worker",
     "celery_beat",
     "api",
+    "console",
     "flower",
     "compose",
     "load_balancer",

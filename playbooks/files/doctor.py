@@ -1162,23 +1162,55 @@ def api(url: str, key_file: str, hard_limit: int, app: str, paths: Sequence[str]
         what = f"the API {fails} ({words(status, body)})"
         yield Finding(CRITICAL, what, "BrokerUnreachable" if key_file else "ApiDown", UNITS)
         return
-    if not key_file:
+    if key_file:
+        shown = Shown("the API", url, key_file, workers_path, "ApiDown")
+        yield from metrics(shown, hard_limit, app)
+
+
+@apart
+def console(url: str, hard_limit: int, app: str) -> Iterator[Finding]:
+    """Look at the console of an application that has no metrics of the platform, and at what it says."""
+    status, body = ask(f"{url}/health", {})
+    if status != 200:
+        why = listener(urlsplit(url).port or 80, f"{app}-console") or because(f"{app}-console")
+        what = f"the console does not answer at {url} ({words(status, body)}){why}"
+        yield Finding(CRITICAL, what, "TargetDown", LATER)
         return
+    key_file = f"/etc/{app}/secrets/console/BACKEND_API_KEY"
+    yield from metrics(Shown("the console", url, key_file, "/health/celery", "TargetDown"), hard_limit, app)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A service that has the platform's metrics, and the page that helps when it answers wrong."""
+
+    name: str
+    url: str
+    key_file: str
+    workers_path: str  # says that workers answer; an empty one is not asked
+    runbook: str
+
+
+def metrics(service: Shown, hard_limit: int, app: str) -> Iterator[Finding]:
+    """Look at what a service says of queues and workers, and of tasks with this hard limit in seconds."""
+    name, url, key_file, runbook = service.name, service.url, service.key_file, service.runbook
+    keys = text(key_file).replace(",", " ").split()
+    headers = {"X-API-Key": keys[0]} if keys else {}
     status, page = ask(f"{url}/metrics", headers)
     if status != 200:
-        what = f"the API answers the key of {key_file} with {status}: it runs with another one, restart it"
-        yield Finding(CRITICAL, what if keys else f"the API answers with {words(status, page)}", "ApiDown", UNITS)
+        what = f"{name} answers the key of {key_file} with {status}: it runs with another one, restart it"
+        yield Finding(CRITICAL, what if keys else f"{name} answers with {words(status, page)}", runbook, UNITS)
         return
     lines = [line.rsplit(" ", 1) for line in page.splitlines() if line[:1] not in ("", "#")]
     figures = {name: float(value) for name, value in lines}
     if figures.get("celery_broker_up") == 0:
-        what = "the API cannot read the queues: Redis broker refuses it something, or a key is not what it should be"
+        what = f"{name} cannot read the queues: Redis broker refuses it something, or a key is not what it should be"
         yield Finding(CRITICAL, what, "RedisDenies", UNITS)
         return
     alive, expected = figures.get("celery_workers_alive", 0), figures.get("celery_workers_expected", 0)
     if alive == 0:
         yield Finding(CRITICAL, "no worker is alive", "NoWorkers", QUEUES)
-    elif workers_path and ask(f"{url}{workers_path}", headers)[0] != 200:
+    elif service.workers_path and ask(f"{url}{service.workers_path}", headers)[0] != 200:
         yield Finding(CRITICAL, "no worker answers", "NoWorkers", QUEUES)
     elif alive < expected:
         yield Finding(WARNING, f"{alive:.0f} of {expected:.0f} workers are alive", "WorkersMissing", QUEUES)
@@ -1587,6 +1619,20 @@ def within(seconds: float, checks: dict[str, Check]) -> list[Finding]:
     return [finding for part in found.values() for finding in list(part)]
 
 
+def pages(given: argparse.Namespace) -> dict[str, Check]:
+    """Return the checks of what answers over HTTP."""
+    checks: dict[str, Check] = {}
+    if given.api:
+        checks["the API"] = lambda: api(given.api, given.key_file, given.hard_limit, given.app, given.api_path or PATHS)
+    if given.console:
+        checks["the console"] = lambda: console(given.console, given.hard_limit, given.app)
+    if given.flower:
+        checks["Flower"] = lambda: flower(given.flower, given.app)
+    if given.monitoring:
+        checks["monitoring"] = lambda: monitoring(*given.monitoring.split(","))
+    return checks
+
+
 def main() -> None:
     """Look at what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -1604,6 +1650,7 @@ def main() -> None:
     parser.add_argument("--key-file", default="", help="the API's key, for its metrics of the platform")
     parser.add_argument("--api-path", action="append", default=[], help="alive, ready and workers, in this order")
     parser.add_argument("--hard-limit", type=int, default=60, metavar="SECONDS")
+    parser.add_argument("--console", metavar="URL")
     parser.add_argument("--flower", metavar="URL")
     parser.add_argument("--monitoring", metavar="PROMETHEUS,ALERTMANAGER")
     parser.add_argument("--record", default="", metavar="DIRECTORY", help="of the last healthy state")
@@ -1626,12 +1673,7 @@ def main() -> None:
         checks["workers"] = lambda: workers(given.app)
     if given.firewall:
         checks["the firewall"] = lambda: firewall(given.port)
-    if given.api:
-        checks["the API"] = lambda: api(given.api, given.key_file, given.hard_limit, given.app, given.api_path or PATHS)
-    if given.flower:
-        checks["Flower"] = lambda: flower(given.flower, given.app)
-    if given.monitoring:
-        checks["monitoring"] = lambda: monitoring(*given.monitoring.split(","))
+    checks |= pages(given)
     if given.state:
         known = [f"--{name}={value}" for name in ("unit", "redis") for value in getattr(given, name)]
         arguments = [given.record, f"--app={given.app}", f"--monitoring={given.monitoring or ''}", *known]

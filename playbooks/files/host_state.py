@@ -17,7 +17,7 @@ UNITS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"), Path("/et
 FIRST_ALLOCATED = 100
 REDIS = Path("/var/lib/redis")
 # What the roles and operators call units of the application.
-PARTS = ("api", "beat", "celery", "flower")
+PARTS = ("api", "beat", "celery", "console", "flower")
 
 
 def packages() -> list[str]:
@@ -29,7 +29,7 @@ def packages() -> list[str]:
 
 def clashes(name: str, root: str) -> Iterator[str]:
     """Say what has the application's names and is somebody else's: accounts, units, a directory below /etc."""
-    for account in (name, *(f"{name}-{part}" for part in ("api", "flower", "operator"))):
+    for account in (name, *(f"{name}-{part}" for part in ("api", "console", "flower", "operator"))):
         try:
             known = pwd.getpwnam(account)
         except KeyError:

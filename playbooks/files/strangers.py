@@ -86,8 +86,8 @@ def redis(host: str, name: str, known: set[str]) -> Iterator[Cause]:
 
 
 def logins(host: str, prefix: str) -> Iterator[Cause]:
-    """Count failed logins in the journals of API and Flower."""
-    for service in ("api", "flower"):
+    """Count failed logins in the journals of API, console and Flower."""
+    for service in ("api", "console", "flower"):
         journal = say("journalctl", "--output=cat", "--no-pager", f"--unit={prefix}-{service}", f"--since={SINCE}")
         failed = len(LOGIN.findall(journal))
         if failed > FAILED:
