@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Process, wait_for
+from conftest import EPHEMERAL, PROJECT, Process, ask, security_exposure, wait_for
 from testinfra.host import Host
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 URL = "http://127.0.0.1:8000"
+CONSOLE = "http://127.0.0.1:8010"
 RELEASE = "/opt/shop/backend"
 STATE = "/var/lib/shop"
 UNITS = (
@@ -27,7 +28,9 @@ UNITS = (
     "shop-celery-reports",
     "shop-beat",
     "shop-api",
+    "shop-console",
     "shop-flower",
+    "prometheus",
 )
 INSTANCES = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
 
@@ -130,6 +133,63 @@ def test_flower_sees_both_workers(host: Host) -> None:
         return all(f"{pool}@foreign-host" in page for pool in ("default", "reports"))
 
     wait_for(seen, "both workers")
+
+
+# The application has none of this itself
+
+
+def look(host: Host, path: str, key: str) -> tuple[int, str]:
+    """Return what the console answers to a key, which no command shows: sudo logs each."""
+    file = f"/etc/shop/secrets/console/{key}"
+    login = f"sed 's/.*/header = \"Authorization: Bearer &\"/' {file}"
+    answer = host.check_output(f"{login} | curl -sS --max-time 10 -w '\\n%{{http_code}}' -K - {CONSOLE}{path}")
+    body, _, status = answer.rpartition("\n")
+    return int(status), body
+
+
+def test_the_console_is_as_tightly_sandboxed_as_the_rest(host: Host) -> None:
+    assert security_exposure(host, "shop-console.service") <= 1.5
+    assert host.check_output("systemctl show --value --property=User shop-console") == "shop-console"
+
+
+def test_queues_and_workers_are_counted_for_who_has_a_key(host: Host, shop: Shop) -> None:
+    (number,) = shop.order("tea")
+    wait_for(lambda: shop.is_done(number, 3), "the order")
+    assert host.check_output(f"curl -sS -o /dev/null -w '%{{http_code}}' {CONSOLE}/metrics") == "401"
+
+    def counted() -> bool:
+        status, page = look(host, "/metrics", "METRICS_API_KEY")
+        assert status == 200
+        queues = [f'celery_queue_length{{queue="{queue}"}}' in page for queue in ("default", "high", "reports")]
+        workers = ["celery_workers_alive 2.0" in page, "celery_workers_expected 2.0" in page]
+        done = re.search(r'celery_tasks_ended_total\{outcome="succeeded",task="[^"]+"\} [1-9]', page)
+        return all([*queues, *workers, done])
+
+    wait_for(counted, "queues, workers and tasks in /metrics")
+
+
+def test_the_monitoring_key_opens_no_page_for_people(host: Host) -> None:
+    assert look(host, "/status", "METRICS_API_KEY")[0] == 401
+    status, page = look(host, "/status", "BACKEND_API_KEY")
+    assert status == 200
+    shown = ("Console", "default", "high", "reports", "default@foreign-host", "reports@foreign-host")
+    assert [word for word in shown if word not in page] == []
+
+
+def test_the_console_says_which_workers_answer(host: Host) -> None:
+    answer = json.loads(host.check_output(f"curl -sS --fail --max-time 10 {CONSOLE}/health/celery"))
+    assert (answer["status"], answer["workers"]) == ("healthy", ["default@foreign-host", "reports@foreign-host"])
+
+
+def test_prometheus_scrapes_it_and_alertmanager_reaches_its_page(host: Host) -> None:
+    def scraped() -> bool:
+        found = [
+            ask(host, f"query?query={name}")["result"] for name in ("up%7Bjob=%22console%22%7D", "celery_workers_alive")
+        ]
+        return [float(series["value"][1]) for result in found for series in result] == [1, 2]
+
+    wait_for(scraped, "the console in Prometheus", 90)
+    wait_for(lambda: "Alertmanager was heard" in look(host, "/status", "BACKEND_API_KEY")[1], "the watchdog", 120)
 
 
 def test_a_killed_worker_loses_no_order(host: Host, shop: Shop) -> None:
