@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from durable_console.flower.__main__ import CONFIG
-from tests.support import ADMIN, REPOSITORY, Program, RedisServer, Stack, free_port
+from tests.support import ADMIN, REPOSITORY, Program, RedisServer, Stack, free_port, wait_until
 
 CONF = """
 import json
@@ -111,3 +111,78 @@ def test_celerys_own_command_runs_flower_with_the_gate(redis_server: RedisServer
         assert httpx.get(url, auth=("admin", password)).status_code == 200
     finally:
         program.stop()
+
+
+# durable-console serve
+
+SERVE = [sys.executable, "-m", "durable_console.serve", "serve"]
+KEYS = {"BACKEND_API_KEY": secrets.token_hex(16), "METRICS_API_KEY": secrets.token_hex(16)}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "BACKEND_API_KEY is not set: give the console a key"),
+        ({"BACKEND_API_KEY": "hidden"}, "BACKEND_API_KEY is rejected: each key must have at least 16"),
+        ({**KEYS, "METRICS_API_KEY": "hidden"}, "METRICS_API_KEY is rejected: each key must have at least 16"),
+        ({**KEYS, "CONSOLE_FAILED_LOGIN_LIMIT": "often"}, "CONSOLE_FAILED_LOGIN_LIMIT='often' is rejected: it must be"),
+        ({**KEYS, "CONSOLE_LOG_LEVEL": "loud"}, "CONSOLE_LOG_LEVEL='loud' is rejected: it must be one of"),
+        ({**KEYS, "DURABLE_WORKERS_EXPECTED": "some"}, "DURABLE_WORKERS_EXPECTED='some' is rejected: it must be"),
+    ],
+)
+def test_a_console_that_everybody_could_use_does_not_start(variables: dict[str, str], sentence: str) -> None:
+    told = run(*SERVE, env={"BACKEND_API_KEY": "", **variables})
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1)
+    assert told.stderr.startswith(sentence)
+    assert "hidden" not in told.stderr
+
+
+@pytest.mark.integration
+def test_it_shows_an_application_that_it_knows_nothing_of(stack: Stack, tmp_path: Path) -> None:
+    port = free_port()
+    variables = {**KEYS, "DURABLE_QUEUES": "celery,reports", "DURABLE_WORKERS_EXPECTED": "1"}
+    console = Program([*SERVE, f"--port={port}"], tmp_path / "console.log", {**stack.env, **variables})
+    console.wait_for_output("Uvicorn running")
+    url = f"http://127.0.0.1:{port}"
+    people, monitoring = ({"X-API-Key": KEYS[name]} for name in ("BACKEND_API_KEY", "METRICS_API_KEY"))
+    assert httpx.get(f"{url}/health").json() == {"status": "healthy"}
+    assert httpx.get(f"{url}/health/celery").status_code == 503
+    stack.redis.client(0).lpush("reports", b"no task of ours")
+    stack.start_worker()
+    wait_until(lambda: httpx.get(f"{url}/health/celery").status_code == 200, 30)
+
+    def counted() -> bool:
+        page = httpx.get(f"{url}/metrics", headers=monitoring).text
+        return {'celery_queue_length{queue="reports"} 1.0', "celery_workers_alive 1.0"} <= {*page.splitlines()}
+
+    wait_until(counted, 30)
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    assert httpx.get(f"{url}/status", headers=monitoring).status_code == 401
+    firing = {"status": "firing", "labels": {"alertname": "DiskFilling", "severity": "critical"}}
+    notification = {"groupKey": "one", "alerts": [firing]}
+    assert httpx.post(f"{url}/status/alerts", json=notification).status_code == 401
+    assert httpx.post(f"{url}/status/alerts", json=notification, headers=monitoring).status_code == 204
+
+    def shown() -> bool:
+        page = httpx.get(f"{url}/status", headers=people)
+        assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
+        return all(word in page.text for word in ("Console", "reports", "DiskFilling"))
+
+    wait_until(shown, 30)
+    assert console.stop() == 0
+    assert not [key for key in KEYS.values() if key in console.output()]
+
+
+@pytest.mark.integration
+def test_it_says_so_while_redis_is_away(stack: Stack, tmp_path: Path) -> None:
+    port = free_port()
+    console = Program([*SERVE, f"--port={port}"], tmp_path / "console.log", {**stack.env, **KEYS})
+    console.wait_for_output("Uvicorn running")
+    stack.redis.stop()
+    url, headers = f"http://127.0.0.1:{port}", {"X-API-Key": KEYS["BACKEND_API_KEY"]}
+    assert "celery_broker_up 0.0" in httpx.get(f"{url}/metrics", headers=headers).text
+    assert "Redis does not answer" in httpx.get(f"{url}/status", headers=headers).text
+    alerts = httpx.post(f"{url}/status/alerts", json={"groupKey": "one", "alerts": []}, headers=headers)
+    assert (alerts.status_code, alerts.headers["retry-after"]) == (503, "5")
+    assert httpx.get(f"{url}/health").status_code == 200
+    console.stop()

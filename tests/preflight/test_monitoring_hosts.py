@@ -15,10 +15,13 @@ from tests.support import REPOSITORY, ansible_report
 pytestmark = pytest.mark.timeout(120)
 
 
-def asked(directory: Path, monitoring: list[str], names: str = "ab", **env: str) -> dict[str, Any]:
+def asked(
+    directory: Path, monitoring: list[str], names: str = "ab", app: dict[str, str] | None = None, **env: str
+) -> dict[str, Any]:
     """Return what each of these hosts would ask, and its exporters' address."""
     hosts = {name: {"private_address": f"10.0.0.{number}"} for number, name in enumerate(names, 1)}
     common = {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "x"), "metrics_api_key": "x", "redis_password": "x"}
+    common |= app or {}
     groups: dict[str, Any] = {name: {"hosts": {host: {} for host in names}} for name in ("workers", "api")}
     groups |= {"redis": {"hosts": {"a": {}}}, "flower": {}, "monitoring": {"hosts": {name: {} for name in monitoring}}}
     inventory = directory / "hosts.json"
@@ -42,6 +45,21 @@ def test_two_monitoring_hosts_ask_where_the_exporters_listen(tmp_path: Path) -> 
     for name in ("a", "b"):
         assert {node["address"] for node in told[name]["nodes"]} == listening
         assert told[name]["redis"] == ["10.0.0.1:9121"]
+
+
+def test_the_samples_api_is_asked_itself(tmp_path: Path) -> None:
+    told = asked(tmp_path, ["a"])["a"]
+    assert (told["apis"], told["consoles"]) == (["127.0.0.1:8000", "10.0.0.2:8000"], [])
+    assert "console" not in told["users"]
+
+
+def test_of_another_application_the_console_is_asked_where_it_listens(tmp_path: Path) -> None:
+    told = asked(tmp_path, ["a"], app={"app_release_source": str(tmp_path), "app_celery": "shop.jobs"})
+    assert told["a"]["apis"] == []
+    assert told["a"]["consoles"] == [f"{told['a']['console']}:8010", f"{told['b']['console']}:8010"]
+    assert told["a"]["open"] == []
+    assert told["b"]["open"] == [{"name": "console", "port": 8010, "from": ["10.0.0.1"]}]
+    assert "console" in told["a"]["users"]
 
 
 def test_the_order_is_the_same_in_each_run(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wsgi": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi"},
     "another-server": {**FOREIGN, "app_asgi": "", "app_command": ["venv/bin/daphne", "--fd", "{fd}", "shop.asgi:app"]},
     "open-flower": {"flower_bind": "0.0.0.0"},  # noqa: S104 - what the rule is about
+    "console-for-others": {**FOREIGN, "console_bind": "10.1.2.3"},
     "broker-elsewhere": {"redis_broker_host": "10.1.2.3"},
     "closed": {"worker_egress": [{"name": "database", "to": ["10.9.0.0/16"], "ports": [5432]}]},
     **{f"redis-{number}": {"redis_host": host} for number, host in enumerate(REDIS_ADDRESSES)},
@@ -218,6 +219,18 @@ def test_a_worker_reaches_redis_the_resolvers_and_what_the_inventory_names(
     assert ("10.7.7.53/32" in unit["IPAddressAllow"][0]) == (variant != "redis-3")
     denied = set(unit["IPAddressDeny"][0].split())
     assert denied == {"any"} if variant == "closed" else {"127.0.0.0/8", "169.254.0.0/16", "fe80::/10"} <= denied
+
+
+def test_the_console_of_an_application_has_its_own_rights_alone(rendered: dict[str, Path]) -> None:
+    unit = service(rendered["foreign"], "console.service")
+    assert unit["User"] == ["shop-console"]
+    directory = "/opt/shop/console/0123456789ab-3.13"
+    assert unit["ExecStart"] == [f"{directory}/venv/bin/durable-console serve --bind=127.0.0.1 --port=8010"]
+    given = {credential.partition(":")[0] for credential in unit["LoadCredential"]}
+    assert {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "BACKEND_API_KEY", "DURABLE_CONTROL_KEY"} <= given
+    assert given & {"DURABLE_SIGNING_KEY", "TASK_SIGNING_KEY", "DATABASE_URL", "RECEIPT_KEY"} == set()
+    assert unit["IPAddressAllow"] == ["localhost"]
+    assert "IPAddressDeny" not in service(rendered["console-for-others"], "console.service")
 
 
 def test_flower_that_others_reach_has_no_list_of_addresses(rendered: dict[str, Path]) -> None:

@@ -25,5 +25,5 @@ def prepare(state: Any, broker: Redis, results: Redis, *, name: str) -> None:
         results: a client of the Redis with the results.
         name: what the status page calls the service that makes it.
     """
-    state.inspector, state.prometheus = Inspector(broker), Prometheus(broker)
+    state.broker, state.inspector, state.prometheus = broker, Inspector(broker), Prometheus(broker)
     state.observer = status.Observer(state.prometheus, broker, results, name=name)
