@@ -31,7 +31,12 @@ def described(source: str, name: str, otherwise: Any = "") -> Any:
 @lru_cache
 def _description(source: str) -> dict[str, Any]:
     file = Path(source or REPOSITORY, "app/platform.yml")
-    return yaml.safe_load(file.read_text()) if file.is_file() else {}
+    try:
+        found = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    except (yaml.YAMLError, ValueError):
+        found = {}
+    # Ours names the Celery application; somebody else may have a file of the same name.
+    return found if isinstance(found, dict) and "app_celery" in found else {}
 
 
 def variables_read(offered: Mapping[str, Any], names: Iterable[str], *, results: bool = True) -> dict[str, Any]:
