@@ -346,10 +346,12 @@ def test_what_redis_says_goes_before_what_its_clients_meet() -> None:
 
 
 def test_a_stopped_worker_goes_before_what_the_api_sees_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = {"/metrics": (200, "celery_broker_up 1.0\ncelery_workers_alive 0.0\ncelery_workers_expected 1.0\n")}
+    pages = {"/metrics": (200, "celery_broker_up 1.0\ncelery_workers_alive 0.0\ncelery_beat_active 0.0\n")}
     monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
     monkeypatch.setattr(script, "ask", lambda url, _: pages.get(url.removeprefix("http://x"), (200, "")))
-    sees = [vars(found) for found in script.api("http://x", "/dev/null", 60, "app") if "worker" in found.what]
+    found = list(script.api("http://x", "/dev/null", 60, "app"))
+    assert ("no beat holds the lease, nothing periodic is sent", "BeatMissing") in [(one.what, one.runbook) for one in found]
+    sees = [vars(one) for one in found if "worker" in one.what]
     stopped = finding(1, "the worker was stopped", script.WORKERS, "NoWorkers", certain=True)
     assert told(host("api1", *sees), host("worker1", stopped)) == ["the worker was stopped", "no worker is alive"]
 

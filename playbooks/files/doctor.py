@@ -1214,6 +1214,8 @@ def metrics(service: Shown, hard_limit: int, app: str) -> Iterator[Finding]:
         yield Finding(CRITICAL, "no worker answers", "NoWorkers", QUEUES)
     elif alive < expected:
         yield Finding(WARNING, f"{alive:.0f} of {expected:.0f} workers are alive", "WorkersMissing", QUEUES)
+    if figures.get("celery_beat_active") == 0:
+        yield Finding(CRITICAL, "no beat holds the lease, nothing periodic is sent", "BeatMissing", QUEUES)
     yield from tasks(figures, hard_limit, app)
 
 

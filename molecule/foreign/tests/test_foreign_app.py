@@ -161,7 +161,7 @@ def test_queues_and_workers_are_counted_for_who_has_a_key(host: Host, shop: Shop
         status, page = look(host, "/metrics", "METRICS_API_KEY")
         assert status == 200
         queues = [f'celery_queue_length{{queue="{queue}"}}' in page for queue in ("default", "high", "reports")]
-        workers = ["celery_workers_alive 2.0" in page, "celery_workers_expected 2.0" in page]
+        workers = ["celery_workers_alive 2.0" in page, "celery_workers_expected 2.0" in page, "celery_beat_active 1.0" in page]
         done = re.search(r'celery_tasks_ended_total\{outcome="succeeded",task="[^"]+"\} [1-9]', page)
         return all([*queues, *workers, done])
 

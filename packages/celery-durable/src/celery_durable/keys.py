@@ -32,6 +32,8 @@ OWNER = "unacked_owner:"
 DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
 ALERTS = "alerts"
+BEAT_LEASE = "durable:beat:"
+BEAT_RUNS = "durable:beat_runs:"
 
 
 def unacked_list(node: str, queue: str) -> str:

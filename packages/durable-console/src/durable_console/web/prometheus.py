@@ -53,6 +53,7 @@ class Snapshot:
     unacknowledged: int = 0
     dead_letters: int = 0
     accepted: int = 0
+    beat: bool | None = None  # whether one of the beats holds the lease; None where there is no lease
     figures: dict[tuple[str, ...], float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> its state, with "silent" seconds
     bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
@@ -98,6 +99,7 @@ class Prometheus:
             pipeline.zrange(keys.LEASES, 0, -1)
             pipeline.llen(keys.DEAD_LETTERS)
             pipeline.hlen(keys.ACCEPTED)
+            pipeline.exists(f"{keys.BEAT_LEASE}{current().beat}")
             for queue in self._queues:
                 pipeline.llen(queue)
                 pipeline.lindex(queue, -1)
@@ -121,8 +123,9 @@ class Prometheus:
         leases = read(keys.LEASES, entries.leases, replies[4], [])
         dead_letters = read.number(keys.DEAD_LETTERS, replies[5])
         accepted = read.number(keys.ACCEPTED, replies[6])
+        beat = bool(read.number("beat", replies[7])) if current().beat else None
         lengths, oldest, deferred = {}, {}, {}
-        for queue, (length, last, aside) in zip(self._queues, zip(*[iter(replies[7:])] * 3, strict=True), strict=True):
+        for queue, (length, last, aside) in zip(self._queues, zip(*[iter(replies[8:])] * 3, strict=True), strict=True):
             lengths[queue] = read.number(queue, length)
             oldest[queue] = _age(entries.expected(last, None)[0], now)
             deferred[queue] = read.number(keys.deferred_list(queue), aside)
@@ -143,6 +146,7 @@ class Prometheus:
             unacknowledged=sum(held),
             dead_letters=dead_letters,
             accepted=accepted,
+            beat=beat,
             figures=figures,
             workers=dict(_states(workers, now, holding)),
             bad=read.bad,
@@ -180,6 +184,8 @@ class _Queue(Collector):
         )
         if not seen.up:
             return
+        if seen.beat is not None:
+            yield GaugeMetricFamily("celery_beat_active", "Whether one of the beats holds the lease.", int(seen.beat))
         yield _gauge("celery_queue_length", "Tasks that wait.", "queue", seen.lengths)
         yield _gauge("celery_queue_oldest_seconds", "Age of the task that waits longest.", "queue", seen.oldest)
         yield _gauge("celery_deferred_tasks", "Tasks that an operator has put aside.", "queue", seen.deferred)
