@@ -16,7 +16,7 @@ CHANGED := monitoring celery_worker
 UNCHANGED := app_release api flower
 # What make nightly adds: these on each Debian release, and these as long as they are.
 MATRIX := redis app_release api flower celery_worker backup rotation
-LONG := chaos_full deploy cluster monitoring monitoring_cluster
+LONG := chaos_full deploy cluster foreign monitoring monitoring_cluster
 # Scenarios at once. More make nothing faster: two processors are busy with Ansible.
 JOBS := 3
 MOLECULE := molecule

@@ -350,7 +350,9 @@ def test_a_stopped_worker_goes_before_what_the_api_sees_of_it(monkeypatch: pytes
     monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
     monkeypatch.setattr(script, "ask", lambda url, _: pages.get(url.removeprefix("http://x"), (200, "")))
     found = list(script.api("http://x", "/dev/null", 60, "app"))
-    assert ("no beat holds the lease, nothing periodic is sent", "BeatMissing") in [(one.what, one.runbook) for one in found]
+    assert ("no beat holds the lease, nothing periodic is sent", "BeatMissing") in {
+        (one.what, one.runbook) for one in found
+    }
     sees = [vars(one) for one in found if "worker" in one.what]
     stopped = finding(1, "the worker was stopped", script.WORKERS, "NoWorkers", certain=True)
     assert told(host("api1", *sees), host("worker1", stopped)) == ["the worker was stopped", "no worker is alive"]

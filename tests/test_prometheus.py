@@ -205,17 +205,6 @@ def test_several_processes_answer_as_one(env: dict[str, str], tmp_path: Path) ->
     server.stop()
 
 
-def test_a_beat_without_a_lease_is_seen(env: dict[str, str], redis: RedisServer, tmp_path: Path) -> None:
-    api = Api(tmp_path / "api.log", {**env, "DURABLE_BEAT": "test"})
-    try:
-        assert scrape(api).of("celery_beat_active") == 0
-        redis.client(0).set("durable:beat:test", "token")
-        assert wait_until(lambda: scrape(api).of("celery_beat_active") == 1, SNAPSHOT_SECONDS + 20)
-    finally:
-        redis.client(0).delete("durable:beat:test")
-        api.stop()
-
-
 def test_without_redis_it_says_so(api: Api, redis: RedisServer) -> None:
     """Last in this file: its Redis is gone afterwards."""
     redis.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -161,7 +162,7 @@ def test_queues_and_workers_are_counted_for_who_has_a_key(host: Host, shop: Shop
         status, page = look(host, "/metrics", "METRICS_API_KEY")
         assert status == 200
         queues = [f'celery_queue_length{{queue="{queue}"}}' in page for queue in ("default", "high", "reports")]
-        workers = ["celery_workers_alive 2.0" in page, "celery_workers_expected 2.0" in page, "celery_beat_active 1.0" in page]
+        workers = ["celery_workers_alive 2.0" in page, "celery_workers_expected 2.0" in page]
         done = re.search(r'celery_tasks_ended_total\{outcome="succeeded",task="[^"]+"\} [1-9]', page)
         return all([*queues, *workers, done])
 
@@ -260,6 +261,25 @@ def test_beat_sends_what_is_due(host: Host, shop: Shop) -> None:
 
     wait_for(sent, "a run that beat has claimed", 90)
     wait_for(lambda: "Sending due task report" in shop.journal("shop-beat"), "beat's log")
+
+
+def test_a_beat_that_is_stopped_is_told(host: Host) -> None:
+    def firing() -> set[str]:
+        alerts = ask(host, "query?query=ALERTS%7Balertstate=%22firing%22%7D")["result"]
+        return {alert["metric"]["alertname"] for alert in alerts}
+
+    def active(figure: float) -> bool:
+        return f"celery_beat_active {figure}" in look(host, "/metrics", "METRICS_API_KEY")[1]
+
+    wait_for(lambda: active(1.0), "the lease in /metrics")
+    host.check_output("systemctl stop shop-beat")
+    try:
+        wait_for(lambda: active(0.0), "the lack of a lease in /metrics")
+        if "SHORT_RUN" not in os.environ:
+            wait_for(lambda: "BeatMissing" in firing(), "the alert", 150)
+    finally:
+        host.check_output("systemctl start shop-beat")
+    wait_for(lambda: active(1.0), "the lease in /metrics")
 
 
 # What outlives a release

@@ -16,7 +16,7 @@ from celery.utils.imports import symbol_by_name
 from redis.exceptions import RedisError
 
 from celery_durable.connection import broker_client
-from celery_durable.keys import BEAT_LEASE, BEAT_RUNS
+from celery_durable.keys import BEAT, BEAT_RUNS
 from celery_durable.options import current
 from celery_durable.scripts import BEAT_CLAIM, BEAT_LEASE, run
 
@@ -36,7 +36,7 @@ class Leased:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Stand by; the arguments are the scheduler's."""
         name = current().beat
-        self._lease, self._runs = f"{BEAT_LEASE}{name}", f"{BEAT_RUNS}{name}"
+        self._lease, self._runs = f"{BEAT}{name}", f"{BEAT_RUNS}{name}"
         self._token = str(uuid.uuid4())
         self._held = self._claimed = False
         self._client = broker_client(current(), socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT)

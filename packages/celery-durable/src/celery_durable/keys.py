@@ -32,7 +32,7 @@ OWNER = "unacked_owner:"
 DEFERRED = "deferred:"
 IDEMPOTENCY = "idempotency:"
 ALERTS = "alerts"
-BEAT_LEASE = "durable:beat:"
+BEAT = "durable:beat:"
 BEAT_RUNS = "durable:beat_runs:"
 
 

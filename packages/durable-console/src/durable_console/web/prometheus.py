@@ -99,7 +99,7 @@ class Prometheus:
             pipeline.zrange(keys.LEASES, 0, -1)
             pipeline.llen(keys.DEAD_LETTERS)
             pipeline.hlen(keys.ACCEPTED)
-            pipeline.exists(f"{keys.BEAT_LEASE}{current().beat}")
+            pipeline.exists(f"{keys.BEAT}{current().beat}")
             for queue in self._queues:
                 pipeline.llen(queue)
                 pipeline.lindex(queue, -1)
