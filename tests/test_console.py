@@ -141,7 +141,7 @@ def test_a_console_that_everybody_could_use_does_not_start(variables: dict[str, 
 @pytest.mark.integration
 def test_it_shows_an_application_that_it_knows_nothing_of(stack: Stack, tmp_path: Path) -> None:
     port = free_port()
-    variables = {**KEYS, "DURABLE_QUEUES": "celery,reports", "DURABLE_WORKERS_EXPECTED": "1"}
+    variables = {**KEYS, "DURABLE_QUEUES": "celery,reports", "DURABLE_WORKERS_EXPECTED": "1", "DURABLE_BEAT": "shop"}
     console = Program([*SERVE, f"--port={port}"], tmp_path / "console.log", {**stack.env, **variables})
     console.wait_for_output("Uvicorn running")
     url = f"http://127.0.0.1:{port}"
@@ -152,11 +152,13 @@ def test_it_shows_an_application_that_it_knows_nothing_of(stack: Stack, tmp_path
     stack.start_worker()
     wait_until(lambda: httpx.get(f"{url}/health/celery").status_code == 200, 30)
 
-    def counted() -> bool:
-        page = httpx.get(f"{url}/metrics", headers=monitoring).text
-        return {'celery_queue_length{queue="reports"} 1.0', "celery_workers_alive 1.0"} <= {*page.splitlines()}
+    def counted(*lines: str) -> bool:
+        return {*lines} <= {*httpx.get(f"{url}/metrics", headers=monitoring).text.splitlines()}
 
-    wait_until(counted, 30)
+    counts = 'celery_queue_length{queue="reports"} 1.0', "celery_workers_alive 1.0", "celery_beat_active 0.0"
+    wait_until(lambda: counted(*counts), 30)
+    stack.redis.client(0).set("durable:beat:shop", "the token of one of the beats")
+    wait_until(lambda: counted("celery_beat_active 1.0"), 30)
     assert httpx.get(f"{url}/metrics").status_code == 401
     assert httpx.get(f"{url}/status", headers=monitoring).status_code == 401
     firing = {"status": "firing", "labels": {"alertname": "DiskFilling", "severity": "critical"}}
