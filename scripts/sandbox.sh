@@ -66,6 +66,7 @@ Try next:
 
   curl -X POST http://127.0.0.1:8000/tasks/enqueue -H "X-API-Key: \$(cat $key)" -H 'Content-Type: application/json' -d '{"data": {"key": "value"}}'
   curl http://127.0.0.1:8000/tasks/status/$task -H "X-API-Key: \$(cat $key)"
+  scripts/burst.py 500                    # 500 runs of ten seconds, all at once
   curl http://127.0.0.1:8000/metrics/celery -H "X-API-Key: \$(cat $key)"
   curl http://127.0.0.1:8000/health/celery
   curl -u admin:\$(cat ${secrets#"$root"/}/flower_password) http://127.0.0.1:5555/flower/api/workers

@@ -106,6 +106,40 @@ class TestEnqueue:
         [entry] = redis_server.client(0).lrange(DEFAULT_QUEUE, 0, -1)
         assert json.loads(entry)["headers"]["id"] == str(task_id)
 
+    def test_a_task_is_chosen_by_its_name_and_goes_where_its_route_says(
+        self, tmp_path: Path, redis_server: RedisServer
+    ) -> None:
+        name = "app.agents.tasks.agent_run.agent_run"
+        env = {**redis_server.environment(0, 1), "TASK_ROUTES": json.dumps({name: "agents"})}
+        several = {"task": "agent_run", "tasks": [{"data": {}}, {"data": {}}]}
+        api = Api(tmp_path / "api.log", env)
+        try:
+            answers = [
+                api.client.post("/tasks/enqueue", json={"task": "agent_run", "data": {}}),
+                api.client.post("/tasks/enqueue/batch", json=several),
+                api.client.post("/tasks/enqueue", json={"task": "example_agent_task", "data": {}}),
+            ]
+            assert [answer.status_code for answer in answers] == [202] * 3
+            entries = {
+                queue: [json.loads(entry)["headers"]["task"] for entry in redis_server.client(0).lrange(queue, 0, -1)]
+                for queue in ("agents", DEFAULT_QUEUE)
+            }
+            assert entries == {
+                "agents": [name] * 3,
+                DEFAULT_QUEUE: ["app.agents.tasks.example_task.example_agent_task"],
+            }
+        finally:
+            api.stop()
+            redis_server.client(0).delete("agents")
+
+    def test_an_idempotency_key_is_one_tasks(self, lonely_api: Api) -> None:
+        bodies = [{"data": {}}, {"data": {}, "task": "agent_run"}, {"data": {}, "task": "example_agent_task"}]
+        first, other, same = (
+            lonely_api.client.post("/tasks/enqueue", json=body, headers={"Idempotency-Key": "of-two"}).json()["task_id"]
+            for body in bodies
+        )
+        assert first == same != other
+
     def test_same_message_as_celery_itself(self, lonely_api: Api, redis_server: RedisServer) -> None:
         data = {"text": "ü€😀", "n": [1, 2.5, None, True]}
         lonely_api.enqueue(data)
@@ -173,6 +207,7 @@ class TestRefused:
             (b"{}", "body.data: Field required"),
             (b'{"data": []}', "body.data: Input should be an object"),
             (b'{"data": {}, "more": 1}', "body.more: Extra inputs are not permitted"),
+            (b'{"data": {}, "task": "os.system"}', "body.task: Input should be 'example_agent_task' or 'agent_run'"),
             (b'{"data": {"a": NaN}}', "data.a: NaN and infinite numbers"),
             (b'{"data": {"a": [-Infinity]}}', "data.a.0: NaN and infinite numbers"),
             (b'{"data": {"a": 1e999}}', "data.a: NaN and infinite numbers"),

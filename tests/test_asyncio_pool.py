@@ -309,6 +309,16 @@ def test_a_blocked_loop_is_reported_with_task_and_stack_and_counted(shared: Farm
     wait_until(lambda: shared.stack.redis.client(0).hget("figures", field) == "1")
 
 
+def test_a_loop_that_is_blocked_until_its_process_is_replaced_is_counted(shared: Farm) -> None:
+    def blocked() -> int:
+        # Its hard limit, and the two seconds until its process is replaced.
+        return int(shared.stack.redis.client(0).hget("figures", "loop_lag\x1ftests.asyncio_worker.limited\x1f5.0") or 0)
+
+    before = blocked()
+    assert shared.error(shared.send("limited", "block", time_limit=0.3)) == "TimeLimitExceeded"
+    wait_until(lambda: blocked() == before + 1)
+
+
 def test_neither_progress_nor_sending_holds_the_loop_while_redis_hangs(shared: Farm) -> None:
     ticks = [shared.send("ticking", 4) for _ in range(4)]
     tasks = [shared.send("waiting", f"hold-{number}", 0) for number in range(2)]
@@ -360,6 +370,9 @@ def test_operators_see_and_resize_it(farm: Farm) -> None:
     assert len(active) == 2
     assert {task["worker_pid"] for task in active} == {*farm.processes()}
     assert farm.stats()["max-concurrency"] == 2
+    reported: Any = wait_until(lambda: farm.stack.redis.client(0).hget("workers", "test@host"))
+    state = json.loads(reported.partition(" ")[2])
+    assert (state["pool"], state["size"]) == ("asyncio", 2)
     control.pool_grow(2, destination=["test@host"], reply=True)
     farm.wait_for_start("n2", "n3")
     assert len(farm.inspect().active()["test@host"]) == 4

@@ -117,6 +117,7 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
     assert seen.of("celery_tasks_started_total", TASK) == 3
     # Prometheus sees the first of them only as an increase from 0.
     assert seen.of("celery_tasks_ended_total", "timed_out", TASK) == 0
+    assert seen.of("celery_event_loop_lag_seconds_count", TASK) == 0
     assert seen.of("celery_task_run_seconds_count", TASK) == 3
     assert 6 < seen.of("celery_task_run_seconds_sum", TASK) < 12
     assert seen.of("celery_task_run_seconds_bucket", "+Inf", TASK) == 3

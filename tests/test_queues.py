@@ -366,6 +366,17 @@ class TestVerdict:
         told = operator.asked("examine", "--seconds=0.1")
         assert (told["verb"], told["slots"]) == ("scale", 2)
 
+    def test_free_slots_of_another_pool_are_none(self, operator: Operator) -> None:
+        full = operator.start_worker(name="full")
+        operator.start_worker("--queues=other", "--concurrency=8", name="free")
+        assert full.process.poll() is None
+        self._backlog(operator, 60)
+        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        told = operator.asked("examine", "--seconds=0.1")
+        assert told["verdict"].startswith("There are too few slots for celery: 2 cannot keep up")
+        assert (told["verb"], told["slots"]) == ("scale", 2)
+        assert [node.partition("@")[0] for node in told["nodes"]] == ["full"]
+
     def test_tasks_are_slower(self, operator: Operator) -> None:
         operator.start_worker("-c", "8")
         operator.send("*[sleeping.delay(0) for _ in range(30)]")

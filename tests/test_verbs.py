@@ -59,6 +59,17 @@ def run(directory: Path, playbook: str, *arguments: str, **variables: object) ->
         ("scale_workers", {"concurrency": "2.5"}, "concurrency is '2.5'"),
         ("scale_workers", {"concurrency": True}, "concurrency is 'True'"),
         ("scale_workers", {"concurrency": 4, "pool": "none"}, "pool one of default with processes"),
+        ("scale_workers", {"concurrency": 1001}, "a whole number from 1 on (1000 at most)"),
+        (
+            "scale_workers",
+            {"concurrency": 2001, "celery_worker_pools": [{"name": "default", "pool": "asyncio"}]},
+            "a whole number from 1 on (2000 at most)",
+        ),
+        (
+            "scale_workers",
+            {"concurrency": 4, "celery_worker_pools": [{"name": "default", "pool": "threads"}]},
+            "one with threads changes its size with the inventory",
+        ),
     ],
 )
 def test_what_cannot_go_well_is_refused(tmp_path: Path, playbook: str, variables: dict[str, Any], words: str) -> None:

@@ -8,7 +8,7 @@ from app.settings import Settings
 from celery_durable import queue_names
 from celery_durable.options import Options
 
-TASK_MODULES = ("app.agents.tasks.example_task",)
+TASK_MODULES = ("app.agents.tasks.example_task", "app.agents.tasks.agent_run")
 DEFAULT_QUEUE = queue_names.DEFAULT_QUEUE
 DEFAULT_MAX_RETRIES = 3
 

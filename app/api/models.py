@@ -37,17 +37,29 @@ TaskId = Annotated[
     str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
 ]
 
+Data = Annotated[dict[str, Any], Field(description="Passed to the task as it is; at most 64 levels deep.")]
+TaskName = Annotated[
+    Literal["example_agent_task", "agent_run"],
+    Field(description="Which task runs; its queue follows from task_routes. An idempotency key belongs to one task."),
+]
+DEFAULT_TASK: TaskName = "example_agent_task"
+
 
 class EnqueueRequest(BaseModel):
     """What a client sends to have a task run."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"data": {"key": "value"}}})
 
-    data: dict[str, Any] = Field(description="Passed to the task as it is; at most 64 levels deep.")
+    data: Data
+    task: TaskName = DEFAULT_TASK
 
 
-class BatchEntry(EnqueueRequest):
+class BatchEntry(BaseModel):
     """A task of a batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Data
 
     idempotency_key: Annotated[str | None, AfterValidator(_visible)] = Field(
         default=None,
@@ -62,6 +74,7 @@ class BatchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tasks: list[BatchEntry] = Field(min_length=1, max_length=LARGEST_BATCH)
+    task: TaskName = DEFAULT_TASK
 
 
 class StatusRequest(BaseModel):

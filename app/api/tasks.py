@@ -14,9 +14,11 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from app.agents.tasks.agent_run import agent_run
 from app.agents.tasks.example_task import example_agent_task
 from app.api.body import read_batch_request, read_enqueue_request
 from app.api.models import (
+    DEFAULT_TASK,
     IDEMPOTENCY_HELP,
     BatchRequest,
     BatchResponse,
@@ -26,6 +28,7 @@ from app.api.models import (
     StatusRequest,
     StatusResponse,
     TaskId,
+    TaskName,
     TaskStatus,
 )
 from app.api.outcome import Outcome, describe, known, unknown
@@ -56,6 +59,7 @@ WAIT_HELP = (
     "Seconds to wait for the task's end before its present state is answered. Where too many wait already, the answer "
     "comes at once and has Retry-After."
 )
+TASKS = {"example_agent_task": example_agent_task, "agent_run": agent_run}
 # Tasks that are described before other requests have their turn.
 SLICE = 20
 NEVER_OR_NO_MORE = "No such task: it was never accepted here, or its result has expired or was dropped to make room."
@@ -89,9 +93,10 @@ async def enqueue(request: Request, idempotency_key: IdempotencyHeader = None) -
         raise HTTPException(422, "Idempotency-Key: must be sent once.")
     body = await read_enqueue_request(request, get_settings().max_body_bytes)
     publisher: Publisher = request.app.state.publisher
-    published = await publisher.publish(example_agent_task, body.data, correlation_id.get(), idempotency_key)
+    task, key = TASKS[body.task], _key_of(body.task, idempotency_key)
+    published = await publisher.publish(task, body.data, correlation_id.get(), key)
     if published.new:
-        ENQUEUED.labels(example_agent_task.name).inc()
+        ENQUEUED.labels(task.name).inc()
     return EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
 
 
@@ -107,15 +112,21 @@ async def enqueue_batch(request: Request) -> BatchResponse:
     if "Idempotency-Key" in request.headers:
         raise HTTPException(422, "Idempotency-Key: each task of a batch has its own, as its idempotency_key.")
     body = await read_batch_request(request, get_settings().max_body_bytes)
-    batch = [NewTask(entry.data, entry.idempotency_key) for entry in body.tasks]
+    task = TASKS[body.task]
+    batch = [NewTask(entry.data, _key_of(body.task, entry.idempotency_key)) for entry in body.tasks]
     publisher: Publisher = request.app.state.publisher
     try:
-        published = await publisher.publish_batch(example_agent_task, batch, correlation_id.get())
+        published = await publisher.publish_batch(task, batch, correlation_id.get())
     except KeyReusedError as error:
         raise HTTPException(422, f"tasks.{error.number}.idempotency_key: {error}") from None
-    ENQUEUED.labels(example_agent_task.name).inc(sum(one.new for one in published))
+    ENQUEUED.labels(task.name).inc(sum(one.new for one in published))
     replicated = all(one.replicated for one in published)
     return BatchResponse(task_ids=[one.task_id for one in published], replicated=None if replicated else False)
+
+
+def _key_of(task: TaskName, key: str | None) -> str | None:
+    """Return a client's idempotency key as that of one task; those of the first task are as they always were."""
+    return key if key is None or task == DEFAULT_TASK else f"{task} {key}"
 
 
 class _AnyText(PathConvertor):

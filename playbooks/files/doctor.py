@@ -65,7 +65,15 @@ URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL")
 # What says that the API lives, is ready, and that workers answer.
 PATHS = ("/health", "/health/ready", "/health/celery")
 # Of these only figures of several minutes tell.
-ONLY_ALERTS = {"ApiErrors", "ApiSlow", "TasksFail", "TasksRetry", "TasksTimeOut", "WorkerRestartLoop"}
+ONLY_ALERTS = {
+    "ApiErrors",
+    "ApiSlow",
+    "EventLoopBlocked",
+    "TasksFail",
+    "TasksRetry",
+    "TasksTimeOut",
+    "WorkerRestartLoop",
+}
 SECRETS = {*URLS, "TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
 SECRETS |= {"DURABLE_SIGNING_KEY", "DURABLE_CONTROL_KEY", "DURABLE_SENTINEL_PASSWORD"}
 # Of quoted logs: bounded, but long enough for a whole chain of exceptions.

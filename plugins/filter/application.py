@@ -18,6 +18,8 @@ ALWAYS = re.compile(r"(CELERY|DURABLE|FLOWER)_[A-Z_]+")
 SERVICES = ("all", "worker", "api")
 # A part of a path below the release.
 PATH = r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*"
+# Slots of the largest pool asyncio (roles/celery_worker/tasks/preflight.yml).
+MOST_SLOTS = 2000
 # Beginnings of what Celery and the platform keep in Redis.
 TAKEN_NAMES = ("celery", "_kombu", "unacked", "accepted", "dead_letters", "deferred:", "figures", "workers", "failures")
 TAKEN = re.compile("|".join(map(re.escape, TAKEN_NAMES)))
@@ -172,6 +174,20 @@ def pool_environment(pool: Mapping[str, Any]) -> dict[str, str]:
     return {"CELERY_CUSTOM_WORKER_POOL": "celery_durable.worker.asyncio_pool:TaskPool", **processes}
 
 
+def pool_tasks_max(pool: Mapping[str, Any], concurrency: int) -> int:
+    """Return how many processes and threads one of celery_worker_pools may have.
+
+    Args:
+        pool: one of them.
+        concurrency: celery_worker_concurrency.
+    """
+    if pool.get("pool") == "asyncio":
+        # A thread for each run, also after the pool has grown; asyncio's 32 for each process, and a library's.
+        return 512 + 2 * MOST_SLOTS
+    # For each task that runs: its process or thread, asyncio's 32 threads at most, and as many of a library.
+    return 64 + 64 * int(pool.get("concurrency", concurrency))
+
+
 class FilterModule:
     """The filters under their names in templates."""
 
@@ -182,6 +198,7 @@ class FilterModule:
             "described": described,
             "pool_environment": pool_environment,
             "pool_option": pool_option,
+            "pool_tasks_max": pool_tasks_max,
             "redis_variables": redis_variables,
             "release_refusals": release_refusals,
             "variables_read": variables_read,

@@ -63,7 +63,7 @@ class Fault:
     why: str = ""  # that the limit is another one
     kills_tasks: bool = False  # a process dies that runs tasks; only these run again
     forgets: bool = False  # Redis loses what it had confirmed
-    pools: tuple[str, ...] = ("prefork", "threads")
+    pools: tuple[str, ...] = ("prefork", "asyncio", "threads")
     quick: bool = False  # belongs to the short run too
 
 
@@ -357,12 +357,12 @@ FAULTS = (
     ),
     Fault(
         "pool child killed",
-        "The task is retried; the others do not notice.",
+        "Its tasks run again; those of other processes do not notice.",
         _kill_child,
         _child_is_gone,
         kills_tasks=True,
         over_at_once=True,
-        pools=("prefork",),
+        pools=("prefork", "asyncio"),
         quick=True,
     ),
     Fault(

@@ -79,8 +79,13 @@ class Host:
 
     @property
     def pool(self) -> str:
-        """Type of the worker's pool: prefork or threads."""
+        """Type of the worker's pool: prefork, asyncio or threads."""
         return self.name.split("-")[2]
+
+    @property
+    def task(self) -> str:
+        """What the load enqueues: coroutines, where the pool is for them."""
+        return "agent_run" if self.pool == "asyncio" else "example_agent_task"
 
     @cached_property
     def url(self) -> str:

@@ -28,6 +28,7 @@ class Load:
     url: str
     key: str = field(repr=False)
     rate: float
+    task: str = "example_agent_task"
     accepted: dict[str, float] = field(default_factory=dict)  # task id -> time of the 202
     refused: int = 0  # 429 and 503
     unanswered: int = 0
@@ -65,9 +66,8 @@ class Load:
         while not self.ended or time.time() < self.ended + PATIENCE:
             begin = time.monotonic()
             with suppress(httpx.TransportError):
-                answer = await client.post(
-                    "/tasks/enqueue", json={"data": {"key": key}}, headers={"Idempotency-Key": key}
-                )
+                body = {"task": self.task, "data": {"key": key}}
+                answer = await client.post("/tasks/enqueue", json=body, headers={"Idempotency-Key": key})
                 self.slowest = max(self.slowest, time.monotonic() - begin)
                 if answer.status_code == 202:
                     self.accepted.setdefault(answer.json()["task_id"], time.time())

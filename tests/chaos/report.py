@@ -16,10 +16,10 @@ HEAD = """# What becomes of accepted tasks when something breaks
 
 Written by `make chaos` on {date} UTC, commit {commit}; do not edit. {verdict}
 
-Each row sends {rate} tasks per second, two seconds of work each, to a host with four task slots: {before:.0f} s
-before the fault, through it, and {after:.0f} s after the recovery. The client repeats a request that got no answer, 429
-or 503, with the same `Idempotency-Key`. A probe in the worker writes every start and end of a task to a ledger outside
-Redis.
+Each row sends {rate} tasks per second, two seconds of work each, to a host with four task slots (pool asyncio:
+coroutines): {before:.0f} s before the fault, through it, and {after:.0f} s after the recovery. The client repeats a
+request that got no answer, 429 or 503, with the same `Idempotency-Key`. A probe in the worker writes every start and
+end of a task to a ledger outside Redis.
 
 ## Hosts
 

@@ -77,7 +77,7 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
     fault.prepare(host)
     try:
         host.forget_ledger()
-        with Load(host.url, host.api_key, pace.rate) as load:
+        with Load(host.url, host.api_key, pace.rate, host.task) as load:
             time.sleep(pace.before)  # this long the load lasts; there is nothing to wait for
             issued = time.clock_gettime(time.CLOCK_BOOTTIME)
             over = _inject(host, fault, result)

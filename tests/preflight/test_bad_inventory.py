@@ -148,6 +148,13 @@ CASES = {
     "concurrency-without-end": Case(
         {"celery_worker_pools": [{"name": "all", "concurrency": 100_000}]}, ["'all' is 100000", "at most 1000"]
     ),
+    "coroutines-without-end": Case(
+        {"celery_worker_pools": [{"name": "a", "pool": "asyncio", "concurrency": 2001}]},
+        ["'a' is 2001", "at most 2000", "asyncio"],
+    ),
+    "coroutines-as-many-as-possible": Case(
+        {"celery_worker_pools": [{"name": "a", "pool": "asyncio", "concurrency": 2000}]}, []
+    ),
     "flower-in-the-place-of-the-api": Case({"flower_url_prefix": "tasks"}, ["flower_url_prefix is 'tasks'", "choose"]),
     "host-without-a-firewall": Case(
         {"hardening_disabled_modules": ["dccp", "nf_tables"]},

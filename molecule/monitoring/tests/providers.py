@@ -2,9 +2,11 @@
 
 ``/var/lib/drill/fail``: calls of tasks that ask for it fail. ``/var/lib/drill/slow``: each call takes as many seconds
 as the file says. ``/var/lib/drill/kill``: each call kills the process. ``/var/lib/drill/grow``: each call keeps as
-many MiB as the file says, instead of what the last one has kept.
+many MiB as the file says, instead of what the last one has kept. ``/var/lib/drill/block``: what a coroutine awaits
+blocks its event loop instead.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -14,7 +16,8 @@ from pathlib import Path
 
 WORLD = Path("/var/lib/drill")
 _kept: list[bytes] = []
-_random, _sleep = random.random, time.sleep
+_random, _sleep, _wait = random.random, time.sleep, asyncio.sleep
+BLOCKED_SECONDS = 1.5
 
 
 def _chance() -> float:
@@ -32,6 +35,14 @@ def _call(seconds: float) -> None:
     _sleep(float(slow.read_text()) if current_task and slow.exists() else seconds)
 
 
+async def _await(seconds: float) -> None:
+    if (WORLD / "block").exists():
+        _sleep(BLOCKED_SECONDS)
+    else:
+        await _wait(seconds)
+
+
 # Other Python programs of the unit import nothing more.
 if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
     random.random, time.sleep = _chance, _call  # type: ignore[assignment]  # the example passes a float
+    asyncio.sleep = _await  # type: ignore[assignment]  # no task wants a result of it

@@ -34,6 +34,12 @@ enqueue() {
     http://127.0.0.1:8000/tasks/enqueue | sed -n 's/.*"task_id": *"\([^"]*\).*/\1/p'
 }
 
+# Runs a program as the worker's user, with its secrets, in a unit of its own.
+as_worker() {
+  systemd-run --quiet --uid=typesafe --working-directory=/opt/typesafe/backend \
+    --setenv=SECRETS_DIRECTORY=/etc/typesafe/secrets/worker "$@"
+}
+
 # Hands in so many tasks.
 enqueue_many() {
   drill_key

@@ -16,7 +16,11 @@ def memory_bytes(size: str, total: int) -> int:
 
 
 def worker_services(
-    pools: list[Mapping[str, Any]], every: Mapping[str, Any], options: list[str], environments: list[Mapping[str, str]]
+    pools: list[Mapping[str, Any]],
+    every: Mapping[str, Any],
+    options: list[str],
+    environments: list[Mapping[str, str]],
+    pids: list[int],
 ) -> list[dict[str, Any]]:
     """Return a service for each of the worker's pools; the pool "default" has the plain name.
 
@@ -25,9 +29,10 @@ def worker_services(
         every: what all have: ``command`` without the pool's options, ``concurrency`` and ``queues`` of those without.
         options: each pool's kind, as Celery's ``--pool`` has it.
         environments: what each pool has in its environment besides.
+        pids: how many processes and threads each pool may have.
     """
     services = []
-    for pool, option, environment in zip(pools, options, environments, strict=True):
+    for pool, option, environment, most in zip(pools, options, environments, pids, strict=True):
         concurrency = int(pool.get("concurrency", every["concurrency"]))
         command = [
             *every["command"],
@@ -38,8 +43,7 @@ def worker_services(
             f"--concurrency={concurrency}",
         ]
         name = "celery-worker" if pool["name"] == "default" else f"celery-worker-{pool['name']}"
-        pids = 64 + 64 * concurrency
-        own = {"name": name, "command": command, "concurrency": concurrency, "pids": pids}
+        own = {"name": name, "command": command, "concurrency": concurrency, "pids": most}
         services.append({**every, **own, "environment": {**every["environment"], **environment}})
     return services
 

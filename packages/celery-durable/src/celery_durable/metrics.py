@@ -102,7 +102,7 @@ class Figures:
             counts, self._counts = self._counts, Counter()
             failures, self._failures = self._failures, deque(maxlen=FAILURES_KEPT)
         state = {
-            "pool": type(self._pool).__module__.rpartition(".")[2],
+            "pool": getattr(self._pool, "kind", type(self._pool).__module__.rpartition(".")[2]),
             "size": size_of(self._pool),
             "busy": len(worker_state.active_requests),
             "held": round(max(time.monotonic() - held_since, 0), 3) if held_since is not None else 0,

@@ -84,10 +84,15 @@ class Look:
         """Tasks that run."""
         return sum(worker["busy"] for worker in self.workers.values())
 
+    def serving(self, queue: str) -> dict[str, dict[str, Any]]:
+        """Return the workers that take from a queue: slots of other pools do not help its tasks."""
+        nodes = {entry.node for entry in self.held if entry.queue == queue}
+        return {node: state for node, state in self.workers.items() if node in nodes}
+
     def is_busy(self, queue: str) -> bool:
         """Tell whether workers take from a queue and each of them runs as many tasks as it can."""
-        nodes = {entry.node for entry in self.held if entry.queue == queue} & self.workers.keys()
-        return bool(nodes) and all(self.workers[node]["busy"] >= self.workers[node]["size"] for node in nodes)
+        workers = self.serving(queue).values()
+        return bool(workers) and all(worker["busy"] >= worker["size"] for worker in workers)
 
     def total(self, name: str) -> float:
         """Return a count of all tasks together."""
@@ -229,9 +234,20 @@ def backlog(first: Look, last: Look, app: Celery) -> dict[str, Any]:
         f"{waits} tasks wait, {last.busy} of {last.size} slots are busy, {drains:.1f} runs end and the queues "
         f"{'grow' if grows > 0 else 'shrink'} by {abs(grows):.1f} tasks each second"
     )
+    nodes = sorted(last.serving(_longest(late))) if late else []
     deferred = sum(entry.length for entry in last.deferred.values())
     aside = f" {deferred} tasks are deferred: verb=resume puts them back." if deferred else ""
-    return {"wrong": bool(late), "verdict": f"{cause} ({figures}).{aside}", **advice, "lines": last.lines()}
+    return {
+        "wrong": bool(late),
+        "verdict": f"{cause} ({figures}).{aside}",
+        **advice,
+        "nodes": nodes,
+        "lines": last.lines(),
+    }
+
+
+def _longest(late: dict[str, Waiting]) -> str:
+    return max(late, key=lambda queue: late[queue].length)
 
 
 def _length(seen: Look, queue: str) -> int:
@@ -244,7 +260,9 @@ def _causes(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what explains a backlog, with what helps; what others follow from comes first."""
     first, last = looks
-    expected, name, by_hand = current().workers_expected, max(late, key=lambda queue: late[queue].length), {"verb": ""}
+    expected, name, by_hand = current().workers_expected, _longest(late), {"verb": ""}
+    workers = last.serving(name).values()
+    size, busy = (sum(worker[member] for worker in workers) for member in ("size", "busy"))
     if (missing := expected - len(last.workers)) > 0:
         yield f"{missing} of {expected} workers are away: no_workers.yml starts them", by_hand
     if name not in {entry.queue for entry in last.held if entry.silent <= LEASE_MARGIN}:
@@ -252,16 +270,15 @@ def _causes(
     oldest = max((worker["held"] for worker in last.workers.values()), default=0)
     if oldest > (app.conf.task_time_limit or NO_LIMIT) + STUCK_MARGIN:
         yield f"Workers are stuck: one has held a task for {oldest:.0f} s; stuck_task.yml frees it", by_hand
-    if last.busy < last.size and not drains:
+    if busy < size and not drains:
         rate = app.conf.task_default_rate_limit
         why = f"task_default_rate_limit is {rate}" if rate else "its workers take none, stuck_task.yml looks at them"
         yield f"Slots are free and tasks of {name} wait: {why}", by_hand
     usual, lately = _mean(last), _mean(last, first)
     if lately > SLOWER * usual:
-        slots = math.ceil(last.size / len(last.workers))
         yield (
             f"Tasks are slower than before, {lately:.1f} s a run instead of {usual:.1f} s: what they call is slow",
-            {"verb": "scale", "slots": slots},
+            {"verb": "scale", "slots": math.ceil(size / max(len(workers), 1))},
         )
     kinds: Counter[str] = sum((entry.kinds for entry in late.values()), Counter())
     task, count = kinds.most_common(1)[0]
@@ -270,10 +287,10 @@ def _causes(
     if task != NOT_OURS and len(known) > 1 and count >= FLOOD * kinds.total():
         share = count / kinds.total()
         yield f"One kind floods {name}: {share:.0%} of what waits is {task}", {"verb": "defer", "task": task}
-    more = max(math.ceil(last.size * max(grows, 0) / drains) if drains else 0, last.size)
+    more = max(math.ceil(size * max(grows, 0) / drains) if drains else 0, size)
     yield (
-        f"There are too few slots for {name}: {last.size} cannot keep up",
-        {"verb": "scale", "slots": math.ceil(more / len(last.workers))},
+        f"There are too few slots for {name}: {size} cannot keep up",
+        {"verb": "scale", "slots": math.ceil(more / max(len(workers), 1))},
     )
 
 

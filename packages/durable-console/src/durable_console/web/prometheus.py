@@ -240,14 +240,16 @@ def _figures(figures: dict[tuple[str, ...], float]) -> Iterator[Metric]:
         if name in counters:
             counters[name].add_metric(labels, value)
     # What has not happened yet is 0: Prometheus sees no increase in a series that begins with its first event.
-    for task in sorted({labels[0] for name, *labels in figures if name in ("started", "ended")}):
+    known = {labels[0] for name, *labels in figures if name in ("started", "ended")}
+    for task in sorted(known):
         for outcome in OUTCOMES:
             if ("ended", task, outcome) not in figures:
                 counters["ended"].add_metric([task, outcome], 0)
     yield from counters.values()
     for name, (metric, text) in HISTOGRAMS.items():
         family = HistogramMetricFamily(metric, text, labels=["task"])
-        for task in sorted({labels[0] for what, *labels in figures if what == name}):
+        tasks = {labels[0] for what, *labels in figures if what == name}
+        for task in sorted(tasks | known if name == "loop_lag" else tasks):
             total, buckets = 0.0, []
             for bound in (*map(str, BUCKETS[name]), OVER):
                 total += figures.get((name, task, bound), 0.0)

@@ -13,7 +13,7 @@ from celery.concurrency.prefork import _run_ready_callbacks
 from kombu.asynchronous import get_event_loop
 
 from celery_durable.metrics import figures
-from celery_durable.worker.asyncio_pool.limits import Limits
+from celery_durable.worker.asyncio_pool.limits import BLOCKED, Limits
 from celery_durable.worker.asyncio_pool.member import Job, Member, processes_of
 from celery_durable.worker.delivery import suspicions
 from celery_durable.worker.results import MAIN_PROCESS_RETRIES
@@ -35,6 +35,7 @@ class TaskPool(BasePool):
     """Used by ``celery-durable -A proj worker --pool asyncio``."""
 
     limit: int
+    kind = "asyncio"
     task_join_will_block = True
     body_can_be_buffer = False
 
@@ -222,6 +223,10 @@ class TaskPool(BasePool):
             self._changed.notify_all()
         if self._ending:
             return
+        # Its own report would have come when the loop was free again.
+        number, since = member.step.now()
+        if number in member.jobs and (held := time.monotonic() - since) > BLOCKED:
+            figures.lagged(member.jobs[number].args[0], held)
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
         with self._tell():
