@@ -886,3 +886,19 @@ def test_a_process_of_another_release_is_told(
         process.kill()
     assert [words for words in told if words in found[0].what] == told
     assert len(found) == len(told)
+
+
+def test_the_consoles_own_release_is_not_the_applications(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for directory in ("backend", "console/1", "console/2"):
+        (tmp_path / directory).mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "console/1") as process:
+        monkeypatch.setattr(script, "say", lambda *_: (0, str(process.pid)))
+        found = [
+            list(
+                script.outdated("unit", tmp_path / "backend", tmp_path / "none", f"WorkingDirectory={tmp_path}/{named}")
+            )
+            for named in ("console/1", "console/2")
+        ]
+        process.kill()
+    assert found[0] == []
+    assert "runs release 1" in found[1][0].what

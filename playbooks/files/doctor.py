@@ -1081,9 +1081,12 @@ def outdated(unit: str, live: Path, settings_file: Path, content: str) -> Iterat
     if number in ("", "0") or not process.exists():
         return
     runs = process / "cwd"
+    # The console has releases of its own, which its unit names.
+    named = re.search(r"^WorkingDirectory=(\S+)", content, re.MULTILINE)
+    wanted = Path(named[1]) if named else live
     # A process that systemd is about to start is still in /.
-    if runs.exists() and live.exists() and runs.resolve() not in (live.resolve(), Path("/")):
-        what = f"{unit} runs release {runs.resolve().name}, but {live} is {live.resolve().name}: restart it"
+    if runs.exists() and wanted.exists() and runs.resolve() not in (wanted.resolve(), Path("/")):
+        what = f"{unit} runs release {runs.resolve().name}, but {wanted} is {wanted.resolve().name}: restart it"
         yield Finding(WARNING, what, "drift", UNITS, suspect=True)
     started = process.stat().st_mtime
     read = [settings_file, *map(Path, re.findall(r"^LoadCredential=[^:]+:(\S+)", content, re.MULTILINE))]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def asked(
-    directory: Path, monitoring: list[str], names: str = "ab", app: dict[str, str] | None = None, **env: str
+    directory: Path, monitoring: list[str], names: str = "ab", app: dict[str, Any] | None = None, **env: str
 ) -> dict[str, Any]:
     """Return what each of these hosts would ask, and its exporters' address."""
     hosts = {name: {"private_address": f"10.0.0.{number}"} for number, name in enumerate(names, 1)}
@@ -60,6 +60,13 @@ def test_of_another_application_the_console_is_asked_where_it_listens(tmp_path: 
     assert told["a"]["open"] == []
     assert told["b"]["open"] == [{"name": "console", "port": 8010, "from": ["10.0.0.1"]}]
     assert "console" in told["a"]["users"]
+    assert told["a"]["passwords"] == [1, 1]
+
+
+def test_the_consoles_password_changes_over_with_the_administrators(tmp_path: Path) -> None:
+    rotated = {"previous_secrets": {"redis_password": "former"}}
+    told = asked(tmp_path, ["a"], app={"app_release_source": str(tmp_path), "app_celery": "shop.jobs", **rotated})
+    assert told["a"]["passwords"] == [2, 2]
 
 
 def test_the_order_is_the_same_in_each_run(tmp_path: Path) -> None:

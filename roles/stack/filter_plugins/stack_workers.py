@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# Seconds without a sign of life after which a worker is silent (as in app/api/prometheus.py), and those of a start.
+# Seconds without a sign of life after which a worker is silent (as in celery_durable.aio.workforce); those of a start.
 SILENT_SECONDS, STARTING_SECONDS = 15, 20
 # A child shares most of its memory with the main process. One that has this much and twice the main one's has grown.
 GROWN_MIB = 200
