@@ -531,6 +531,24 @@ def test_a_key_of_another_type_is_told(server: RedisServer) -> None:
     assert found.what.startswith("the broker's key celery is a string instead of a list")
 
 
+def test_tasks_in_a_queue_that_nothing_names_are_told(server: RedisServer) -> None:
+    _, connection = ask_redis(server)
+    task = json.dumps({"properties": {}, "headers": {"task": "a.b", "id": "1"}, "body": ""})
+    client = server.client(0)
+    for key in ("celery", "deferred:celery", "unacked:w@h:celery", "x.reply.celery.pidbox"):
+        client.lpush(key, task)
+    client.lpush("dead_letters", json.dumps({"reason": "x", "message": task}))
+    client.lpush("app:list", "no task")
+    client.set("app:other", task)
+    assert list(script.unnamed(connection, ["celery"])) == []
+    assert list(script.unnamed(connection, [])) == []  # nobody has said which there are
+    client.lpush("old", task, task)
+    client.lpush("unacked:w@h:old", task)
+    (found,) = script.unnamed(connection, ["celery"])
+    assert found.what.startswith("3 tasks are in the queue 'old', which no pool, route or setting names: ")
+    assert (found.severity, found.runbook) == (script.WARNING, "QueueTooOld")
+
+
 def test_a_pause_of_writes_is_found_in_every_version(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "PATIENCE", 0.5)
     _, connection = ask_redis(server)

@@ -473,10 +473,6 @@ def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
         ({"save": ["900"]}, 'redis_save of instance main is ["900"], and it must be a list of "SECONDS CHANGES"'),
         ({"save": ["0 1"]}, 'redis_save of instance main is ["0 1"],'),
         ({"disabled_commands": ["FLUSHALL"]}, 'redis_disabled_commands of instance main is ["FLUSHALL"],'),
-        (
-            {"disabled_commands": ["config"]},
-            'redis_disabled_commands of instance main is ["config"], and it must be without',
-        ),
         ({"extra_settings": {"port": 1}}, 'redis_extra_settings of instance main is ["port"], and it must be without'),
     ],
 )

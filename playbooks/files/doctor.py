@@ -43,6 +43,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 # A note is told only beside something critical; facts are for the comparison between hosts.
 FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
+# Looks of SCAN at 10,000 keys each: two million, some 10 ms for each look.
+MOST_SCANS = 200
 HOST, NETWORK, REDIS, REACH, RIGHTS, FILES, UNITS, WORKERS, QUEUES, LATER = range(1, 11)
 # Shares of a whole, and seconds.
 DISK_LEFT, MEMORY_LEFT, BROKER_MEMORY, MEMORY_FULL = 0.1, 0.1, 0.7, 0.97
@@ -565,6 +567,7 @@ def instance(name: str, config: Path, connection: Connection, queues: Sequence[s
     if name == "broker":
         yield from broker(info)
         yield from shapes(connection, queues)
+        yield from unnamed(connection, queues)
     if limit and used > MEMORY_FULL * limit and info.get("maxmemory_policy") == "noeviction":
         full = f"Redis {name} is full and refuses to write: it uses {used >> 20} of {limit >> 20} MiB (maxmemory)"
         yield Finding(CRITICAL, full, "RedisMemoryHigh", RIGHTS)
@@ -590,6 +593,34 @@ def shapes(connection: Connection, queues: Sequence[str] = ("celery",)) -> Itera
         if (found := connection.ask("TYPE", key)) not in (kind, "none"):
             what = f"the broker's key {key} is a {found} instead of a {kind}, every use of it fails: RENAME it away"
             yield Finding(CRITICAL, what, "BrokerUnreachable", RIGHTS)
+
+
+@apart
+def unnamed(connection: Connection, queues: Sequence[str]) -> Iterator[Finding]:
+    """Find tasks in queues that no pool, route or setting names: no worker takes them, no metric counts them."""
+    held, cursor, rounds = Counter[str](), "0", 0
+    while queues and rounds < MOST_SCANS and (cursor != "0" or not rounds):
+        rounds += 1
+        answer = connection.ask("SCAN", cursor, "COUNT", "10000", "TYPE", "list")
+        cursor, found = answer if isinstance(answer, list) else ("0", [])
+        for key in found:
+            kind, _, rest = key.partition(":")
+            name = {"deferred": rest, "unacked": rest.partition(":")[2]}.get(kind, key)
+            if name not in queues and not name.endswith(".pidbox") and is_task(connection.ask("LINDEX", key, "-1")):
+                held[name] += int(str(connection.ask("LLEN", key)))
+    for name, count in sorted(held.items()):
+        remedy = f"name it in celery_worker_pools, or playbooks/move_queue.yml -e from={name!r} -e to=QUEUE"
+        what = f"{count} tasks are in the queue {name!r}, which no pool, route or setting names: {remedy}"
+        yield Finding(WARNING, what, "QueueTooOld", QUEUES)
+
+
+def is_task(entry: object) -> bool:
+    """Tell whether an entry of a list has the form that Celery gives a task."""
+    try:
+        message = json.loads(str(entry))
+        return "properties" in message and "task" in message["headers"]
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 @apart

@@ -27,9 +27,10 @@ from dotenv import dotenv_values
 from app.agents.config import celery_config
 from app.settings import Settings
 from celery_durable.address import RedisAddress
-from tests.support import REPOSITORY, ansible_report
+from tests.support import REPOSITORY, Program, ansible_report, free_port, load_plugin
 
 HERE = Path(__file__).parent
+sentinel_config = load_plugin("roles/redis_sentinel/library/redis_sentinel_config.py")
 REDIS_USERS = ("worker", "api", "flower", "exporter", "operator", "replication", "sentinel")
 SECRETS = (
     *("redis_password", "sentinel_password", "flower_password", "backend_api_key", "task_signing_key"),
@@ -38,6 +39,10 @@ SECRETS = (
 GOOD: dict[str, Any] = {
     **{name: secrets.token_urlsafe(48) for name in SECRETS},
     "redis_user_passwords": {user: secrets.token_urlsafe(24) for user in REDIS_USERS},
+}
+AUTHORITY = {
+    "load_balancer_certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
+    "load_balancer_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
 }
 # No program is installed here, and these tests need no host.
 EXPECTED_OF_SYSTEMD = re.compile(
@@ -62,17 +67,48 @@ def run(inventories: dict[str, dict[str, Any]], directory: Path, *, cluster: boo
         place = {"private_address": address, "api_bind": address, "load_balancer_bind": [address]}
         # Each is monitored by the others, too.
         reach = {**place, "private_network": True} if cluster else {}
-        authority = {
-            "load_balancer_certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
-            "load_balancer_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
-        }
-        hosts[name] = {**GOOD, "ansible_become": False, **reach, **(authority if cluster else {}), **variables}
+        hosts[name] = {**GOOD, "ansible_become": False, **reach, **(AUTHORITY if cluster else {}), **variables}
     groups = ("redis", "workers", "api", "flower", *(("monitoring", "balancers") if cluster else ()))
     children: dict[str, Any] = {group: {"hosts": {name: {} for name in hosts}} for group in groups}
+    return outcomes({"all": {"hosts": hosts, "children": children}}, directory)
+
+
+def run_replicated(variables: dict[str, Any], directory: Path, *, alone: bool) -> dict[str, Outcome]:
+    """Return what becomes of each of three hosts with replicas, sentinels and two balancers.
+
+    The variables are those of all hosts, with ``alone`` those of one.
+    """
+    own = "{{ private_address }}"
+    shared = {
+        **GOOD,
+        "ansible_become": False,
+        "private_network": True,
+        "redis_bind": ["127.0.0.1", own],
+        "api_bind": own,
+        "load_balancer_bind": [own],
+        "load_balancer_floating_address": "10.2.0.10/24",
+        **AUTHORITY,
+        **({} if alone else variables),
+    }
+    hosts = {name: {"private_address": f"10.2.0.{number}"} for number, name in enumerate(("a", "b", "c"), 1)}
+    if alone:
+        hosts["b"] |= variables
+    members = {
+        **dict.fromkeys(("redis", "sentinels", "workers", "api"), ("a", "b", "c")),
+        "flower": ("a",),
+        "balancers": ("b", "c"),
+        "monitoring": ("a",),
+    }
+    children = {group: {"hosts": dict.fromkeys(names)} for group, names in members.items()}
+    return outcomes({"all": {"hosts": hosts, "vars": shared, "children": children}}, directory)
+
+
+def outcomes(inventory: dict[str, Any], directory: Path) -> dict[str, Outcome]:
+    """Run preflight and templates over an inventory; return what became of each host."""
     file = directory / "hosts.json"
-    file.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
+    file.write_text(json.dumps(inventory))
     report = ansible_report(f"--inventory={file}", HERE / "preflight_and_render.yml")
-    outcomes = {name: Outcome() for name in inventories}
+    outcomes = {name: Outcome() for name in inventory["all"]["hosts"]}
     for play in report["plays"]:
         for task in play["tasks"]:
             rendering = task["task"]["name"].startswith("Render")
@@ -122,6 +158,8 @@ def judge_files(variables: dict[str, Any], files: dict[str, str], directory: Pat
             wrong.append(f"{name} holds a None")
         if name.startswith("redis-"):
             wrong += redis_refuses(text)
+        elif name == "sentinel.json":
+            wrong += sentinel_refuses(json.loads(text))
         elif name.endswith(".yml"):
             yaml.safe_load(text)
     wrong += settings_refuse(variables, files, directory)
@@ -129,6 +167,26 @@ def judge_files(variables: dict[str, Any], files: dict[str, str], directory: Pat
     wrong += supervisor_refuses(files["supervisor.conf"])
     wrong += nft_refuses(files["rules.nft"])
     return wrong
+
+
+def sentinel_refuses(told: dict[str, Any]) -> list[str]:
+    """Start a Sentinel with what the role's module would write."""
+    told["options"] |= {"port": free_port(), "bind": "127.0.0.1", "daemonize": "no"}
+    moved = ("dir", "pidfile", "unixsocket", "unixsocketperm")
+    told["options"] = {
+        name: value for name, value in told["options"].items() if name not in moved and not name.startswith("tls-")
+    }
+    with tempfile.TemporaryDirectory() as work:
+        file = Path(work) / "sentinel.conf"
+        sentinel_config.save(file, sentinel_config.wanted([], told["options"], told["primaries"], told["quorum"]))
+        program = Program(["redis-server", str(file), "--sentinel", "--dir", work], Path(work) / "log")
+        try:
+            program.wait_for_output("monitor master")
+        except AssertionError as error:
+            return [f"redis-sentinel refuses its configuration: {error}"]
+        finally:
+            program.stop()
+    return []
 
 
 TAKEN_BY_REDIS: dict[str, list[str]] = {}
@@ -193,9 +251,13 @@ def settings_refuse(variables: dict[str, Any], files: dict[str, str], directory:
 
 
 def url_refused(url: str, user: str) -> list[str]:
-    """Take a URL apart with all three parsers that read it."""
+    """Take a URL apart with all three parsers that read it; of sentinels each part, which redis-py never sees."""
     try:
         ours = RedisAddress.parse(url)
+        if url.startswith("sentinel"):
+            parts = [kombu.utils.url.url_to_parts(part) for part in url.split(";")]
+            same = [(part.hostname, part.port) for part in parts] == list(ours.servers)
+            return [] if same else [f"a URL of {user} is read as {ours.servers} and {parts}"]
         theirs = kombu.utils.url.url_to_parts(url)
         connection = redis.ConnectionPool.from_url(url).connection_kwargs
     except ValueError as error:
@@ -262,4 +324,4 @@ def nft_refuses(text: str) -> list[str]:
     return TAKEN_BY_NFT[text]
 
 
-__all__ = ["REPOSITORY", "Outcome", "judge", "run"]
+__all__ = ["REPOSITORY", "Outcome", "judge", "run", "run_replicated"]

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from tests.inventories import generated
-from tests.inventories.judge import judge, judge_refusal, run
+from tests.inventories.judge import judge, judge_refusal, run, run_replicated
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(1800)
 # Of each shape and seed; make nightly says INVENTORIES=N. Ansible takes about a second for each.
-SAMPLE = {"plain": 6, "cluster": 4}
+SAMPLE = {"plain": 6, "cluster": 4, "replicated": 1}
 ROLES = {"plain": generated.PLAIN, "cluster": generated.CLUSTER}
 # A run of Ansible takes so many hosts in one process within its time.
 AT_ONCE = 25
@@ -43,6 +43,29 @@ def test_a_sample(shape: str, seed: int, tmp_path: Path) -> None:
         (folder := tmp_path / str(left)).mkdir()
         check(shape, seed, generated.cases(ROLES[shape], min(left, AT_ONCE), chance), folder)
         left -= AT_ONCE
+
+
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+def test_a_sample_with_replicas_sentinels_and_two_balancers(seed: int, tmp_path: Path) -> None:
+    """Each is an inventory of three hosts by itself: a host's rules look at the others."""
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    number = int(os.environ.get("INVENTORIES", SAMPLE["replicated"] * 5)) // 5
+    # What one host alone has, and then all of them: ports, names and secrets must not differ in the dark.
+    cases = generated.cases(generated.REPLICATED, number, chance)
+    wrong = []
+    for index, (name, variables) in enumerate([("right", {}), *cases.items()]):
+        (folder := tmp_path / name).mkdir()
+        alone = index % 3 == 2
+        outcomes = run_replicated(variables, folder, alone=alone)
+        # A refusal on one host stops the run for all.
+        refused = [outcome for outcome in outcomes.values() if outcome.refusals]
+        for host, outcome in outcomes.items():
+            if outcome in refused or not refused:
+                (place := folder / host).mkdir()
+                where = "one host" if alone else "all hosts"
+                wrong += [f"{variables} of {where}: {problem}" for problem in judge(variables, outcome, place)]
+        assert variables or not refused, refused
+    assert wrong == [], f"seed {seed}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("shape", ROLES)

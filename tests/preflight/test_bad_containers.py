@@ -18,6 +18,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "pools": ({"celery_worker_pools": [{"name": "slow", "queues": ["slow"]}]}, "takes from the queue 'celery'"),
     "ports": ({"flower_port": 8000}, "api_port is 8000, flower_port 8000"),
     "replicas": ({"broker_replicas_wanted": 1}, "broker_replicas_wanted 1"),
+    "command": ({"redis_disabled_commands": ["flushal"]}, "is flushall meant?"),
+    "option": ({"redis_extra_settings": {"hz": "many"}}, "gives hz the value"),
     "python": ({"container_python": "python3.13"}, "container_python 'python3.13'"),
 }
 

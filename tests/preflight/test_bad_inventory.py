@@ -217,6 +217,22 @@ CASES = {
     "option-of-two-lines": Case(
         {"redis_extra_settings": {"hz": "10\nprotected-mode no"}}, ["redis_extra_settings", "hz", "one line of text"]
     ),
+    "option-that-is-unknown": Case(
+        {"redis_extra_settings": {"hzz": 20}}, ["redis_extra_settings", "hzz", "is hz meant?"]
+    ),
+    "option-without-its-form": Case(
+        {"redis_extra_settings": {"slowlog-max-len": "many"}},
+        ["redis_extra_settings", "slowlog-max-len", "a number from 0"],
+    ),
+    "unknown-command": Case(
+        {"redis_disabled_commands": ["flushal"]}, ["redis_disabled_commands", "is flushall meant?"]
+    ),
+    "command-of-hostile-form": Case({"redis_disabled_commands": ["x -@all"]}, ["redis_disabled_commands", "x -@all"]),
+    "command-that-services-need": Case({"redis_disabled_commands": ["lpush"]}, ["redis_disabled_commands", "lpush"]),
+    "command-that-the-role-needs": Case(
+        {"redis_disabled_commands": ["acl|list"]}, ["redis_disabled_commands", "acl|list"]
+    ),
+    "more-commands": Case({"redis_disabled_commands": ["flushall", "config|rewrite", "monitor", "sort"]}, []),
     "option-that-is-empty": Case({"redis_extra_settings": {"notify-keyspace-events": "", "hz": 20}}, []),
     "tls-without-an-authority": Case({"redis_tls": True}, ["redis_tls is true", "redis_tls_ca", "make secrets"]),
     "authority-that-is-none": Case(

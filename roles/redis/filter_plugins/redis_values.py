@@ -33,12 +33,12 @@ RESERVED_SETTINGS = {
     *("tls-port", "tls-cert-file", "tls-key-file", "tls-ca-cert-file", "tls-auth-clients", "tls-replication"),
     *("replicaof", "slaveof", "replica-announce-ip", "masteruser", "masterauth"),
     *("min-replicas-to-write", "min-replicas-max-lag", "repl-backlog-size"),
+    *("min-slaves-to-write", "min-slaves-max-lag", "slave-announce-ip", "cluster-enabled", "tls-cluster"),
+    # With another name of its files a server starts empty.
+    *("appenddirname", "appendfilename", "dbfilename"),
 }
 # What an inventory of the whole platform sets instead.
 FROM_THE_PLATFORM = {"maxmemory": "; the platform takes it from stack_redis_maxmemory"}
-# Without these the role could not apply a change to a running server.
-NEEDED_COMMANDS = {"auth", "acl", "config", "info", "ping", "script"}
-
 # Commands that an older Redis does not know; one unknown word makes it refuse the whole rule.
 COMMANDS_SINCE = {"client|setinfo": (7, 2)}
 
@@ -148,8 +148,6 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
         yield refuse("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
     if wrong := malformed("disabled_commands", r"[a-z]+([|][a-z-]+)?"):
         yield refuse("disabled_commands", "a list of commands in lower case", wrong)
-    if needed := sorted(NEEDED_COMMANDS & set(instance["disabled_commands"])):
-        yield refuse("disabled_commands", "without the commands that the role itself uses", needed)
     # Redis reads names of options in any case.
     if reserved := sorted(str(name) for name in instance["extra_settings"] if str(name).lower() in RESERVED_SETTINGS):
         yield refuse("extra_settings", "without what the role or Debian's unit sets itself", reserved)
