@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from app.api import health, tasks
 from app.api.connections import STOP
 from app.api.errors import add_error_handlers
-from app.api.prometheus import instrument
+from app.api.prometheus import RequestMetrics
 from app.api.security import KeyRequired
 from app.logs import log_config
 from app.settings import get_settings
@@ -75,9 +75,10 @@ def create_app() -> FastAPI:
     app.add_middleware(KeyRequired)
     add_error_handlers(app)
     for router in (tasks.router, health.router, *web.ROUTERS):
-        app.include_router(router)
+        # include_router would leave a router inside of the router, which looks for each request's route twice.
+        app.router.routes.extend(router.routes)
     document_schemes(app)
-    instrument(app)
+    app.add_middleware(RequestMetrics)
     return app
 
 

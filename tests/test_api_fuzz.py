@@ -35,6 +35,10 @@ database = "none"
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "404", "410", "429", "503"]
 
+# 413: a body that is too large is not looked into.
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
+
 # A Redis that is away is documented; here it is there.
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "4xx"]

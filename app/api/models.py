@@ -17,7 +17,12 @@ LONGEST_ID = 255
 LARGEST_BATCH = 1000
 
 
-def _visible(key: str | None) -> str | None:
+def visible_key(key: str | None) -> str | None:
+    """Return a client's idempotency key.
+
+    Raises:
+        ValueError: it says what the key must be.
+    """
     if key is not None and not re.fullmatch(VISIBLE_ASCII, key):
         raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
     return key
@@ -30,9 +35,6 @@ def _canonical(task_id: str) -> str:
 
 
 # The patterns are not pydantic's to check, whose sentence would show the pattern.
-IdempotencyKey = Annotated[
-    str | None, AfterValidator(_visible), WithJsonSchema({"type": "string", "pattern": VISIBLE_ASCII})
-]
 TaskId = Annotated[
     str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
 ]
@@ -61,7 +63,7 @@ class BatchEntry(BaseModel):
 
     data: Data
 
-    idempotency_key: Annotated[str | None, AfterValidator(_visible)] = Field(
+    idempotency_key: Annotated[str | None, AfterValidator(visible_key)] = Field(
         default=None,
         description=IDEMPOTENCY_HELP,
         json_schema_extra={"anyOf": [{"type": "string", "pattern": VISIBLE_ASCII}, {"type": "null"}]},
