@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import Process, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Process, security_exposure, wait_for
 from testinfra.host import Host
 
 UNIT = "typesafe-flower.service"
@@ -64,3 +67,38 @@ def test_it_remembers_tasks_over_a_restart(host: Host) -> None:
     host.run_expect([0], f"systemctl restart {UNIT}")
     wait_for(lambda: status(host, "/healthcheck") == 200, "Flower after its restart")
     assert task in page()
+
+
+def site() -> subprocess.CompletedProcess[str]:
+    """Run site.yml on the installed host."""
+    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "site.yml")]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=900
+    )
+
+
+@pytest.mark.timeout(1900)
+def test_a_failed_run_of_site_yml_ends_with_its_cause(host: Host) -> None:
+    """Flower cannot start; then it can, and what Redis denied before the run fails nothing."""
+    folder = f"/etc/systemd/system/{UNIT}.d"
+    cause = "the cause, in the words of the program"
+    unit = f'[Service]\nExecStartPre=/bin/sh -c "echo {cause}; exit 1"\n'
+    host.check_output(f"mkdir -p {folder} && printf %s {shlex.quote(unit)} > {folder}/broken.conf")
+    host.check_output(f"systemctl daemon-reload && systemctl stop {UNIT}")
+    run = site()
+    assert run.returncode != 0
+    # One task has failed, with the program's own last sentence; no handler and no gate adds an error behind it.
+    failures = re.findall(r"^(?:fatal|failed): ?\[.*", run.stdout, re.MULTILINE)
+    assert len(failures) == 1, run.stdout
+    assert "is undefined" not in run.stdout
+    last = " ".join(" ".join(run.stdout.rstrip().splitlines()[-3:]).split())
+    assert f"Its program said last: {cause}" in last, run.stdout
+
+    host.check_output(f"rm -r {folder} && systemctl daemon-reload && systemctl reset-failed {UNIT}")
+    host.check_output(
+        "REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf) "
+        "redis-cli -s /run/redis-broker/redis-server.sock flushall 2>/dev/null | grep NOPERM"
+    )
+    run = site()
+    assert run.returncode == 0, run.stdout
+    assert host.service(UNIT).is_running
