@@ -14,7 +14,7 @@ from typing import Any
 from celery import signals
 
 from celery_durable.redelivery import NO_LIMIT
-from celery_durable.worker import systemd
+from celery_durable.worker import forks, systemd
 
 # Seconds between the moment the last task must have ended and QUIT.
 SECOND_PHASE_MARGIN = 5
@@ -27,6 +27,7 @@ _main, _time_limit = 0, float(NO_LIMIT)
 def install() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
     signals.worker_init.connect(_know_the_limits_of_the_command_line)
+    signals.worker_init.connect(_fork_between_log_lines)
     signals.worker_init.connect(_use_our_classes)
     signals.worker_init.connect(_run_coroutines)
     signals.worker_process_shutdown.connect(_close_what_tasks_share)
@@ -40,6 +41,10 @@ def install() -> None:
 def _know_the_limits_of_the_command_line(sender: Any, **_: Any) -> None:
     # --time-limit: Celery keeps it from the settings, which the stop, leases and retries go by.
     sender.app.conf.update(task_time_limit=sender.time_limit, task_soft_time_limit=sender.soft_time_limit)
+
+
+def _fork_between_log_lines(**_: Any) -> None:
+    forks.install()
 
 
 def _use_our_classes(**_: Any) -> None:
