@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,22 @@ def test_who_takes_too_much(sizes: list[int], limit: int, available: int, why: s
     fat = workers.fat_workers([{**worker(processes=processes, memory_max=limit * MIB), "host": "h"}], memory)
     assert len(fat) == 1
     assert why in fat[0]["why"]
+
+
+def test_a_process_that_hundreds_of_runs_share_may_be_large() -> None:
+    memory = {"h": {"total": 4000, "available": 3000, "kernel_kills": 0, "largest": []}}
+    processes = [{"pid": 7, "age": 500, "rss": size, "pss": size, "halted": 0} for size in (70, 600)]
+    shared = {**worker(processes=processes, memory_max=1000 * MIB, shared=True), "host": "h"}
+    assert workers.fat_workers([shared], memory) == []
+    (fat,) = workers.fat_workers([{**shared, "memory_max": 800 * MIB}], memory)
+    assert "80 %" in fat["why"]
+
+
+def test_who_shares_processes_is_seen() -> None:
+    for option, shared in (("--pool=custom", True), ("--pool=prefork", False)):
+        with subprocess.Popen([sys.executable, "-c", "input()", option], stdin=subprocess.PIPE) as process:
+            assert examiner._shares_processes(process.pid) is shared
+            process.kill()
 
 
 def test_times_are_told_task_by_task() -> None:

@@ -260,6 +260,14 @@ def processes(main: int) -> list[dict[str, int]]:
     return found
 
 
+def _shares_processes(pid: int) -> bool:
+    """Tell whether hundreds of runs share each process: the pool asyncio is none of Celery's own."""
+    try:
+        return b"--pool=custom" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
+
+
 def _stat(pid: int) -> list[str]:
     # The name in parentheses may hold blanks.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
@@ -284,6 +292,7 @@ def look(pool: str, arguments: argparse.Namespace) -> dict[str, Any]:
             seen["state"] = "halted"
         elif seen["ends"] > LOOP_ENDS and main["age"] < SETTLED_SECONDS:
             seen["state"] = "crashing"
+    seen["shared"] = bool(seen["processes"]) and _shares_processes(seen["pid"])
     return {"unit": unit, "node": f"{pool}@{socket.gethostname()}", **seen}
 
 

@@ -38,8 +38,8 @@ def _call(seconds: float) -> None:
 async def _await(seconds: float) -> None:
     if (WORLD / "block").exists():
         _sleep(BLOCKED_SECONDS)
-    else:
-        await _wait(seconds)
+        seconds = 0
+    await _wait(seconds)
 
 
 # Other Python programs of the unit import nothing more.

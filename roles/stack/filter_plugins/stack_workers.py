@@ -9,7 +9,8 @@ from typing import Any
 
 # Seconds without a sign of life after which a worker is silent (as in celery_durable.aio.workforce); those of a start.
 SILENT_SECONDS, STARTING_SECONDS = 15, 20
-# A child shares most of its memory with the main process. One that has this much and twice the main one's has grown.
+# A child shares most of its memory with the main process. One that has this much and twice the main one's has grown;
+# one of the pool asyncio may hold what hundreds of runs need.
 GROWN_MIB = 200
 # What mends what keeps a worker from starting.
 REMEDIES = {
@@ -188,7 +189,7 @@ def fat_workers(workers: list[Mapping[str, Any]], hosts: Mapping[str, Mapping[st
             why = f"more than 80 % of its limit of {limit} MiB"
         elif host["available"] < 0.1 * host["total"] and size > 0.1 * host["total"]:
             why = f"while {host['available']} of the host's {host['total']} MiB are left"
-        elif max(children, default=0) > 2 * main + GROWN_MIB:
+        elif not worker.get("shared") and max(children, default=0) > 2 * main + GROWN_MIB:
             why = f"one of its processes alone {max(children)} MiB: it has grown"
         else:
             continue
