@@ -94,7 +94,8 @@ def test_every_metric_of_an_alert_exists(main: Host) -> None:
     assert len(expressions) >= 20
     wanted = {name for text in expressions for name in metrics(text)}
     assert len(wanted) >= 25
-    assert_seen(main, wanted)
+    # The sample has no schedule, so no beat: molecule/foreign sees that one.
+    assert_seen(main, wanted - {"celery_beat_active"})
 
 
 def test_the_alerts_know_when_to_fire() -> None:
