@@ -184,7 +184,10 @@ def test_a_process_that_hundreds_of_runs_share_may_be_large() -> None:
 
 def test_who_shares_processes_is_seen() -> None:
     for option, shared in (("--pool=custom", True), ("--pool=prefork", False)):
-        with subprocess.Popen([sys.executable, "-c", "input()", option], stdin=subprocess.PIPE) as process:
+        program = [sys.executable, "-c", "print(flush=True); input()", option]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()  # its command line can be read only once it runs
             assert examiner._shares_processes(process.pid) is shared
             process.kill()
 
