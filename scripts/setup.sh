@@ -64,7 +64,8 @@ make_environment() {
   # Our own packages, as links to their sources: the locked flit_core alone runs for it.
   if [ "$kind" = dev ]; then
     "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-      --editable "$root/packages/celery-durable" --editable "$root/packages/durable-console"
+      --editable "$root/packages/celery-durable" --editable "$root/packages/durable-console" \
+      --editable "$root/packages/hosttools"
   fi
   sha256sum "$root/requirements/$requirements.txt" >"$root/.venv/$requirements.installed"
 }

@@ -1,0 +1,110 @@
+"""The release, its settings and its secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hosttools import files, systemd
+from hosttools.doctor.checks import apart
+from hosttools.doctor.packages import packages
+from hosttools.doctor.secrets import SECRETS, foreign_keys, secrets
+from hosttools.findings import CRITICAL, FACTS, FILES, UNITS, WARNING, Finding
+
+
+def check(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look at the release, the settings and the secrets, which are ``wanted`` as SERVICE/NAME."""
+    settings_file = Path(f"/etc/{app}/backend.env")
+    if not files.read(settings_file):
+        yield Finding(CRITICAL, f"the settings {settings_file} are missing or empty", "UnitRestartLoop", FILES)
+    for name in re.findall(r"^(?:export )?(\w+)=", files.read(settings_file), re.MULTILINE):
+        if name in SECRETS:
+            what = f"{settings_file} sets {name}, which goes before the secret file of that name"
+            yield Finding(CRITICAL, what, "drift", FILES, certain=True)
+    live = Path(f"/opt/{app}/backend")
+    listed = files.of_release(live)
+    for needed in (
+        "",
+        ".complete",
+        *filter(lambda name: (live / name).is_symlink(), [".env"]),
+        *listed,
+        "venv/bin/python",
+    ):
+        if not (live / needed).exists():
+            what = f"the release is incomplete: {live / needed} is missing or leads nowhere"
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
+            break
+    folders = {live / Path(name).parts[0] for name in listed}
+    yield from closed([live, *sorted(folders), live / "venv/lib", live / "venv/bin/python", settings_file])
+    yield from packages(live)
+    for service in services:
+        names = sorted(name.partition("/")[2] for name in wanted if name.startswith(f"{service}/"))
+        user = app if service == "worker" else f"{app}-{service}"
+        yield from secrets(Path(f"/etc/{app}/secrets/{service}"), names, user)
+    yield from foreign_keys(app, services)
+    for unit in Path("/etc/systemd/system").glob(f"{app}-*.service"):
+        for secret in re.findall(r"^LoadCredential=[^:]+:(\S+)", files.read(unit), re.MULTILINE):
+            if not secret.startswith(f"/etc/{app}/secrets/") and not files.read(secret).strip():
+                what = f"the secret {secret} of {unit.stem} is missing or empty"
+                yield Finding(CRITICAL, what, "UnitRestartLoop", FILES)
+        yield from outdated(unit.stem, live, settings_file, files.read(unit))
+
+
+@apart
+def closed(places: list[Path]) -> Iterator[Finding]:
+    """Name what the services must read and cannot, and the directories on the way there."""
+    ways = [[*place.parents, *place.resolve().parents] for place in places if place.exists()]
+    for place in dict.fromkeys([*sorted(parent for way in ways for parent in way), *places]):
+        if place.exists() and not place.stat().st_mode & (0o001 if place.is_dir() else 0o004):
+            what = f"{place} cannot be read by the services (mode {stat.S_IMODE(place.stat().st_mode):04o})"
+            yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
+
+
+@apart
+def outdated(unit: str, live: Path, settings_file: Path, content: str) -> Iterator[Finding]:
+    """Look whether a service runs with the release, settings and secrets that are on the disk."""
+    number = systemd.properties(unit, "MainPID").get("MainPID", "")
+    process = Path(f"/proc/{number}")
+    if number in ("", "0") or not process.exists():
+        return
+    runs = process / "cwd"
+    # The console has releases of its own, which its unit names.
+    named = re.search(r"^WorkingDirectory=(\S+)", content, re.MULTILINE)
+    wanted = Path(named[1]) if named else live
+    # A process that systemd is about to start is still in /.
+    if runs.exists() and wanted.exists() and runs.resolve() not in (wanted.resolve(), Path("/")):
+        what = f"{unit} runs release {runs.resolve().name}, but {wanted} is {wanted.resolve().name}: restart it"
+        yield Finding(WARNING, what, "drift", UNITS, suspect=True)
+    started = process.stat().st_mtime
+    read = [settings_file, *map(Path, re.findall(r"^LoadCredential=[^:]+:(\S+)", content, re.MULTILINE))]
+    for file in read:
+        if file.exists() and file.stat().st_mtime > started + 1:
+            what = f"{unit} runs with what {file} held before it was changed: restart it"
+            yield Finding(WARNING, what, "drift", UNITS, suspect=True)
+
+
+def facts(app: str) -> Iterator[dict[str, object]]:
+    """Tell what must be the same on all hosts."""
+    live = Path(f"/opt/{app}/backend")
+    code = hashlib.sha256()
+    for name in files.of_release(live):
+        code.update(name.encode() + files.read(live / name).encode())
+    names = (
+        "TASK_ROUTES",
+        "DURABLE_TASK_TIME_LIMIT",
+        "DURABLE_TASK_SOFT_TIME_LIMIT",
+        "DURABLE_RESULT_EXPIRES",
+        "ENVIRONMENT",
+    )
+    known = files.settings(f"/etc/{app}/backend.env")
+    # The digest of a long random key tells nothing about it.
+    key = files.keys(f"/etc/{app}/secrets/operator/DURABLE_SIGNING_KEY")
+    told = {f"the setting {name}": known.get(name) for name in names if name in known}
+    if live.exists():
+        told["the application's code"] = code.hexdigest()[:12]
+    if key:
+        told["the task signing key"] = hashlib.sha256(key[0].encode()).hexdigest()[:12]
+    yield {"severity": FACTS, "what": "", "runbook": "", "facts": told}

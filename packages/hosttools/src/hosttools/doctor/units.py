@@ -1,0 +1,126 @@
+"""Units of systemd and programs of supervisor: whether they run, and come back after a boot."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from hosttools import files, process, systemd
+from hosttools.doctor import processes
+from hosttools.doctor.checks import apart
+from hosttools.doctor.reasons import because, reason
+from hosttools.findings import CRITICAL, FILES, HOST, LATER, NETWORK, NOTE, REDIS, UNITS, WARNING, WORKERS, Finding
+from hosttools.masking import quote
+
+RECENT = 300  # seconds
+# Where each unit stands, by the page that helps when it is away.
+LAYERS = {"": NETWORK, "RedisDown": REDIS, "SentinelsMissing": REDIS, "ApiDown": UNITS, "NoWorkers": WORKERS}
+
+
+def check(wanted: dict[str, str]) -> Iterator[Finding]:
+    """Look whether each unit runs and comes back after a boot; ``wanted`` names each unit's runbook."""
+    names = "Id LoadState ActiveState SubState Result ExecMainCode ExecMainStatus NRestarts UnitFileState ControlGroup"
+    names += " FreezerState DropInPaths NeedDaemonReload StateChangeTimestampMonotonic"
+    asked = process.run("systemctl", "show", f"--property={names.replace(' ', ',')}", *wanted)
+    shown = asked.output.split("\n\n")
+    if wanted and (len(shown) != len(wanted) or "=" not in asked.output):
+        what = f"systemd does not answer: {quote(asked.errors) or 'systemctl says nothing'}"
+        yield Finding(CRITICAL, what, "", HOST)
+        return
+    for (unit, runbook), properties in zip(wanted.items(), shown, strict=False):
+        yield from state(unit, runbook, dict(line.split("=", 1) for line in properties.splitlines() if "=" in line))
+    if systemd.active("systemd-journald") in ("inactive", "failed"):
+        yield Finding(CRITICAL, "systemd-journald does not run: nobody's logs are kept", "UnitRestartLoop", LATER)
+    for line in process.run("systemctl", "list-units", "--failed", "--plain", "--no-legend").output.splitlines():
+        if line and (unit := line.split()[0].removesuffix(".service")) not in wanted:
+            yield Finding(WARNING, f"{unit} has failed{because(unit)}", "UnitRestartLoop")
+
+
+@apart
+def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Finding]:
+    """Judge what systemd says of a unit."""
+    layer = LAYERS.get(runbook, LATER)
+    active, result = properties.get("ActiveState", "unknown"), properties.get("Result", "")
+    since = time.monotonic() - int(properties.get("StateChangeTimestampMonotonic") or 0) / 1e6
+    restarts = int(properties.get("NRestarts") or 0)
+    yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
+    if properties.get("LoadState") == "masked":
+        again = " again" if active == "active" else ""
+        yield Finding(
+            CRITICAL, f"{unit} is masked, it cannot start{again}: systemctl unmask {unit}", runbook, layer, certain=True
+        )
+    elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
+        problem = properties["LoadState"].replace("-", " ")
+        yield Finding(CRITICAL, f"{unit} has no unit file that systemd can read ({problem})", runbook, layer)
+    elif properties.get("FreezerState", "running") not in ("running", ""):
+        yield Finding(
+            CRITICAL, f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}", runbook, layer, certain=True
+        )
+    elif properties.get("SubState") == "auto-restart" or (active == "activating" and restarts > 1):
+        # Between two tries nothing has failed yet.
+        ended = f", {how(properties)}" if result not in ("success", "") else ""
+        failed = f"{unit} fails again and again ({restarts} restarts{ended}){because(unit)}"
+        yield Finding(CRITICAL, failed, runbook, layer)
+    elif active == "inactive" and result in ("success", ""):
+        yield Finding(CRITICAL, f"{unit} is inactive: it was stopped {since:.0f} s ago", runbook, layer, certain=True)
+    elif active == "activating" and since < 10:
+        yield Finding(WARNING, f"{unit} is starting", runbook, layer)
+    elif active not in ("active", "reloading"):
+        ended = f" ({how(properties)})" if result not in ("success", "") else f" for {since:.0f} s"
+        yield Finding(CRITICAL, f"{unit} is {active}{ended}{because(unit)}", runbook, layer)
+    else:
+        yield from processes.check(unit, runbook, layer, properties.get("ControlGroup", ""))
+        if restarts > 2 and since < RECENT:
+            yield Finding(
+                WARNING,
+                f"{unit} was restarted {restarts} times, last {since:.0f} s ago{because(unit)}",
+                runbook,
+                layer,
+                suspect=True,
+            )
+    if properties.get("UnitFileState", "enabled") in ("disabled", "linked", "enabled-runtime"):
+        yield Finding(WARNING, f"{unit} is {properties['UnitFileState']}: it would not start after a boot", runbook)
+    if properties.get("NeedDaemonReload") == "yes":
+        changed = f"{unit}'s unit file was changed and is not in force yet: systemctl daemon-reload"
+        yield Finding(WARNING, changed, "drift", FILES, suspect=True)
+
+
+def how(properties: dict[str, str]) -> str:
+    """Say how a unit's process ended."""
+    code = {"1": "exit code", "2": "signal", "3": "signal"}.get(properties.get("ExecMainCode", ""), "")
+    return f"{properties.get('Result')}, {code} {properties.get('ExecMainStatus')}" if code else properties["Result"]
+
+
+@apart
+def drop_ins(unit: str, layer: int, paths: list[str]) -> Iterator[Finding]:
+    """Name what somebody has changed about a unit besides us and Debian."""
+    for file in paths:
+        content = files.read(file)
+        if file.startswith(("/usr/lib/", "/lib/")) or "Ansible managed" in content or file.endswith("/restart.conf"):
+            continue
+        if file.endswith("/90-debug-mode.conf"):
+            yield Finding(NOTE, f"{unit} is in debug mode, which ends by itself", "debug-mode")
+            continue
+        lines = [line for line in content.splitlines() if "=" in line and not line.startswith(("#", ";"))]
+        what = f"{file}, not ours, changes {unit}: {quote(', '.join(lines[:4]))}"
+        yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
+
+
+@apart
+def programs(names: list[str], app: str) -> Iterator[Finding]:
+    """Look at supervisor's programs."""
+    for line in process.run("supervisorctl", "status", *names, merge=True).output.splitlines():
+        words = line.split()
+        if line.startswith(("unix:", "http:", "error:")):
+            yield Finding(CRITICAL, f"supervisord does not answer: {quote(line)}", "NoWorkers", WORKERS)
+            return
+        if "RUNNING" not in line:
+            log = Path(f"/var/log/{app}/{words[0].removeprefix(f'{app}-')}.log")
+            said = "" if "STOPPED" in line else reason(files.read(log)[-100_000:])
+            what = " ".join(words) + (f": {said}" if said else "")
+            yield Finding(CRITICAL, what, "NoWorkers", WORKERS, certain="STOPPED" in line)
+        elif number := re.search(r"pid (\d+)", line):
+            children = files.read(f"/proc/{number[1]}/task/{number[1]}/children").split()
+            yield from processes.halted(words[0], "NoWorkers", WORKERS, [number[1], *children])

@@ -1,0 +1,90 @@
+"""Commands of this host: each ends within a timeout, and its end is a result, never an exception."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import hosttools
+
+NOT_FOUND, TIMED_OUT = 127, 124  # as shells and timeout(1) say it
+# What still runs.
+RUNNING: set[subprocess.Popen[str]] = set()
+
+
+class Result(NamedTuple):
+    """How a command ended, and what it printed; ``errors`` says why where it never ran or did not end."""
+
+    code: int = 0
+    output: str = ""
+    errors: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether it succeeded."""
+        return self.code == 0
+
+
+def run(
+    *command: str,
+    timeout: float | None = None,
+    stdin: str | None = None,
+    merge: bool = False,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    account: str = "",
+) -> Result:
+    """Run a command.
+
+    Args:
+        command: the program and its arguments.
+        timeout: in seconds; the package's, if None.
+        stdin: what it reads.
+        merge: put its errors among its output, as a terminal shows them.
+        environment: all that it gets, instead of this process' own.
+        cwd: where it runs.
+        account: the user that it runs as, with that user's groups.
+    """
+    seconds = hosttools.TIMEOUT if timeout is None else timeout
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+            cwd=cwd,
+            **_as(account),
+        )
+    except OSError as error:
+        return Result(NOT_FOUND, "", str(error))
+    with process:
+        RUNNING.add(process)
+        try:
+            output, errors = process.communicate(stdin, timeout=seconds)
+            return Result(process.returncode, output.strip(), (errors or "").strip())
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return Result(TIMED_OUT, "", f"{command[0]} did not end within {seconds:g} s")
+        finally:
+            RUNNING.discard(process)
+
+
+def _as(account: str) -> dict[str, object]:
+    if not account:
+        return {}
+    import pwd  # noqa: PLC0415 - most never need it
+
+    user = pwd.getpwnam(account)
+    groups = os.getgrouplist(account, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+
+
+def end_all() -> None:
+    """Kill what still runs."""
+    for process in list(RUNNING):
+        process.kill()

@@ -1,0 +1,97 @@
+"""How a host differs from its recorded state, in sentences."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from hosttools.findings import HOST, LATER, RIGHTS, Finding
+from hosttools.state import contents, parts
+from hosttools.state.values import State
+
+NAMED = 10  # so many of one part are named one by one
+# Parts in which only what both have is compared: the rest comes and goes.
+BOTH = ("processes",)
+
+
+def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> Iterator[Finding]:
+    """Return what is not as it was recorded, as findings."""
+    for part, state in now.items():
+        _, severity, layer = parts.PARTS[part]
+        # A part that cannot be seen is a consequence, which the doctor reports.
+        if part not in before or isinstance(state, str):
+            continue
+        # Of what is not there now, like an instance that is down, the doctor reports.
+        there = {name.partition(":")[0] for name in state}
+        both = {name for name in before[part] if name in state or (part == "redis" and name.partition(":")[0] in there)}
+        wanted = (
+            both if part in BOTH else both | state.keys() if part == "redis" else before[part].keys() | state.keys()
+        )
+        if part == "units":
+            away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
+            wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
+        told = []
+        for name in sorted(name for name in wanted if before[part].get(name) != state.get(name)):
+            at = layer_of(name, app) if part == "files" else _layer(part, name, layer)
+            told += [(at, what)] if (what := sentence(part, name, before[part].get(name), state.get(name))) else []
+        more = [(LATER, f"{len(told) - NAMED} more of the {part} differ from the healthy state")]
+        for at, what in sorted(told, key=lambda pair: pair[0])[:NAMED] + (more if len(told) > NAMED else []):
+            yield Finding(severity, what, "drift", at, suspect=True, difference=True)
+
+
+def _layer(part: str, name: str, layer: int) -> int:
+    # A kind of key stops who uses it, not the server.
+    return RIGHTS if part == "redis" and re.search(": the (?:key|user) ", name) else layer
+
+
+def layer_of(name: str, app: str) -> int:
+    """Return what a file can explain when something fails."""
+    for layer, patterns in contents.CONTENT.items():
+        for pattern in patterns.format(app=app).split():
+            if name.startswith(re.split(r"[*?\[]", pattern)[0]):
+                return layer
+    return HOST
+
+
+def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
+    """Return how something differs, nothing when it may."""
+    if part in ("files", "release"):
+        return change(name, before, now)
+    if part == "redis" and ": the key " in name:
+        persists = "_kombu.binding." in name and "pidbox" not in name and "reply" not in name
+        # Other keys come and go.
+        told = f"{name} is {'gone' if now is None else f'a {now}'} instead of a {before}: every use of it fails"
+        return told if before is not None and (now is not None or persists) else ""
+    if "packages" in part:
+        whose = "Debian's package" if part.startswith("system") else "in the release's venv the package"
+        versions = [value.partition(" ")[0] if value else "none" for value in (before, now)]
+        same = "not the one that was installed" if versions[0] == versions[1] else ""
+        return f"{whose} {name} is {same or f'{versions[1]} instead of {versions[0]}'}"
+    hidden = re.fullmatch(r"[0-9a-f]{16}|there", now or before or "") is not None
+    if before is None or now is None:
+        return f"{name} is {'gone' if now is None else 'new'}" + ("" if hidden else f" ({now or before or 'empty'})")
+    return f"{name} is not what it was" if hidden else f"{name} is {now or 'empty'} instead of {before or 'empty'}"
+
+
+def change(name: str, before: str | None, now: str | None) -> str:
+    """Return how a file differs, nothing when it may."""
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(os.lstat(name).st_mtime)) if os.path.lexists(name) else ""
+    if now is None or before is None:
+        # A unit that stops takes its directory with it.
+        told = f"{name} was removed by hand" if now is None else f"{name} was added by hand ({when} UTC)"
+        return "" if name.startswith("/run/") else told
+    old, new = before.split(), now.split()
+    if name.endswith("*"):
+        # Where there was no file, those that the directory's user has made are no difference.
+        owner = contents.rights(name[:-1]).partition(":")[0] if not before and os.path.lexists(name[:-1]) else ""
+        usual = rf"{re.escape(owner)}:\S+ readable and writable" if owner else r"(?!)"
+        more = {each for each in set(now.split(", ")) - set(before.split(", ")) if not re.fullmatch(usual, each)}
+        return f"{name} is {now or 'nothing'} instead of {before or 'nothing'}" if more else ""
+    if "leads to" in before + now:
+        return f"{name} {now if 'leads to' in now else 'is itself'} instead of {before.removeprefix('leads to ')}"
+    if old[:2] != new[:2]:
+        return f"{name} is {' '.join(new[:2])} instead of {' '.join(old[:2])}"
+    return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"

@@ -1,0 +1,141 @@
+"""Files: content, owner, mode and kind; the release's and Debian's packages."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hosttools import files, process
+from hosttools.findings import FILES, LATER, NETWORK, REDIS
+from hosttools.state.values import ENTRIES, State, digest
+
+# Files whose content is ours or decides what our programs do, by the layer of what they can explain.
+CONTENT = {
+    NETWORK: "/etc/nftables*.conf /etc/systemd/system/platform-firewall.service* /etc/hosts /etc/resolv.conf"
+    " /etc/nsswitch.conf /etc/gai.conf /etc/host.conf /etc/hostname",
+    REDIS: "/etc/redis/redis*.conf /etc/redis/*tls/* /etc/systemd/system/redis-se*",
+    FILES: "/etc/{app}/** /etc/{app}-flower/** /etc/systemd/system/{app}-* /etc/supervisor/** /etc/ld.so.preload"
+    " /etc/environment /etc/passwd /etc/group /etc/security/** /etc/pam.d/** /etc/ssl/openssl.cnf",
+    LATER: "/etc/systemd/*.conf.d/* /etc/systemd/*.conf /etc/logrotate.d/* /etc/ssh/** /etc/sysctl.d/* /etc/sysctl.conf"
+    " /etc/modprobe.d/* /etc/tmpfiles.d/* /etc/apt/apt.conf.d/* /etc/profile.d/* /etc/sudoers /etc/sudoers.d/*"
+    " /etc/cron*/** /etc/prometheus/** /etc/prometheus-*/** /etc/default/prometheus* /etc/systemd/system/*.d/*"
+    " /etc/systemd/system/certificate-end.* /etc/haproxy/** /etc/keepalived/**",
+}
+
+
+RELEASE = (
+    "/opt/{app}/backend /opt/{app}/backend/.* /opt/{app}/backend/app/** /opt/{app}/backend/venv/bin/*"
+    " /opt/{app}/backend/venv/pyvenv.cfg /opt/{app}/backend/venv/lib/python3*/site-packages/*.pth"
+    " /opt/{app}/backend/venv/lib/python3*/site-packages/*custom*.py"
+)
+
+
+RELEASE_RIGHTS = "/opt/{app}/backend/ /opt/{app}/backend/**/"
+
+
+# Of these owner and mode count, and their number does not grow.
+RIGHTS_OF = (
+    "/ /dev /dev/shm /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/ptmx /tmp /var/tmp /run"
+    " /run/lock /run/redis* /run/sentinel* /run/systemd/journal/* /var /var/lib /var/log /var/log/journal /etc"
+    " /opt /usr /usr/bin /usr/lib /etc/{app} /etc/redis /opt/{app} /opt/{app}/releases"
+    " /var/log/{app} /var/log/redis /var/lib/redis /var/lib/redis/**/"
+    " /var/lib/prometheus /usr/bin/python3* /usr/bin/redis-* /usr/bin/sudo /bin/sh /usr/bin/env"
+    " /usr/bin/prometheus* /usr/sbin/nft /usr/sbin/haproxy /usr/bin/systemctl /usr/bin/supervisor*"
+)
+
+
+# Of a directory whose files come and go, the owners and modes that they have.
+RIGHTS_IN = "/var/lib/redis/**/ /var/log/redis/ /var/log/{app}/"
+
+
+def expand(patterns: str, app: str) -> Iterator[str]:
+    """Return the names that match, each once."""
+    for pattern in patterns.format(app=app).split():
+        yield from sorted(glob.glob(pattern, recursive=True))[:ENTRIES]  # noqa: PTH207 - the patterns are absolute
+
+
+def rights(name: str) -> str:
+    """Return owner, group and mode of a file."""
+    seen = os.lstat(name)
+    try:
+        owner = f"{pwd.getpwuid(seen.st_uid).pw_name}:{grp.getgrgid(seen.st_gid).gr_name}"
+    except KeyError:
+        owner = f"{seen.st_uid}:{seen.st_gid}"
+    return f"{owner} {stat.S_IMODE(seen.st_mode):04o}"
+
+
+def all_files(app: str, _: Any) -> State:
+    """Return kind, content, owner and mode of files."""
+    found = _files(" ".join(CONTENT.values()), RIGHTS_OF, app)
+    for name in expand(RIGHTS_IN, app):
+        owners = {_owner(entry.path) for entry in os.scandir(name) if entry.is_file(follow_symlinks=False)}
+        found[f"{name}*"] = ", ".join(sorted(filter(None, owners)))
+    return found
+
+
+def release(app: str, _: Any) -> State:
+    """Return which release is live, and its files."""
+    return _files(RELEASE, RELEASE_RIGHTS, app)
+
+
+def _files(content: str, rights_of: str, app: str) -> State:
+    found: State = {}
+    for name in expand(content, app):
+        # The former is a runbook's, for a while.
+        if not name.endswith(("~debug-mode.conf", ".pyc", "/__pycache__")) and name not in found:
+            with contextlib.suppress(FileNotFoundError):  # it has just gone
+                found[name] = _file(name)
+    for name in expand(rights_of, app):
+        if "/__pycache__" not in name:
+            with contextlib.suppress(FileNotFoundError):
+                found.setdefault(name, f"{rights(name)} {_kind(name)}")
+    return found
+
+
+def _owner(name: str) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        owner, mode = rights(name).split()
+        return f"{owner} {'readable and writable' if int(mode, 8) & 0o600 == 0o600 else mode}"
+    return ""
+
+
+def _kind(name: str) -> str:
+    mode = os.lstat(name).st_mode
+    names = {stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFSOCK: "socket"}
+    device = f" {os.major(os.lstat(name).st_rdev)}:{os.minor(os.lstat(name).st_rdev)}"
+    return names.get(stat.S_IFMT(mode), f"device{device}")
+
+
+def _file(name: str) -> str:
+    kind = _kind(name)
+    if kind == "link":
+        return f"leads to {os.readlink(name)}"  # noqa: PTH115 - the text of the link
+    # A secret's digest is safe: secrets are long and random, and only root reads this record.
+    content = f" {digest(Path(name).read_bytes())}" if kind == "file" and os.stat(name).st_size < 1 << 24 else ""  # noqa: PTH116
+    return f"{rights(name)} {kind}{content}"
+
+
+def packages(app: str, _: Any) -> State:
+    """Return the versions in the release's virtual environment, each with its list of files."""
+    found = {}
+    for place in Path(f"/opt/{app}/backend/").glob("venv/lib/python3*/site-packages/*.dist-info"):
+        name, _, version = place.name.removesuffix(".dist-info").rpartition("-")
+        found[name] = f"{version} ({digest(files.read(place / 'RECORD').strip())})"
+    return found
+
+
+def system_packages(_: str, __: Any) -> State:
+    """Return the versions of Debian's packages that are installed."""
+    told = process.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\n").output
+    return {
+        package: version
+        for state, package, version in (line.split("|") for line in told.splitlines())
+        if state[1] == "i"
+    }

@@ -1,0 +1,21 @@
+"""What systemd and its journal say."""
+
+from __future__ import annotations
+
+from hosttools import process
+
+
+def properties(unit: str, *names: str) -> dict[str, str]:
+    """Return properties of a unit."""
+    shown = process.run("systemctl", "show", f"--property={','.join(names)}", unit).output
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+
+def active(unit: str) -> str:
+    """Return a unit's state: active, failed, inactive ..."""
+    return process.run("systemctl", "is-active", unit).output
+
+
+def journal(*options: str, timeout: float | None = None) -> str:
+    """Return the messages of the journal that the options choose."""
+    return process.run("journalctl", "--no-pager", "--quiet", "--output=cat", *options, timeout=timeout).output
