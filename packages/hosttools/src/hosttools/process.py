@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -47,6 +48,7 @@ def run(
         cwd: where it runs.
         account: the user that it runs as, with that user's groups.
     """
+    user = pwd.getpwnam(account) if account else None
     seconds = hosttools.TIMEOUT if timeout is None else timeout
     try:
         process = subprocess.Popen(
@@ -58,7 +60,9 @@ def run(
             errors="replace",
             env=environment,
             cwd=cwd,
-            **_as(account),
+            user=account or None,
+            group=user.pw_gid if user else None,
+            extra_groups=os.getgrouplist(account, user.pw_gid) if user else None,
         )
     except OSError as error:
         return Result(NOT_FOUND, "", str(error))
@@ -72,16 +76,6 @@ def run(
             return Result(TIMED_OUT, "", f"{command[0]} did not end within {seconds:g} s")
         finally:
             RUNNING.discard(process)
-
-
-def _as(account: str) -> dict[str, object]:
-    if not account:
-        return {}
-    import pwd  # noqa: PLC0415 - most never need it
-
-    user = pwd.getpwnam(account)
-    groups = os.getgrouplist(account, user.pw_gid)
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
 
 
 def end_all() -> None:

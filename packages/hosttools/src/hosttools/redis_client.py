@@ -105,6 +105,11 @@ class Instance:
         return redis
 
 
+def printable(key: str) -> str:
+    """Return a key that was read with ``surrogateescape`` as it may be printed."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def setting(config: str, option: str) -> str:
     """Return an option of a configuration of Redis or Sentinel, nothing if it has none."""
     found = re.search(rf"^{option} \"?([^\s\"]+)", config, re.MULTILINE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hosttools import files
-from hosttools.doctor.celery_control import questions, queue_names
 from hosttools.doctor.checks import apart
+from hosttools.doctor.workers import questions, queue_names
 from hosttools.findings import CRITICAL, QUEUES, WARNING, WORKERS, Finding
 
 WAITING, OLD_TASK, LONG_QUEUE, STUCK_MARGIN = 30, 120, 100, 60  # seconds, seconds, tasks, seconds

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from hosttools.findings import HOST, LATER, RIGHTS, Finding
-from hosttools.state import contents, parts
+from hosttools.findings import FILES, HOST, LATER, NETWORK, NOTE, REDIS, RIGHTS, WARNING, Finding
+from hosttools.state import contents, services, system
 from hosttools.state.values import State
 
 NAMED = 10  # so many of one part are named one by one
@@ -20,7 +20,7 @@ BOTH = ("processes",)
 def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> Iterator[Finding]:
     """Return what is not as it was recorded, as findings."""
     for part, state in now.items():
-        _, severity, layer = parts.PARTS[part]
+        _, severity, layer = PARTS[part]
         # A part that cannot be seen is a consequence, which the doctor reports.
         if part not in before or isinstance(state, str):
             continue
@@ -95,3 +95,21 @@ def change(name: str, before: str | None, now: str | None) -> str:
     if old[:2] != new[:2]:
         return f"{name} is {' '.join(new[:2])} instead of {' '.join(old[:2])}"
     return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"
+
+
+# Severity and layer of what differs in each part; of files the layer is CONTENT's; ground first.
+PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
+    "mounts": (system.mounts, WARNING, HOST),
+    "sysctls": (system.sysctls, WARNING, HOST),
+    "network": (services.network, WARNING, NETWORK),
+    "names": (services.names, WARNING, NETWORK),
+    "redis": (services.redis, WARNING, REDIS),
+    "files": (contents.all_files, WARNING, FILES),
+    "release": (contents.release, WARNING, FILES),
+    "packages": (contents.packages, WARNING, FILES),
+    "manager": (system.manager, WARNING, FILES),
+    "units": (system.units, WARNING, FILES),
+    "processes": (system.processes, WARNING, FILES),
+    "system packages": (contents.system_packages, NOTE, LATER),
+    "prometheus": (services.prometheus, WARNING, LATER),
+}

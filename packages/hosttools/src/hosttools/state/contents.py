@@ -28,18 +28,12 @@ CONTENT = {
     " /etc/cron*/** /etc/prometheus/** /etc/prometheus-*/** /etc/default/prometheus* /etc/systemd/system/*.d/*"
     " /etc/systemd/system/certificate-end.* /etc/haproxy/** /etc/keepalived/**",
 }
-
-
 RELEASE = (
     "/opt/{app}/backend /opt/{app}/backend/.* /opt/{app}/backend/app/** /opt/{app}/backend/venv/bin/*"
     " /opt/{app}/backend/venv/pyvenv.cfg /opt/{app}/backend/venv/lib/python3*/site-packages/*.pth"
     " /opt/{app}/backend/venv/lib/python3*/site-packages/*custom*.py"
 )
-
-
 RELEASE_RIGHTS = "/opt/{app}/backend/ /opt/{app}/backend/**/"
-
-
 # Of these owner and mode count, and their number does not grow.
 RIGHTS_OF = (
     "/ /dev /dev/shm /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/ptmx /tmp /var/tmp /run"
@@ -49,8 +43,6 @@ RIGHTS_OF = (
     " /var/lib/prometheus /usr/bin/python3* /usr/bin/redis-* /usr/bin/sudo /bin/sh /usr/bin/env"
     " /usr/bin/prometheus* /usr/sbin/nft /usr/sbin/haproxy /usr/bin/systemctl /usr/bin/supervisor*"
 )
-
-
 # Of a directory whose files come and go, the owners and modes that they have.
 RIGHTS_IN = "/var/lib/redis/**/ /var/log/redis/ /var/log/{app}/"
 

@@ -18,19 +18,11 @@ CHANGES = re.compile(
     r"|^RequiresMountsFor|^WantsMountsFor|^Perpetual|^Transient|^Id$|^Names$|^Following|^DefaultDep|^LiveMount|^Accept|^NConn"
     r"|^NRef|^ExtensionImage|^Markers|^DebugInvoc|^CPUSet|EffectiveT|^Effective|^StartupM|^OOMPolicyDefault"
 )
-
-
 SYSCTLS = "vm net/core net/ipv4 net/ipv6/conf/all net/ipv4/conf/all net/unix kernel fs user"
-
-
 STEADY = re.compile(
     r"random/|/ns_last_pid|entropy|dentry|inode|file-nr|aio-nr|/tainted|cad_pid|sched_domain|pty/nr|_ctr|epoch"
 )
-
-
 UNITS = "systemd-journald dbus cron ssh systemd-logind"
-
-
 # Names that systemd or a start gives anew.
 OWN_VARIABLES = re.compile(
     r"INVOCATION|JOURNAL|NOTIFY|PID|LISTEN|WATCHDOG|CREDENTIALS|MEMORY_PRESSURE|SYSTEMD|SUPERVISOR|^_$"
