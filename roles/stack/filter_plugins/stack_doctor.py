@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# As in playbooks/files/doctor.py, which says what a layer, a suspect and a certain finding are.
+# As in packages/hosttools/src/hosttools/findings.py, which says what a layer, a suspect and a certain finding are.
 FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
 HIGHEST_LAYER = 10
 FILES = 6

@@ -1,4 +1,4 @@
-"""Filters of the stack role: what the runbooks make of what playbooks/files/workers.py has seen on each host."""
+"""Filters of the stack role: what the runbooks make of what hosttools' workers has seen on each host."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def task_times_judged(hosts: list[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each task that has hit a limit within the last hour.
 
     Args:
-        hosts: the variables of each host, with ``times_examined``, what playbooks/files/task_times.py has returned.
+        hosts: the variables of each host, with ``times_examined``, what hosttools' task_durations has returned.
     """
     seen = [json.loads(host["times_examined"]["stdout"]) for host in hosts if host["times_examined"].get("stdout")]
     hour: Counter[str] = Counter()
@@ -178,7 +178,7 @@ def fat_workers(workers: list[Mapping[str, Any]], hosts: Mapping[str, Mapping[st
 
     Args:
         workers: what ``workers_judged`` has returned.
-        hosts: each host's memory, as playbooks/files/workers.py tells it.
+        hosts: each host's memory, as hosttools' workers reports it.
     """
     fat = []
     for worker in sorted(workers, key=_size, reverse=True):

@@ -13,10 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hosttools.backup.archive import choose
-from hosttools.backup.host import become_redis, make_for_redis, open_archive, refuse
-from hosttools.backup.restore import attempt, put, verify
-from hosttools.backup.take import look, take
+from hosttools.backup import archive, host, restore, take
 from hosttools.redis_client import DATA, Instance
 
 
@@ -42,40 +39,40 @@ def main() -> None:
         known = json.loads(arguments.known)
         # The key alone, on standard input: an argument is everybody's to see.
         identity = sys.stdin.read().strip()
-        print(json.dumps(choose(Path(arguments.path), arguments.instance, arguments.host, known, identity)))
+        print(json.dumps(archive.choose(Path(arguments.path), arguments.instance, arguments.host, known, identity)))
         return
     try:
         print(answer(arguments, [Instance(name) for name in arguments.instances]))
     except OSError as error:
-        refuse(f"{error.strerror}: {error.filename!a}.")
+        host.refuse(f"{error.strerror}: {error.filename!a}.")
 
 
 def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
     """Prepare as root what the verb needs, do it as the redis user, and return what is to be said."""
     instance = instances[0]
     if arguments.verb == "look":
-        become_redis()
-        return json.dumps([look(each, arguments.host) for each in instances])
+        host.become_redis()
+        return json.dumps([take.look(each, arguments.host) for each in instances])
     if arguments.verb == "take":
-        with open_archive(Path(arguments.archive)) as archive:
-            become_redis()
-            return json.dumps(take(instance, arguments.host, archive, arguments.recipient))
+        with host.open_archive(Path(arguments.archive)) as file:
+            host.become_redis()
+            return json.dumps(take.take(instance, arguments.host, file, arguments.recipient))
     directory = Path(arguments.directory)
     if arguments.verb == "put":
         aside = Path(arguments.aside)
         if aside.exists():
-            refuse(f"{aside} is there already.")
-        make_for_redis(aside)
+            host.refuse(f"{aside} is there already.")
+        host.make_for_redis(aside)
         if not DATA.exists():
-            make_for_redis(DATA)
-        become_redis()
-        put(instance, directory, aside)
+            host.make_for_redis(DATA)
+        host.become_redis()
+        restore.put(instance, directory, aside)
         return ""
     if arguments.verb == "verify":
-        become_redis()
-        return verify(instance, directory)
+        host.become_redis()
+        return restore.verify(instance, directory)
     shutil.rmtree(directory, ignore_errors=True)
-    make_for_redis(directory)
-    with Path(arguments.archive).open("rb") as archive:
-        become_redis()
-        return attempt(instance, archive, directory)
+    host.make_for_redis(directory)
+    with Path(arguments.archive).open("rb") as file:
+        host.become_redis()
+        return restore.attempt(instance, file, directory)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hosttools.findings import Finding
-from hosttools.state.compare import PARTS, compare
+from hosttools.state import compare
 from hosttools.state.values import ENTRIES, State
 
 WITHIN = 6  # seconds
@@ -29,7 +29,7 @@ def look(app: str, given: Any, names: list[str]) -> dict[str, State | str]:
 
     def one(part: str) -> None:
         try:
-            seen = PARTS[part][0](app, given)
+            seen = compare.PARTS[part][0](app, given)
             found[part] = dict(list(seen.items())[:ENTRIES])
         except Exception as error:  # noqa: BLE001 - one part must not hide the others
             found[part] = f"{type(error).__name__}: {error}"
@@ -65,7 +65,7 @@ def differences(place: Path, given: Any) -> list[Finding]:
     record = place / "healthy.json"
     if not record.exists():
         return []
-    return list(compare(json.loads(record.read_text()), look(given.app, given, list(PARTS)), given.app))
+    return list(compare.compare(json.loads(record.read_text()), look(given.app, given, list(compare.PARTS)), given.app))
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--monitoring", default="")
     given, _ = parser.parse_known_args()
     if given.write:
-        now = look(given.app, given, given.part or list(PARTS))
+        now = look(given.app, given, given.part or list(compare.PARTS))
         write(given.place, now)
         print(json.dumps({part: state for part, state in now.items() if isinstance(state, str)}), flush=True)
     else:

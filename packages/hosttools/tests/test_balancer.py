@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hosttools import balancer, findings
 from tests.support import load_plugin
 
-script = load_plugin("playbooks/files/balancer.py")
 filters = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 
 
@@ -28,22 +28,22 @@ def figures(**states: int) -> str:
 
 
 def test_nothing_is_wrong_with_servers_that_are_up() -> None:
-    assert list(script.servers(figures(a=1, b=1))) == []
+    assert list(balancer.servers(figures(a=1, b=1))) == []
 
 
 def test_a_server_that_is_away_is_named_with_its_reason() -> None:
-    (away,) = script.servers(figures(a=1, b=0))
+    (away,) = balancer.servers(figures(a=1, b=0))
     assert away.what == "the balancer sends nothing to api on b: its check says L7STS 503"
-    assert (away.severity, away.runbook) == (script.WARNING, "BackendDown")
+    assert (away.severity, away.runbook) == (findings.WARNING, "BackendDown")
 
 
 def test_no_server_is_critical() -> None:
-    *_, none = script.servers(figures(a=0, b=0))
-    assert (none.severity, none.runbook) == (script.CRITICAL, "NoBackend")
+    *_, none = balancer.servers(figures(a=0, b=0))
+    assert (none.severity, none.runbook) == (findings.CRITICAL, "NoBackend")
 
 
 def test_a_silent_balancer_is_told() -> None:
-    assert [finding.runbook for finding in script.servers("")] == ["BalancerDown"]
+    assert [finding.runbook for finding in balancer.servers("")] == ["BalancerDown"]
 
 
 @pytest.mark.parametrize(("days", "severity"), [(2, 1), (10, 2), (60, None)])
@@ -51,7 +51,7 @@ def test_the_end_of_a_certificate_is_told(tmp_path: Path, days: int, severity: i
     file = tmp_path / "platform.pem"
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -subj /CN=a -keyout /dev/null"
     subprocess.run(["openssl", *words.split(), "-days", str(days), "-out", str(file)], check=True, capture_output=True)
-    assert [finding.severity for finding in script.certificate(str(file))] == ([severity] if severity else [])
+    assert [finding.severity for finding in balancer.certificate(str(file))] == ([severity] if severity else [])
 
 
 @pytest.mark.parametrize(

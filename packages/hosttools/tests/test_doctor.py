@@ -1,5 +1,6 @@
 """What the doctor finds on a host, and what it makes of it: causes before what follows from them."""
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -19,15 +20,33 @@ from typing import Any
 
 import pytest
 
+import hosttools
 from app.logs import JsonFormatter
+from hosttools import files, findings, masking, process, procfs, redis_client, state, web
+from hosttools.doctor import (
+    api,
+    broker,
+    checks,
+    connections,
+    host,
+    instances,
+    monitoring,
+    network,
+    queues,
+    reasons,
+    release,
+    rights,
+    units,
+    workers,
+)
+from hosttools.process import Result
 from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_worker
 
-doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
-script = load_plugin("playbooks/files/doctor.py")
+filters = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 LAYERS = ("HOST", "NETWORK", "REDIS", "REACH", "RIGHTS", "FILES", "UNITS", "WORKERS", "QUEUES", "LATER")
 
 
-def host(name: str, *findings: dict[str, Any]) -> dict[str, Any]:
+def examined(name: str, *findings: dict[str, Any]) -> dict[str, Any]:
     """Return a host's variables after it was examined."""
     return {"inventory_hostname": name, "doctor_examined": {"stdout": json.dumps(findings)}}
 
@@ -39,24 +58,26 @@ def finding(severity: int, what: str, layer: int, runbook: str = "", **more: boo
 
 def told(*hosts: dict[str, Any]) -> list[str]:
     """Return what is found, in its order."""
-    return [found["what"] for found in doctor.doctor_findings(list(hosts))]
+    return [found["what"] for found in filters.doctor_findings(list(hosts))]
 
 
 def test_nothing_is_nothing() -> None:
-    assert doctor.doctor_findings([host("a"), host("b")]) == []
+    assert filters.doctor_findings([examined("a"), examined("b")]) == []
 
 
 def test_the_cause_comes_first() -> None:
     hosts = [
-        host("api", finding(1, "no worker", script.WORKERS, "NoWorkers"), finding(1, "no broker", script.REACH)),
-        host(
+        examined(
+            "api", finding(1, "no worker", findings.WORKERS, "NoWorkers"), finding(1, "no broker", findings.REACH)
+        ),
+        examined(
             "redis",
-            finding(2, "an update waits", script.LATER),
-            finding(1, "redis-server@broker is failed", script.REDIS, "RedisDown"),
-            finding(1, "full", script.HOST, "DiskFilling"),
+            finding(2, "an update waits", findings.LATER),
+            finding(1, "redis-server@broker is failed", findings.REDIS, "RedisDown"),
+            finding(1, "full", findings.HOST, "DiskFilling"),
         ),
     ]
-    assert doctor.doctor_sentences(doctor.doctor_findings(hosts)) == [
+    assert filters.doctor_sentences(filters.doctor_findings(hosts)) == [
         "CRITICAL redis: full -> docs/runbooks/DiskFilling.md",
         "CRITICAL redis: redis-server@broker is failed -> docs/runbooks/RedisDown.md",
         "CRITICAL api: no broker",
@@ -66,48 +87,50 @@ def test_the_cause_comes_first() -> None:
 
 
 def test_a_suspect_goes_before_what_it_explains() -> None:
-    suspect = finding(2, "unit file was changed", script.FILES, suspect=True)
-    assert told(host("a", suspect, finding(1, "worker fails", script.WORKERS)))[0] == "unit file was changed"
+    suspect = finding(2, "unit file was changed", findings.FILES, suspect=True)
+    assert told(examined("a", suspect, finding(1, "worker fails", findings.WORKERS)))[0] == "unit file was changed"
 
 
 def test_what_says_more_goes_before_a_difference_and_that_before_what_follows() -> None:
-    known = finding(2, "a route leads nowhere", script.NETWORK, suspect=True)
-    difference = finding(2, "the route is new", script.NETWORK, suspect=True, difference=True)
-    follows = finding(1, "no table", script.NETWORK)
-    assert told(host("a", follows, difference, known)) == ["a route leads nowhere", "the route is new", "no table"]
+    known = finding(2, "a route leads nowhere", findings.NETWORK, suspect=True)
+    difference = finding(2, "the route is new", findings.NETWORK, suspect=True, difference=True)
+    follows = finding(1, "no table", findings.NETWORK)
+    assert told(examined("a", follows, difference, known)) == ["a route leads nowhere", "the route is new", "no table"]
 
 
 def test_a_suspect_goes_behind_what_needs_no_explanation() -> None:
-    suspect = finding(2, "unit file was changed", script.FILES, suspect=True)
-    stopped = finding(1, "worker was stopped", script.WORKERS, certain=True)
-    assert told(host("a", suspect, stopped)) == ["worker was stopped", "unit file was changed"]
-    deeper = finding(1, "Redis does not answer", script.REACH)
-    assert told(host("a", suspect, deeper)) == ["Redis does not answer", "unit file was changed"]
+    suspect = finding(2, "unit file was changed", findings.FILES, suspect=True)
+    stopped = finding(1, "worker was stopped", findings.WORKERS, certain=True)
+    assert told(examined("a", suspect, stopped)) == ["worker was stopped", "unit file was changed"]
+    deeper = finding(1, "Redis does not answer", findings.REACH)
+    assert told(examined("a", suspect, deeper)) == ["Redis does not answer", "unit file was changed"]
 
 
 def test_a_suspect_alone_is_a_warning() -> None:
-    (found,) = doctor.doctor_findings([host("a", finding(2, "changed", script.FILES, suspect=True))])
+    (found,) = filters.doctor_findings([examined("a", finding(2, "changed", findings.FILES, suspect=True))])
     assert found["severity"] == 2
 
 
 def test_notes_are_told_beside_something_critical_only() -> None:
-    note, critical = finding(3, "booted", script.LATER), finding(1, "down", script.UNITS)
-    assert told(host("a", note)) == []
-    assert told(host("a", note, critical)) == ["down", "booted"]
+    note, critical = finding(3, "booted", findings.LATER), finding(1, "down", findings.UNITS)
+    assert told(examined("a", note)) == []
+    assert told(examined("a", note, critical)) == ["down", "booted"]
 
 
 def test_hosts_that_differ_are_told() -> None:
     def says(value: str) -> dict[str, Any]:
         return {"severity": 0, "what": "", "runbook": "", "facts": {"the application's code": value}}
 
-    found = doctor.doctor_findings([host("a", says("1")), host("b", says("1")), host("c", says("2"))])
+    found = filters.doctor_findings([examined("a", says("1")), examined("b", says("1")), examined("c", says("2"))])
     assert [(one["host"], one["severity"]) for one in found] == [("c", 2)]
     assert "not the same as on a" in found[0]["what"]
 
 
 def test_a_silent_host_goes_before_all() -> None:
     silent = {"inventory_hostname": "b", "doctor_examined": {"unreachable": True, "msg": "No route to host"}}
-    sentences = doctor.doctor_sentences(doctor.doctor_findings([host("a", finding(1, "full", script.HOST)), silent]))
+    sentences = filters.doctor_sentences(
+        filters.doctor_findings([examined("a", finding(1, "full", findings.HOST)), silent])
+    )
     assert sentences[0].startswith(
         "CRITICAL b: Ansible does not reach it: No route to host (it is down, or the network"
     )
@@ -121,7 +144,7 @@ def test_a_host_without_python_is_told() -> None:
 
 def test_every_page_that_is_named_exists() -> None:
     pages = {page.stem for page in (REPOSITORY / "docs/runbooks").glob("*.md")}
-    source = (REPOSITORY / "playbooks/files/doctor.py").read_text()
+    source = "".join(file.read_text() for file in Path(hosttools.__file__).parent.glob("doctor/*.py"))
     named = set(re.findall(rf'"(\w+)", (?:{"|".join(LAYERS)})\b', source))
     assert {"RedisDown", "NoWorkers", "drift", "MemoryLow"} <= named
     assert named <= pages
@@ -163,22 +186,22 @@ def test_every_page_that_is_named_exists() -> None:
     ],
 )
 def test_a_units_state_is_judged(properties: dict[str, str], words: str) -> None:
-    found = list(script.state("no-such-unit", "NoWorkers", properties))
+    found = list(units.state("no-such-unit", "NoWorkers", properties))
     assert words in found[0].what
-    assert found[0].severity == script.CRITICAL
+    assert found[0].severity == findings.CRITICAL
 
 
 def test_a_halted_process_is_named() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "60"]) as child:
         try:
-            assert list(script.halted("unit", "NoWorkers", script.WORKERS, [str(process.pid)])) == []
-            process.send_signal(signal.SIGSTOP)
-            os.waitpid(process.pid, os.WUNTRACED)
-            (found,) = script.halted("unit", "NoWorkers", script.WORKERS, [str(process.pid)])
-            assert f"kill -CONT {process.pid}" in found.what
+            assert list(units.halted("unit", "NoWorkers", findings.WORKERS, [str(child.pid)])) == []
+            child.send_signal(signal.SIGSTOP)
+            os.waitpid(child.pid, os.WUNTRACED)
+            (found,) = units.halted("unit", "NoWorkers", findings.WORKERS, [str(child.pid)])
+            assert f"kill -CONT {child.pid}" in found.what
             assert found.certain
         finally:
-            process.kill()
+            child.kill()
 
 
 @contextlib.contextmanager
@@ -217,42 +240,42 @@ def redis_that_says(*answers: bytes) -> Iterator[int]:
 def test_what_a_client_of_redis_meets_is_named(
     answers: tuple[bytes, ...], words: str, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "PATIENCE", 0.5)
+    monkeypatch.setattr(hosttools, "TIMEOUT", 0.5)
     with redis_that_says(*answers) as port:
-        (found,) = script.reach(f"redis://api:hidden-password@127.0.0.1:{port}/0", "api", "127.0.0.1", [port])
+        (found,) = connections.reach(f"redis://api:hidden-password@127.0.0.1:{port}/0", "api", "127.0.0.1", [port])
     assert words in found.what
-    assert found.layer == getattr(script, layer)
+    assert found.layer == getattr(findings, layer)
     assert "hidden-password" not in found.what
 
 
 def test_a_redis_that_answers_is_no_finding() -> None:
     with redis_that_says(b"+OK\r\n", b"+PONG\r\n", b"+PONG\r\n", b"+PONG\r\n") as port:
-        assert script.reach(f"redis://api:x@127.0.0.1:{port}/0", "api", "127.0.0.1", [port]) == []
+        assert connections.reach(f"redis://api:x@127.0.0.1:{port}/0", "api", "127.0.0.1", [port]) == []
 
 
 def test_a_name_that_nobody_knows_is_told() -> None:
-    (found,) = script.reach("redis://api:x@no-such-host.invalid:1/0", "api", "no-such-host.invalid", [1])
+    (found,) = connections.reach("redis://api:x@no-such-host.invalid:1/0", "api", "no-such-host.invalid", [1])
     assert "the name no-such-host.invalid is unknown here" in found.what
-    assert found.layer == script.NETWORK
+    assert found.layer == findings.NETWORK
 
 
 def test_a_secret_that_leads_elsewhere_is_told_without_its_password() -> None:
-    (found,) = script.reach("redis://api:hidden-password@elsewhere:1/0", "api", "redis1", [6380])
+    (found,) = connections.reach("redis://api:hidden-password@elsewhere:1/0", "api", "redis1", [6380])
     assert "names api@elsewhere:1, the inventory api@redis1" in found.what
     assert "hidden-password" not in found.what
 
 
 def test_quoted_logs_hold_no_secret() -> None:
     line = "cannot use redis://api:short@host:1 nor 0123456789abcdef0123456789abcdef"
-    assert script.quote(line) == "cannot use redis://api:**@host:1 nor **"
+    assert masking.quote(line) == "cannot use redis://api:**@host:1 nor **"
 
 
 def test_a_check_that_fails_does_not_hide_the_others() -> None:
     def check() -> Iterator[Any]:
-        yield script.Finding(script.CRITICAL, "seen", "")
+        yield findings.Finding(findings.CRITICAL, "seen", "")
         raise KeyError("x")
 
-    seen, failed = script.careful(check)
+    seen, failed = checks.careful(check)
     assert seen.what == "seen"
     assert "could not look: KeyError" in failed.what
 
@@ -260,8 +283,8 @@ def test_a_check_that_fails_does_not_hide_the_others() -> None:
 def test_a_failure_inside_a_check_leaves_what_is_found_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = ["ActiveState=active\nNRestarts=x", "LoadState=masked\nActiveState=inactive"]
     shown = {"show": "\n\n".join(blocks), "is-active": "inactive"}
-    monkeypatch.setattr(script, "say", lambda *words, **_: (True, shown.get(words[1], "")))
-    told = [found.what for found in script.units({"a": "NoWorkers", "b": "NoWorkers"})]
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, shown.get(words[1], "")))
+    told = [found.what for found in units.check({"a": "NoWorkers", "b": "NoWorkers"})]
     assert "could not look: ValueError" in told[0]
     assert "b is masked" in told[1]
     assert "systemd-journald does not run" in told[2]
@@ -269,14 +292,14 @@ def test_a_failure_inside_a_check_leaves_what_is_found_around_it(monkeypatch: py
 
 def test_what_hangs_is_told_and_hides_nothing() -> None:
     def hangs() -> Iterator[Any]:
-        yield script.Finding(script.CRITICAL, "seen before", "")
+        yield findings.Finding(findings.CRITICAL, "seen before", "")
         time.sleep(60)
 
     def other() -> Iterator[Any]:
-        yield script.Finding(script.CRITICAL, "seen beside", "")
+        yield findings.Finding(findings.CRITICAL, "seen beside", "")
 
     began = time.monotonic()
-    told = [found.what for found in script.within(0.3, {"hangs": hangs, "other": other})]
+    told = [found.what for found in checks.within(0.3, {"hangs": hangs, "other": other})]
     assert time.monotonic() - began < 5
     assert told[0] == "seen before"
     assert "hangs takes longer" in told[1]
@@ -284,102 +307,102 @@ def test_what_hangs_is_told_and_hides_nothing() -> None:
 
 
 def test_a_command_that_hangs_is_ended() -> None:
-    done, said = script.say("sleep", "60", patience=0.2)
-    assert not done
-    assert "timed out" in said
-    assert not script.RUNNING
+    ended = process.run("sleep", "60", timeout=0.2)
+    assert ended == Result(process.TIMED_OUT, "", "sleep did not end within 0.2 s")
+    assert not process.RUNNING
+
+
+def test_a_command_that_is_not_there_is_a_result() -> None:
+    assert process.run("/no/such/program").code == process.NOT_FOUND
 
 
 def test_systemd_that_does_not_answer_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "Command timed out after 3 seconds"))
-    (found,) = script.units({"a": "NoWorkers", "b": "NoWorkers"})
-    assert (found.severity, found.layer) == (script.CRITICAL, script.HOST)
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "it did not end within 3 s"))
+    (found,) = units.check({"a": "NoWorkers", "b": "NoWorkers"})
+    assert (found.severity, found.layer) == (findings.CRITICAL, findings.HOST)
     assert "systemd does not answer" in found.what
 
 
 @pytest.mark.parametrize("replies", [1, 2])
 def test_workers_of_one_name_are_told(replies: int, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [("default@h", [{"name": "celery"}])] * replies
-    monkeypatch.setattr(script, "questions", lambda _, method, **__: answers if method == "active_queues" else [])
-    monkeypatch.setattr(script, "commands", lambda *_: [("default@h", ["celery"])])
-    told = [found.what for found in script.workers("no-such-app")]
+    monkeypatch.setattr(workers, "questions", lambda _, method, **__: answers if method == "active_queues" else [])
+    monkeypatch.setattr(workers, "commands", lambda *_: [("default@h", ["celery"])])
+    told = [found.what for found in workers.check("no-such-app")]
     assert [what.partition(":")[0] for what in told] == ["2 workers are named default@h"] * (replies - 1)
 
 
 def test_a_worker_that_is_silent_for_a_second_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = (b"+OK\r\n", b"+OK\r\n", b":1\r\n", b"*-1\r\n", b":1\r\n")
     with redis_that_says(*answers) as port:
-        monkeypatch.setattr(script, "text", lambda _: f"redis://operator:x@127.0.0.1:{port}/0")
-        monkeypatch.setattr(script, "PATIENCE", 0.5)
-        assert script.questions("app", "active_queues") == []
+        monkeypatch.setattr(files, "read", lambda _: f"redis://operator:x@127.0.0.1:{port}/0")
+        monkeypatch.setattr(hosttools, "TIMEOUT", 0.5)
+        assert workers.questions("app", "active_queues") == []
 
 
 def test_the_debug_mode_is_no_change_by_hand(tmp_path: Path) -> None:
     drop_in = tmp_path / "90-debug-mode.conf"
     drop_in.write_text("[Service]\nExecStart=celery --loglevel=debug\n")
-    (found,) = script.drop_ins("typesafe-celery", script.WORKERS, [str(drop_in)])
-    assert (found.severity, found.runbook) == (script.NOTE, "debug-mode")
+    (found,) = units.drop_ins("typesafe-celery", findings.WORKERS, [str(drop_in)])
+    assert (found.severity, found.runbook) == (findings.NOTE, "debug-mode")
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("import sys; print('[]')", []),
-        ("raise SystemExit(3)", ["cannot be seen"]),
-        ("import time; time.sleep(60)", ["cannot be seen: Command"]),
-        ('print(\'[{"severity": 2, "what": "x differs", "runbook": "drift", "difference": true}]\')', ["x differs"]),
-    ],
-)
-def test_what_differs_is_looked_up_beside_the_rest(
-    source: str, words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(script, "WITHIN", 1)
-    found = [finding.what for finding in script.differences(source, [])]
-    assert len(found) == len(words)
-    assert all(word in what for word, what in zip(words, found, strict=True))
+def test_what_differs_is_a_finding_and_a_broken_record_is_one_too(tmp_path: Path) -> None:
+    given = argparse.Namespace(app="typesafe", unit=[], redis=[], monitoring="")
+    record = tmp_path / "healthy.json"
+    assert list(state.differences(tmp_path, given)) == []
+    record.write_text(json.dumps({"packages": {"celery": "5.7.0 (x)"}}))
+    (found,) = state.differences(tmp_path, given)
+    assert found.what == "in the release's venv the package celery is none instead of 5.7.0"
+    record.write_text("no JSON")
+    (failed,) = checks.careful(lambda: state.differences(tmp_path, given))
+    assert "could not look: JSONDecodeError" in failed.what
 
 
 def test_what_redis_says_goes_before_what_its_clients_meet() -> None:
-    client = finding(1, "redis1 refuses the password", script.RIGHTS, "BrokerUnreachable")
-    server = finding(1, "Redis does not know the user", script.RIGHTS, "RedisDenies")
-    assert told(host("api1", client), host("redis1", server))[0] == "Redis does not know the user"
+    client = finding(1, "redis1 refuses the password", findings.RIGHTS, "BrokerUnreachable")
+    server = finding(1, "Redis does not know the user", findings.RIGHTS, "RedisDenies")
+    assert told(examined("api1", client), examined("redis1", server))[0] == "Redis does not know the user"
 
 
 def test_a_stopped_worker_goes_before_what_the_api_sees_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"/metrics": (200, "celery_broker_up 1.0\ncelery_workers_alive 0.0\ncelery_beat_active 0.0\n")}
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
-    monkeypatch.setattr(script, "ask", lambda url, _: pages.get(url.removeprefix("http://x"), (200, "")))
-    found = list(script.api("http://x", "/dev/null", 60, "app"))
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, "active"))
+    monkeypatch.setattr(web, "ask", lambda url, _: pages.get(url.removeprefix("http://x"), (200, "")))
+    found = list(api.check("http://x", "/dev/null", 60, "app"))
     assert ("no beat holds the lease, nothing periodic is sent", "BeatMissing") in {
         (one.what, one.runbook) for one in found
     }
     sees = [vars(one) for one in found if "worker" in one.what]
-    stopped = finding(1, "the worker was stopped", script.WORKERS, "NoWorkers", certain=True)
-    assert told(host("api1", *sees), host("worker1", stopped)) == ["the worker was stopped", "no worker is alive"]
+    stopped = finding(1, "the worker was stopped", findings.WORKERS, "NoWorkers", certain=True)
+    assert told(examined("api1", *sees), examined("worker1", stopped)) == [
+        "the worker was stopped",
+        "no worker is alive",
+    ]
 
 
 def test_a_stopped_api_is_not_started_by_asking_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("key")
-    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "inactive"))
-    monkeypatch.setattr(script, "ask", lambda *_: pytest.fail("it was asked"))
-    assert list(script.api("http://x", str(key), 60, "app")) == []
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(1, "inactive"))
+    monkeypatch.setattr(web, "ask", lambda *_: pytest.fail("it was asked"))
+    assert list(api.check("http://x", str(key), 60, "app")) == []
 
 
 def test_queues_that_cannot_be_read_are_not_called_a_lack_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
-    monkeypatch.setattr(script, "ask", lambda *_: (200, "celery_broker_up 0.0\ncelery_workers_expected 1.0\n"))
-    assert [found.what for found in script.api("http://x", "/dev/null", 60, "app")][-1].startswith(
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, "active"))
+    monkeypatch.setattr(web, "ask", lambda *_: (200, "celery_broker_up 0.0\ncelery_workers_expected 1.0\n"))
+    assert [found.what for found in api.check("http://x", "/dev/null", 60, "app")][-1].startswith(
         "the API cannot read the queues"
     )
 
 
 def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "text", lambda _: "QUEUE_MAX_LENGTH='200'\n")
+    monkeypatch.setattr(files, "read", lambda _: "QUEUE_MAX_LENGTH='200'\n")
     figures = {'celery_queue_length{queue="full"}': 200.0, 'celery_queue_length{queue="long"}': 150.0}
-    full, long = script.lengths(figures, "app")
+    full, long = queues.lengths(figures, "app")
     assert "the queue full is full, the API refuses tasks: 200 wait" in full.what
-    assert (long.what, long.severity, long.runbook) == ("150 tasks wait in long", script.WARNING, "")
+    assert (long.what, long.severity, long.runbook) == ("150 tasks wait in long", findings.WARNING, "")
 
 
 @pytest.mark.parametrize(
@@ -394,67 +417,67 @@ def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_port_that_is_taken_is_known(line: str, unit_file: str, port: int) -> None:
-    assert script.wanted_port(line, unit_file) == port
+    assert reasons.wanted_port(line, unit_file) == port
 
 
 def logged(monkeypatch: pytest.MonkeyPatch, log: str) -> None:
     """Make the journal say this."""
-    monkeypatch.setattr(script, "say", lambda *command, **_: (True, log if command[0] == "journalctl" else ""))
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, log if command[0] == "journalctl" else ""))
 
 
 def test_a_wrong_directive_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     logged(monkeypatch, "Reading the configuration file, at line 7\n>>> 'maxmemry 5'\nBad directive or wrong number\n")
-    assert "'maxmemry 5'" in script.because("redis-server@broker")
+    assert "'maxmemry 5'" in reasons.because("redis-server@broker")
 
 
 def test_a_cut_append_only_file_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     logged(
         monkeypatch, "1:M # Bad file format reading the append only file x.aof\nredis: Main process exited, code=1\n"
     )
-    assert "Bad file format" in script.because("redis-server")
+    assert "Bad file format" in reasons.because("redis-server")
 
 
 def test_a_supervisord_that_is_away_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "unix:///run/supervisor.sock no such file"))
-    (found,) = script.programs(["app-celery-worker"], "app")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(1, "unix:///run/supervisor.sock no such file"))
+    (found,) = units.programs(["app-celery-worker"], "app")
     assert found.what.startswith("supervisord does not answer: unix:///run/supervisor.sock")
 
 
 def test_a_process_without_free_descriptors_is_named() -> None:
     opens = "import resource, time; resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10)); "
     opens += "held = [open('/dev/null') for _ in range(7)]; print('open', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", opens], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", opens], stdout=subprocess.PIPE) as child:
         try:
-            assert process.stdout
-            process.stdout.readline()
-            (found,) = script.crowded("unit", "ApiDown", script.UNITS, [str(process.pid)])
+            assert child.stdout
+            child.stdout.readline()
+            (found,) = units.crowded("unit", "ApiDown", findings.UNITS, [str(child.pid)])
             assert "of 10 possible files" in found.what
-            assert list(script.crowded("unit", "ApiDown", script.UNITS, [str(os.getpid())])) == []
+            assert list(units.crowded("unit", "ApiDown", findings.UNITS, [str(os.getpid())])) == []
         finally:
-            process.kill()
+            child.kill()
 
 
 def test_a_journal_that_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "say", lambda *words, **_: (False, "inactive" if "is-active" in words else ""))
-    assert "systemd-journald does not run" in next(iter(script.units({}))).what
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(1, "inactive" if "is-active" in words else ""))
+    assert "systemd-journald does not run" in next(iter(units.check({}))).what
 
 
 def test_packages_installed_by_half_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     states = "ii |adduser\nit |libc-bin\niF |redis-server\n"
-    monkeypatch.setattr(script, "say", lambda *words, **_: (True, states if words[0] == "dpkg-query" else ""))
-    monkeypatch.setattr(script, "disks", list)
-    monkeypatch.setattr(script, "busy", list)
-    (half,) = (found for found in script.host() if "by half" in found.what)
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, states if words[0] == "dpkg-query" else ""))
+    monkeypatch.setattr(host, "disks", list)
+    monkeypatch.setattr(host, "busy", list)
+    (half,) = (found for found in host.check() if "by half" in found.what)
     assert half.what == "packages are installed by half: redis-server: dpkg --configure -a"
 
 
 def test_who_keeps_the_processors_busy_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"]) as hog:
         looks = iter([{str(hog.pid): 0}, {str(hog.pid): 90 * (os.cpu_count() or 1)}])
-        monkeypatch.setattr(script, "_ticks", lambda: next(looks))
-        monkeypatch.setattr(script.time, "sleep", lambda _: None)
+        monkeypatch.setattr(procfs, "ticks", lambda: next(looks))
+        monkeypatch.setattr(host.time, "sleep", lambda _: None)
         monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-        (found,) = script.busy()
+        (found,) = host.busy()
         hog.kill()
     assert f"(process {hog.pid})" in found.what
     assert found.suspect
@@ -468,7 +491,7 @@ def test_a_directory_that_is_mounted_again_is_looked_at(monkeypatch: pytest.Monk
         f_frsize, f_blocks, f_bfree, f_bavail = 4096, 10, 10, 10
 
     monkeypatch.setattr(os, "statvfs", lambda place: ReadOnly() if str(place) == "/var/lib" else real(place))
-    assert "/var/lib is mounted read-only" in [found.what for found in script.disks()]
+    assert "/var/lib is mounted read-only" in [found.what for found in host.disks()]
 
 
 @pytest.fixture
@@ -478,13 +501,13 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     started.stop()
 
 
-def ask_redis(server: RedisServer) -> tuple[Path, Any]:
+def open_redis(server: RedisServer) -> tuple[Path, Any]:
     """Return its file and the doctor's connection to it."""
     local = socket.socket(socket.AF_UNIX)
-    local.settimeout(script.PATIENCE)
+    local.settimeout(hosttools.TIMEOUT)
     local.connect(server.settings["unixsocket"])
-    connection = script.Connection(local)
-    connection.ask("AUTH", server.password)
+    connection = redis_client.Redis(local)
+    connection.call("AUTH", server.password)
     return server.directory / "redis.conf", connection
 
 
@@ -494,10 +517,10 @@ def command(server: RedisServer, *words: str) -> None:
 
 
 def test_a_setting_that_the_file_does_not_name_is_compared_with_its_default(server: RedisServer) -> None:
-    config, connection = ask_redis(server)
-    assert list(script.settings("broker", config, connection)) == []
+    config, connection = open_redis(server)
+    assert list(rights.settings("broker", config, connection)) == []
     server.client(0).config_set("proto-max-bulk-len", 1024 * 1024)
-    (found,) = script.settings("broker", config, connection)
+    (found,) = rights.settings("broker", config, connection)
     assert "has proto-max-bulk-len 1048576, its default is 536870912" in found.what
 
 
@@ -514,25 +537,25 @@ def test_rights_that_differ_from_the_file_are_told(server: RedisServer, change: 
     # Redis 7.0 writes +multi +exec +watch +unwatch as +@transaction -discard.
     commands = "+ping +client|setname +touch +multi +exec +watch +unwatch"
     rules = f"~celery %R~figures &/0.celery.pidbox {commands} (~app:* +@read -@dangerous)"
-    config, connection = ask_redis(server)
+    config, connection = open_redis(server)
     line = f"on #{hashlib.sha256(b'password').hexdigest()} {rules}"
     config.write_text(f"{config.read_text()}user worker {line}\n")
     command(server, "ACL", "SETUSER", "worker", *re.findall(r"\([^)]*\)|\S+", line))
-    assert list(script.rights("broker", config, connection)) == []
+    assert list(rights.rights("broker", config, connection)) == []
     command(server, "ACL", "SETUSER", "worker", *change)
-    assert words in next(iter(script.rights("broker", config, connection))).what
+    assert words in next(iter(rights.rights("broker", config, connection))).what
 
 
 def test_a_key_of_another_type_is_told(server: RedisServer) -> None:
-    _, connection = ask_redis(server)
-    assert list(script.shapes(connection)) == []
+    _, connection = open_redis(server)
+    assert list(broker.shapes(connection)) == []
     server.client(0).set("celery", "x")
-    (found,) = script.shapes(connection)
+    (found,) = broker.shapes(connection)
     assert found.what.startswith("the broker's key celery is a string instead of a list")
 
 
 def test_tasks_in_a_queue_that_nothing_names_are_told(server: RedisServer) -> None:
-    _, connection = ask_redis(server)
+    _, connection = open_redis(server)
     task = json.dumps({"properties": {}, "headers": {"task": "a.b", "id": "1"}, "body": ""})
     client = server.client(0)
     for key in ("celery", "deferred:celery", "unacked:w@h:celery", "x.reply.celery.pidbox"):
@@ -540,36 +563,36 @@ def test_tasks_in_a_queue_that_nothing_names_are_told(server: RedisServer) -> No
     client.lpush("dead_letters", json.dumps({"reason": "x", "message": task}))
     client.lpush("app:list", "no task")
     client.set("app:other", task)
-    assert list(script.unnamed(connection, ["celery"])) == []
-    assert list(script.unnamed(connection, [])) == []  # nobody has said which there are
+    assert list(broker.unnamed(connection, ["celery"])) == []
+    assert list(broker.unnamed(connection, [])) == []  # nobody has said which there are
     client.lpush("old", task, task)
     client.lpush("unacked:w@h:old", task)
-    (found,) = script.unnamed(connection, ["celery"])
+    (found,) = broker.unnamed(connection, ["celery"])
     assert found.what.startswith("3 tasks are in the queue 'old', which no pool, route or setting names: ")
-    assert (found.severity, found.runbook) == (script.WARNING, "QueueTooOld")
+    assert (found.severity, found.runbook) == (findings.WARNING, "QueueTooOld")
 
 
 def test_a_pause_of_writes_is_found_in_every_version(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "PATIENCE", 0.5)
-    _, connection = ask_redis(server)
-    assert list(script.paused("broker", connection)) == []
+    monkeypatch.setattr(hosttools, "TIMEOUT", 0.5)
+    _, connection = open_redis(server)
+    assert list(instances.paused("broker", connection)) == []
     command(server, "CLIENT", "PAUSE", "5000", "WRITE")
-    (found,) = script.paused("broker", connection)
+    (found,) = instances.paused("broker", connection)
     assert "CLIENT PAUSE" in found.what
 
 
 def test_an_address_of_etc_hosts_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "PATIENCE", 0.5)
-    monkeypatch.setattr(script, "text", lambda _: "127.0.0.9 redis1 # by hand\n")
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "127.0.0.9 STREAM redis1"))
-    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    monkeypatch.setattr(hosttools, "TIMEOUT", 0.5)
+    monkeypatch.setattr(files, "read", lambda _: "127.0.0.9 redis1 # by hand\n")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, "127.0.0.9 STREAM redis1"))
+    (found,) = connections.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
     assert "redis1:1 (127.0.0.9, says /etc/hosts) cannot be reached" in found.what
 
 
 def test_a_silent_name_server_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "text", lambda _: "nameserver 192.0.2.1\n")
-    monkeypatch.setattr(script, "say", lambda *_, **__: (False, "Command 'getent' timed out after 4 seconds"))
-    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    monkeypatch.setattr(files, "read", lambda _: "nameserver 192.0.2.1\n")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "it did not end within 3 s"))
+    (found,) = connections.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
     assert "the name redis1 is unknown here: 192.0.2.1 of /etc/resolv.conf did not answer" in found.what
 
 
@@ -577,7 +600,7 @@ def test_a_missing_authority_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         url = f"rediss://api:x@127.0.0.1:{port}/0?ssl_ca_certs=/no/ca.crt"
-        (found,) = script.reach(url, "api", "127.0.0.1", [port])
+        (found,) = connections.reach(url, "api", "127.0.0.1", [port])
     assert "/no/ca.crt is missing or holds no certificate" in found.what
 
 
@@ -596,10 +619,9 @@ def test_a_drop_in_our_own_table_is_told(tmp_path: Path) -> None:
     }""")
     look = tmp_path / "look.py"
     look.write_text(f"""if True:
-        from tests.support import load_plugin
-        doctor = load_plugin("playbooks/files/doctor.py")
-        doctor.RULES = {str(rules)!r}
-        print([found.what for found in doctor.firewall([6380])])
+        from hosttools.doctor import network
+        network.RULES = {str(rules)!r}
+        print([found.what for found in network.check([6380])])
     """)
     steps = f"""nft --file {rules} && {sys.executable} {look}
         nft add rule inet platform input ip saddr 10.0.0.1 drop && {sys.executable} {look}"""
@@ -614,13 +636,13 @@ def test_a_drop_in_our_own_table_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("packets", "told"), [(0, []), (3, ["the firewall has refused 3 packets of tasks"])])
 def test_refused_connections_of_tasks_are_told(monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]) -> None:
     listing = f"table inet platform {{\n\tcounter egress_refused {{\n\t\tpackets {packets} bytes 180\n\t}}\n}}"
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, listing))
-    assert [finding.what.partition(":")[0] for finding in script.egress()] == told
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, listing))
+    assert [finding.what.partition(":")[0] for finding in network.egress()] == told
 
 
 def test_settings_that_hide_a_secret_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "text", lambda _: "LOG_LEVEL='info'\nCELERY_BROKER_URL='redis://elsewhere'\n")
-    found = [finding.what for finding in script.files("no-such-app", [])]
+    monkeypatch.setattr(files, "read", lambda _: "LOG_LEVEL='info'\nCELERY_BROKER_URL='redis://elsewhere'\n")
+    found = [finding.what for finding in release.check("no-such-app", [])]
     assert found[0] == (
         "/etc/no-such-app/backend.env sets CELERY_BROKER_URL, which goes before the secret file of that name"
     )
@@ -632,11 +654,11 @@ def test_a_closed_directory_on_the_way_is_named(tmp_path: Path) -> None:
     (inside / "backend.env").write_text("")
     (inside / "backend.env").chmod(0o644)
     inside.chmod(0o700)
-    told = [found.what for found in script.closed([inside / "backend.env"])]
+    told = [found.what for found in release.closed([inside / "backend.env"])]
     assert f"{inside} cannot be read by the services (mode 0700)" in told
 
 
-def release(place: Path) -> Path:
+def made_release(place: Path) -> Path:
     """Make a release with two packages; return where they are."""
     packages = place / "venv/lib/python3.11/site-packages"
     for name in ("some_one", "other"):
@@ -648,21 +670,21 @@ def release(place: Path) -> Path:
 
 
 def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
-    packages = release(tmp_path)
-    assert list(script.packages(tmp_path)) == []
+    packages = made_release(tmp_path)
+    assert list(release.packages(tmp_path)) == []
     (packages / "other.py").write_text("changed")
     (packages / "some_one.py").unlink()
-    told = {found.what for found in script.packages(tmp_path)}
+    told = {found.what for found in release.packages(tmp_path)}
     assert told == {
         f"{packages}/other.py, of the package other, was changed by hand",
         f"{packages}/some_one.py is missing, of the package some-one",
     }
     (packages / "some_one-1.0.dist-info").rename(packages / "some_one-0.9.dist-info")
-    told = {found.what for found in script.packages(tmp_path)}
+    told = {found.what for found in release.packages(tmp_path)}
     assert f"the package some-one in {packages} is 0.9, the release needs 1.0" in told
     (packages / "other-1.0.dist-info/RECORD").unlink()
     (packages / "other-1.0.dist-info").rmdir()
-    assert f"the package other is missing in {packages}" in {found.what for found in script.packages(tmp_path)}
+    assert f"the package other is missing in {packages}" in {found.what for found in release.packages(tmp_path)}
 
 
 def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -683,8 +705,8 @@ def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: 
         "a/api/v2/alerts?active=true": alerts,
         "a/api/v2/silences": [silence],
     }
-    monkeypatch.setattr(script, "ask", lambda url, _: (200, json.dumps(pages[url])))
-    assert [(found.what, found.runbook) for found in script.monitoring("p", "a")] == [
+    monkeypatch.setattr(web, "ask", lambda url, _: (200, json.dumps(pages[url])))
+    assert [(found.what, found.runbook) for found in monitoring.check("p", "a")] == [
         ("Prometheus has no Alertmanager to tell of alerts", "Watchdog"),
         ("Prometheus has no rule for any alert: nothing can fire", "Watchdog"),
         ("Half of the runs fail. (docs/runbooks/TasksFail.md)", ""),
@@ -705,13 +727,13 @@ def node(server: RedisServer, tmp_path: Path) -> Iterator[Program]:
 def test_what_workers_were_told_while_they_run_is_found(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     url = server.url(0).replace("//:", "//default:")
     task, name = "app.agents.tasks.example_task.example_agent_task", f"default@{socket.gethostname()}"
-    monkeypatch.setattr(script, "text", lambda file: url if "operator" in str(file) else "")
-    monkeypatch.setattr(script, "commands", lambda *_: [(name, ["celery"])])
-    assert list(script.workers("app")) == []
+    monkeypatch.setattr(files, "read", lambda file: url if "operator" in str(file) else "")
+    monkeypatch.setattr(workers, "commands", lambda *_: [(name, ["celery"])])
+    assert list(workers.check("app")) == []
     for control in (["cancel_consumer", "celery"], ["rate_limit", task, "1/h"]):
         told_by = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "control", *control]
         subprocess.run(told_by, env={**os.environ, **server.environment(0, 1)}, cwd=REPOSITORY, check=False)
-    told = [found.what for found in script.workers("app")]
+    told = [found.what for found in workers.check("app")]
     assert f"the worker {name} takes from no queue instead of celery (celery control): restart it" in told
     assert f"the worker {name} runs {task} at most 1/h (celery control): restart it" in told
     assert server.client(0).keys("doctor*") == []
@@ -727,8 +749,8 @@ def test_the_queues_of_workers_here_are_read_from_units_and_programs(monkeypatch
     unit = "ExecStart=celery worker --hostname=default@%H \\\n --queues=celery,reports"
     programs = "[program:a]\ncommand=celery --hostname=one@%(host_node_name)s --queues=celery\n[program:b]\ncommand=x\n"
     monkeypatch.setattr(Path, "glob", lambda place, _: [place / "x"])
-    monkeypatch.setattr(script, "text", lambda file: unit if "systemd" in str(file) else programs)
-    assert dict(script.commands("app", "h")) == {"default@h": ["celery", "reports"], "one@h": ["celery"]}
+    monkeypatch.setattr(files, "read", lambda file: unit if "systemd" in str(file) else programs)
+    assert dict(workers.commands("app", "h")) == {"default@h": ["celery", "reports"], "one@h": ["celery"]}
 
 
 def test_the_line_that_names_a_taken_port_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,29 +762,29 @@ def test_the_line_that_names_a_taken_port_is_the_reason(monkeypatch: pytest.Monk
     )
     users = 'LISTEN 0 5 127.0.0.1:8000 0.0.0.0:* users:(("nc",pid=7,fd=3))'
     answers = {"journalctl": log, "ss": users, "systemctl": "ListenStream=127.0.0.1:8000"}
-    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
-    reason = script.because("app.socket")
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, answers[command[0]]))
+    reason = reasons.because("app.socket")
     assert "Failed to create listening socket (127.0.0.1:8000)" in reason
     assert reason.endswith("(port 8000 is held by nc, process 7)")
 
 
 def test_a_unit_that_has_its_port_is_no_intruder(monkeypatch: pytest.MonkeyPatch) -> None:
     users = 'LISTEN 0 5 127.0.0.1:8000 0.0.0.0:* users:(("python3",pid=7,fd=3))'
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, users))
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, users))
     groups = {"/proc/7/cgroup": "0::/system.slice/typesafe-api.service\n"}
-    monkeypatch.setattr(script, "text", lambda file: groups[file])
-    assert script.listener(8000, "typesafe-api") == ""
-    assert script.listener(8000, "typesafe-api.socket") == ""
+    monkeypatch.setattr(files, "read", lambda file: groups[file])
+    assert reasons.listener(8000, "typesafe-api") == ""
+    assert reasons.listener(8000, "typesafe-api.socket") == ""
     told = " (port 8000 is held by python3, process 7 of typesafe-api.service)"
-    assert script.listener(8000, "typesafe-flower") == told
+    assert reasons.listener(8000, "typesafe-flower") == told
 
 
 @pytest.mark.parametrize(("listens", "told"), [("127.0.0.1:8000 (Stream)", ""), ("/run/x (Stream)", "held by systemd")])
 def test_systemd_listens_for_a_units_socket(listens: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"ss": 'users:(("systemd",pid=1,fd=80))', "systemctl": f"Listen={listens}"}
-    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
-    assert told in script.listener(8000, "typesafe-api")
-    assert bool(script.listener(8000, "typesafe-api")) == bool(told)
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, answers[command[0]]))
+    assert told in reasons.listener(8000, "typesafe-api")
+    assert bool(reasons.listener(8000, "typesafe-api")) == bool(told)
 
 
 CHAINS = {
@@ -804,8 +826,8 @@ def test_a_chain_of_exceptions_is_quoted_whole(
         form
     ]
     after = "x.service: Main process exited, code=exited, status=1/FAILURE\nx.service: Failed with result 'exit-code'."
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, f"it starts\n{log}\n{after}"))
-    told = script.because("unit")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, f"it starts\n{log}\n{after}"))
+    told = reasons.because("unit")
     assert words in told
     assert told.endswith('in wrapped: raise RuntimeError("the worker cannot start") from error]')
     assert "RuntimeError: the worker cannot start [" in told
@@ -816,34 +838,34 @@ def test_who_holds_the_connections_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-        told = script.holders(port)
+        told = instances.holders(port)
         for connection in held:
             connection.close()
     assert told.startswith(": most are 5 from 127.0.0.1; 5 of ")
     assert f"process {os.getpid()} of " in told
-    assert script.holders(port) == ""
+    assert instances.holders(port) == ""
 
 
 def test_a_quoted_path_of_this_host_is_no_secret(tmp_path: Path) -> None:
     release = tmp_path / "0123456789abcdef0123456789abcdef"
     release.mkdir()
-    assert script.quote(f"cannot read {release}/x") == f"cannot read {release}/x"
-    assert script.quote(f"cannot read {tmp_path}/1123456789abcdef0123456789abcdef").endswith("/**")
+    assert masking.quote(f"cannot read {release}/x") == f"cannot read {release}/x"
+    assert masking.quote(f"cannot read {tmp_path}/1123456789abcdef0123456789abcdef").endswith("/**")
 
 
 def test_the_api_says_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"http://x/health": (200, ""), "http://x/health/ready": (503, '{"detail": "The server is stopping."}')}
-    monkeypatch.setattr(script, "say", lambda *_, **__: (True, "active"))
-    monkeypatch.setattr(script, "ask", lambda url, _: answers[url])
-    told = [found.what for found in script.api("http://x", "/dev/null", 60, "app")]
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, "active"))
+    monkeypatch.setattr(web, "ask", lambda url, _: answers[url])
+    told = [found.what for found in api.check("http://x", "/dev/null", 60, "app")]
     assert told[-1] == "the API does not reach the broker (503: The server is stopping.)"
 
 
 def test_what_is_certain_goes_before_that_somebody_has_changed_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "text", lambda _: "CELERY_BROKER_URL='redis://elsewhere'\n")
-    hides = vars(next(iter(script.files("no-such-app", []))))
-    changed = finding(2, "backend.env was changed by hand", script.FILES, suspect=True)
-    assert told(host("a", changed, hides))[0].endswith("which goes before the secret file of that name")
+    monkeypatch.setattr(files, "read", lambda _: "CELERY_BROKER_URL='redis://elsewhere'\n")
+    hides = vars(next(iter(release.check("no-such-app", []))))
+    changed = finding(2, "backend.env was changed by hand", findings.FILES, suspect=True)
+    assert told(examined("a", changed, hides))[0].endswith("which goes before the secret file of that name")
 
 
 def test_the_way_of_packets_that_nobody_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -851,9 +873,9 @@ def test_the_way_of_packets_that_nobody_answers_is_told(monkeypatch: pytest.Monk
         raise TimeoutError
 
     answers = {"getent": "192.0.2.1 STREAM redis1", "ip": "192.0.2.1 via 10.0.0.9 dev eth0 src 10.0.0.2 uid 0"}
-    monkeypatch.setattr(script, "say", lambda *command, **_: (True, answers[command[0]]))
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, answers[command[0]]))
     monkeypatch.setattr(socket, "create_connection", silent)
-    (found,) = script.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
+    (found,) = connections.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
     assert found.what.endswith("nobody is there (they go via 10.0.0.9 dev eth0)")
 
 
@@ -862,10 +884,10 @@ def test_memory_explains_what_fails_when_it_is_nearly_gone(
     left: int, suspect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo = f"MemTotal: 100 kB\nMemAvailable: {left} kB\n"
-    monkeypatch.setattr(script, "text", lambda file: meminfo if file == "/proc/meminfo" else "")
-    monkeypatch.setattr(script, "disks", list)
-    monkeypatch.setattr(script, "busy", list)
-    (found,) = (found for found in script.host() if "of the memory is left" in found.what)
+    monkeypatch.setattr(files, "read", lambda file: meminfo if file == "/proc/meminfo" else "")
+    monkeypatch.setattr(host, "disks", list)
+    monkeypatch.setattr(host, "busy", list)
+    (found,) = (found for found in host.check() if "of the memory is left" in found.what)
     assert found.suspect == suspect
 
 
@@ -875,33 +897,33 @@ def test_a_disk_is_a_cause_when_nothing_is_left(free: int, layer: str, monkeypat
         total, free = 100, 0
 
     Usage.free = free
-    monkeypatch.setattr(script.shutil, "disk_usage", lambda _: Usage)
-    monkeypatch.setattr(script, "largest", lambda *_: "")
-    found = next(found for found in script.disks() if f"{free}% left" in found.what)
-    assert (found.severity, found.layer) == (script.CRITICAL, getattr(script, layer))
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(host, "largest", lambda *_: "")
+    found = next(found for found in host.disks() if f"{free}% left" in found.what)
+    assert (found.severity, found.layer) == (findings.CRITICAL, getattr(findings, layer))
 
 
 @pytest.mark.parametrize(("ticks", "words"), [(90, "busy with a slow command"), (0, "CLIENT PAUSE")])
 def test_a_silent_redis_works_or_waits(ticks: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{"7": 0}, {"7": ticks}])
-    monkeypatch.setattr(script, "text", lambda _: "7\n")
-    monkeypatch.setattr(script, "_ticks", lambda: next(looks))
-    assert words in script.silence("-broker")
+    monkeypatch.setattr(files, "read", lambda _: "7\n")
+    monkeypatch.setattr(procfs, "ticks", lambda: next(looks))
+    assert words in instances.silence("-broker")
 
 
 @pytest.mark.parametrize(("place", "told"), [("old", ["runs release old"]), ("new", []), ("/", [])])
 def test_a_process_of_another_release_is_told(
     place: str, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for release in ("old", "new"):
-        (tmp_path / release).mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
     live = tmp_path / "backend"
     live.symlink_to(tmp_path / "new")
     # systemd has just made the process when it is in /.
-    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / place) as process:
-        monkeypatch.setattr(script, "say", lambda *_: (0, str(process.pid)))
-        found = list(script.outdated("unit", live, tmp_path / "none", ""))
-        process.kill()
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / place) as child:
+        monkeypatch.setattr(process, "run", lambda *_: Result(0, f"MainPID={child.pid}"))
+        found = list(release.outdated("unit", live, tmp_path / "none", ""))
+        child.kill()
     assert [words for words in told if words in found[0].what] == told
     assert len(found) == len(told)
 
@@ -909,14 +931,16 @@ def test_a_process_of_another_release_is_told(
 def test_the_consoles_own_release_is_not_the_applications(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for directory in ("backend", "console/1", "console/2"):
         (tmp_path / directory).mkdir(parents=True)
-    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "console/1") as process:
-        monkeypatch.setattr(script, "say", lambda *_: (0, str(process.pid)))
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "console/1") as child:
+        monkeypatch.setattr(process, "run", lambda *_: Result(0, f"MainPID={child.pid}"))
         found = [
             list(
-                script.outdated("unit", tmp_path / "backend", tmp_path / "none", f"WorkingDirectory={tmp_path}/{named}")
+                release.outdated(
+                    "unit", tmp_path / "backend", tmp_path / "none", f"WorkingDirectory={tmp_path}/{named}"
+                )
             )
             for named in ("console/1", "console/2")
         ]
-        process.kill()
+        child.kill()
     assert found[0] == []
     assert "runs release 1" in found[1][0].what

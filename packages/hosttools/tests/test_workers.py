@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,13 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
 from app.logs import JsonFormatter
+from hosttools import debug_mode, process, releases, workers
+from hosttools.process import Result
+from hosttools.redis_client import Instance, Redis
+from hosttools.workers import logs, start, supervision
 from tests.support import REPOSITORY, load_plugin
 
-examiner = load_plugin("playbooks/files/workers.py")
-finished = load_plugin("playbooks/files/releases.py")
-debug_mode = load_plugin("playbooks/files/debug_mode.py")
-workers = load_plugin("roles/stack/filter_plugins/stack_workers.py")
+filters = load_plugin("roles/stack/filter_plugins/stack_workers.py")
 
 MIB = 2**20
 
@@ -46,7 +48,7 @@ def redis(signs: dict[str, int] | None) -> dict[str, Any]:
 
 def judge(*hosts: dict[str, Any]) -> dict[str, Any]:
     """Return the first worker as it was judged."""
-    found: dict[str, Any] = workers.workers_judged(list(hosts))[0]
+    found: dict[str, Any] = filters.workers_judged(list(hosts))[0]
     return found
 
 
@@ -83,7 +85,7 @@ def test_one_that_has_just_started_is_given_time() -> None:
 
 
 def test_nothing_is_started_while_redis_is_away() -> None:
-    for found in workers.workers_judged([host(worker("stopped"), worker()), redis(None)]):
+    for found in filters.workers_judged([host(worker("stopped"), worker()), redis(None)]):
         assert found["remedy"] == "redis"
         assert found["plan"] == ""
         assert "Redis does not answer" in found["says"]
@@ -117,8 +119,8 @@ def test_a_loop_without_a_known_cause_shows_its_last_words() -> None:
 def test_a_start_that_does_not_end_is_no_start(seconds: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     since = int((time.monotonic() - seconds) * 1e6)
     shown = f"LoadState=loaded\nActiveState=activating\nStateChangeTimestampMonotonic={since}"
-    monkeypatch.setattr(examiner, "say", lambda *words, **_: (0, shown if words[1] == "show" else "", ""))
-    assert examiner.under_systemd("typesafe-celery")["state"] == state
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, shown if words[1] == "show" else "", ""))
+    assert supervision.under_systemd("typesafe-celery")["state"] == state
 
 
 def test_one_that_does_not_get_through_its_start_shows_its_last_words() -> None:
@@ -130,10 +132,10 @@ def test_one_that_does_not_get_through_its_start_shows_its_last_words() -> None:
 def test_the_plan_names_the_release() -> None:
     obstacle = {"kind": "release", "says": "no python"}
     broken = judge(host(worker("crashing"), obstacle=obstacle))
-    assert "former release a" in workers.workers_plans([broken])[0]
-    assert "former release z" in workers.workers_plans([broken], "z")[0]
+    assert "former release a" in filters.workers_plans([broken])[0]
+    assert "former release z" in filters.workers_plans([broken], "z")[0]
     alone = judge(host(worker("crashing"), obstacle=obstacle, releases={"live": "b", "others": []}))
-    assert "this checkout's release anew" in workers.workers_plans([alone])[0]
+    assert "this checkout's release anew" in filters.workers_plans([alone])[0]
 
 
 @pytest.mark.parametrize(("given", "units"), [({}, []), ({"release": "r"}, ["u", "u-slow"])])
@@ -154,7 +156,7 @@ def test_a_chosen_release_is_that_of_all_pools_of_the_host(given: dict[str, str]
 
 def test_memory_of_a_normal_worker_is_left_alone() -> None:
     memory = {"h": {"total": 4000, "available": 3000, "kernel_kills": 0, "largest": []}}
-    assert workers.fat_workers([{**worker(memory_max=2000 * MIB), "host": "h"}], memory) == []
+    assert filters.fat_workers([{**worker(memory_max=2000 * MIB), "host": "h"}], memory) == []
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_memory_of_a_normal_worker_is_left_alone() -> None:
 def test_who_takes_too_much(sizes: list[int], limit: int, available: int, why: str) -> None:
     memory = {"h": {"total": 4000, "available": available, "kernel_kills": 0, "largest": []}}
     processes = [{"pid": 7, "age": 500, "rss": size, "pss": size, "halted": 0} for size in sizes]
-    fat = workers.fat_workers([{**worker(processes=processes, memory_max=limit * MIB), "host": "h"}], memory)
+    fat = filters.fat_workers([{**worker(processes=processes, memory_max=limit * MIB), "host": "h"}], memory)
     assert len(fat) == 1
     assert why in fat[0]["why"]
 
@@ -177,19 +179,19 @@ def test_a_process_that_hundreds_of_runs_share_may_be_large() -> None:
     memory = {"h": {"total": 4000, "available": 3000, "kernel_kills": 0, "largest": []}}
     processes = [{"pid": 7, "age": 500, "rss": size, "pss": size, "halted": 0} for size in (70, 600)]
     shared = {**worker(processes=processes, memory_max=1000 * MIB, shared=True), "host": "h"}
-    assert workers.fat_workers([shared], memory) == []
-    (fat,) = workers.fat_workers([{**shared, "memory_max": 800 * MIB}], memory)
+    assert filters.fat_workers([shared], memory) == []
+    (fat,) = filters.fat_workers([{**shared, "memory_max": 800 * MIB}], memory)
     assert "80 %" in fat["why"]
 
 
 def test_who_shares_processes_is_seen() -> None:
     for option, shared in (("--pool=custom", True), ("--pool=prefork", False)):
         program = [sys.executable, "-c", "print(flush=True); input()", option]
-        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            assert process.stdout
-            process.stdout.readline()  # its command line can be read only once it runs
-            assert examiner._shares_processes(process.pid) is shared
-            process.kill()
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout
+            child.stdout.readline()  # its command line can be read only once it runs
+            assert supervision.shares_processes(child.pid) is shared
+            child.kill()
 
 
 def test_times_are_told_task_by_task() -> None:
@@ -199,10 +201,10 @@ def test_times_are_told_task_by_task() -> None:
         {"inventory_hostname": "w", "times_examined": {"stdout": json.dumps({"hour": {"t": 4}})}},
         {"inventory_hostname": "a", "times_examined": {"stdout": json.dumps(figures)}},
     ]
-    (sentence,) = workers.task_times_judged(hosts)
+    (sentence,) = filters.task_times_judged(hosts)
     assert sentence.startswith("t: 4 runs hit a time limit within the last hour (10 of 100 ever;")
     assert "half of all runs end within 1 s, 95 % within 60 s" in sentence
-    assert workers.task_times_judged(hosts[1:]) == []
+    assert filters.task_times_judged(hosts[1:]) == []
 
 
 def render(template: str) -> str:
@@ -259,20 +261,20 @@ def test_debug_mode_changes_nothing_of_a_program_but_its_level() -> None:
     ],
 )
 def test_what_supervisor_says(line: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examiner, "say", lambda *command, **_: (0, line if command[1] == "status" else "", ""))
-    assert examiner.under_supervisor("typesafe-celery-worker", "typesafe")["state"] == state
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, line if command[1] == "status" else "", ""))
+    assert supervision.under_supervisor("typesafe-celery-worker", "typesafe")["state"] == state
 
 
 def test_what_systemd_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(*command: str, **_: Any) -> tuple[int, str, str]:
+    def run(*command: str, **_: Any) -> Result:
         shown = (
             "LoadState=loaded\nActiveState=activating\nUnitFileState=enabled\nMainPID=0\nNRestarts=7\nMemoryMax=1024"
         )
         restarts = "Scheduled restart job\n" * 5 if any("MESSAGE_ID=5eb" in word for word in command) else ""
-        return 0, shown if command[1] == "show" else restarts.strip(), ""
+        return Result(0, shown if command[1] == "show" else restarts.strip())
 
-    monkeypatch.setattr(examiner, "say", say)
-    seen = examiner.under_systemd("typesafe-celery")
+    monkeypatch.setattr(process, "run", run)
+    seen = supervision.under_systemd("typesafe-celery")
     assert (seen["state"], seen["ends"], seen["memory_max"]) == ("crashing", 5, 1024)
 
 
@@ -293,11 +295,11 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "<string>", line 1, in <
     ],
 )
 def test_why_it_cannot_be_loaded(errors: str, packages: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(*command: str, **_: Any) -> tuple[int, str, str]:
-        return (packages, "", "No matching distribution") if "pip" in command else (1, "", errors)
+    def run(*command: str, **_: Any) -> Result:
+        return Result(packages, "", "No matching distribution") if "pip" in command else Result(1, "", errors)
 
-    monkeypatch.setattr(examiner, "say", say)
-    assert examiner._not_loaded("typesafe", {})["kind"] == kind
+    monkeypatch.setattr(process, "run", run)
+    assert start._not_loaded("typesafe", "root")["kind"] == kind
 
 
 @pytest.mark.parametrize("ends", [(124, 0), (0, 124)])
@@ -305,9 +307,11 @@ def test_a_busy_host_is_not_taken_for_a_broken_release(ends: tuple[int, int], mo
     """What counts as broken is taken away and built anew."""
     load, check = ends
     monkeypatch.setattr(
-        examiner, "say", lambda *command, **_: (check if "pip" in command else load, "", "it did not end within 20 s")
+        process,
+        "run",
+        lambda *command, **_: Result(check if "pip" in command else load, "", "it did not end within 20 s"),
     )
-    found = examiner._not_loaded("typesafe", {})
+    found = start._not_loaded("typesafe", "root")
     assert found["kind"] == "slow"
     told = judge(host(worker("stopped"), obstacle=found))
     assert told["remedy"] == "start"
@@ -316,15 +320,15 @@ def test_a_busy_host_is_not_taken_for_a_broken_release(ends: tuple[int, int], mo
 
 def test_a_broker_that_loads_its_data_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells the time all the same."""
-    loading = "LOADING Redis is loading the dataset in memory"
-    monkeypatch.setattr(
-        examiner, "say", lambda *command, **_: (0, "1790000000\n1" if "TIME" in command else loading, "")
-    )
-    assert examiner.signs("broker") is None
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"*2\r\n$10\r\n1790000000\r\n$1\r\n1\r\n-LOADING Redis is loading the dataset in memory\r\n")
+    monkeypatch.setattr(Instance, "connect", lambda _: Redis(ours))
+    assert workers.heartbeats("broker") is None
+    theirs.close()
 
 
 def test_last_words_hide_passwords() -> None:
-    assert examiner.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
+    assert logs.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
         "Cannot connect to redis://worker:**@h:1/0"
     )
 
@@ -340,7 +344,7 @@ def test_the_last_words_of_a_worker_are_its_exceptions_whole() -> None:
     record = logging.LogRecord(
         "x", logging.CRITICAL, "x.py", 1, "Unrecoverable: %r", (error,), (type(error), error, None)
     )
-    told = examiner.last_line(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
+    told = logs.last_line(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
     assert told.endswith("PermissionError: [Errno 13] Permission denied: '/dev/shm/sem'")
 
 
@@ -355,6 +359,6 @@ def test_no_runbook_chooses_a_release_that_was_gone_back_from_or_failed(
         moment = 315532800 if name == "failed" else 1.8e9 + number
         os.utime(tmp_path / "releases" / name, (moment, moment))
     (tmp_path / "backend").symlink_to(tmp_path / "releases/live")
-    monkeypatch.setattr(finished, "starts", lambda *_: "")
-    assert examiner.releases(f"..{tmp_path}") == {"live": "live", "others": ["before", "older"]}
-    assert finished.previous(tmp_path, "x", tmp_path / "releases/live") == str(tmp_path / "releases/before")
+    monkeypatch.setattr(releases, "starts", lambda *_: "")
+    assert workers.releases(f"..{tmp_path}") == {"live": "live", "others": ["before", "older"]}
+    assert releases.previous(tmp_path, "x", tmp_path / "releases/live") == str(tmp_path / "releases/before")

@@ -1,22 +1,27 @@
 """What the doctor finds about how Redis servers and sentinels stand to one another."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import SplitResult
 
 import pytest
 
+from hosttools import findings, redis_client, replication, systemd
+from hosttools.doctor import rights
+from hosttools.redis_client import Redis
 from tests.support import REPOSITORY, load_plugin
 
-script = load_plugin("playbooks/files/replication.py")
-doctor = load_plugin("playbooks/files/doctor.py")
 filters = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 
 OWN, SECOND, THIRD = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 SENTINELS = [f"{address}:26379" for address in (OWN, SECOND, THIRD)]
-GIVEN = script.Installation(OWN, [OWN, SECOND, THIRD], SENTINELS, 1, 5, "")
+GIVEN = replication.Installation(OWN, [OWN, SECOND, THIRD], SENTINELS, 1, 5, "")
 ONLINE = "slave{}:ip={},port=6380,state=online,offset=1,lag={}\n"
 BOTH = ONLINE.format(0, SECOND, 1) + ONLINE.format(1, THIRD, 0)
 
@@ -32,21 +37,27 @@ class World:
         self.log = ""
         self.known = {"sentinels": [f"{SECOND}:26379", f"{THIRD}:26379"], "replicas": [f"{SECOND}:6380"]}
 
-    def say(self, *command: str, **_: str) -> str:
-        """Answer a command of the script."""
-        if command[0] == "journalctl":
-            return self.log
-        if "get-master-addr-by-name" in command:
-            return self.named[command[command.index("-h") + 1]]
-        if "ckquorum" in command:
+    def journal(self, *_: str) -> str:
+        """Return the log of Redis."""
+        return self.log
+
+    def there(self, sentinel: str, _: str, *words: str) -> list[str] | None:
+        """Answer as one of the sentinels whom it takes for the primary."""
+        assert words == ("GET-MASTER-ADDR-BY-NAME", "broker")
+        return self.named[sentinel.partition(":")[0]].split() or None
+
+    def here(self, verb: str, _: str) -> object:
+        """Answer as this host's sentinel."""
+        if verb == "CKQUORUM":
             return self.quorum
-        for verb, known in self.known.items():
-            if verb in command:
-                return "\n".join(
-                    f"name\n{peer}\nip\n{peer.partition(':')[0]}\nport\n{peer.partition(':')[2]}\nflags\ns"
-                    for peer in known
-                )
-        return self.replication if "info" in command else ""
+        return [
+            ["name", peer, "ip", peer.partition(":")[0], "port", peer.partition(":")[2], "flags", "s"]
+            for peer in self.known[verb.lower()]
+        ]
+
+    def info(self, _: str) -> dict[str, str]:
+        """Return how this host's server is replicated."""
+        return dict(line.split(":", 1) for line in self.replication.splitlines())
 
     def follows(self, host: str, link: str = "up") -> None:
         """Make this host's server a replica."""
@@ -61,14 +72,16 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """A host whose answers a test changes."""
     made = World()
-    monkeypatch.setattr(script, "say", made.say)
+    for name, answer in (("there", made.there), ("here", made.here), ("replication", made.info)):
+        monkeypatch.setattr(replication, name, answer)
+    monkeypatch.setattr(systemd, "journal", made.journal)
     return made
 
 
 def found() -> list[Any]:
     """Return what is found on the host."""
-    answers = script.named(GIVEN, "broker")
-    return [*script.server(GIVEN, "broker", "6380", answers), *script.sentinel(GIVEN, "broker", answers)]
+    answers = replication.named(GIVEN, "broker")
+    return [*replication.server(GIVEN, "broker", "6380", answers), *replication.sentinel(GIVEN, "broker", answers)]
 
 
 def test_nothing_is_wrong_with_a_primary_and_its_replicas(world: World) -> None:
@@ -89,7 +102,7 @@ def test_a_primary_without_replicas_refuses_writes(world: World) -> None:
     world.replication = "role:master\nconnected_slaves:1\n" + ONLINE.format(0, SECOND, 40)
     (refuses,) = found()
     assert "refuses writes (NOREPLICAS): it has 0 replicas that are up to date, not 10.0.0.2, 10.0.0.3" in refuses.what
-    assert refuses.severity == script.CRITICAL
+    assert refuses.severity == findings.CRITICAL
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,7 @@ def test_a_primary_without_replicas_refuses_writes(world: World) -> None:
 def test_a_replica_that_is_missing_or_late_is_named(world: World, replicas: str, page: str, words: str) -> None:
     world.replication = f"role:master\n{replicas}"
     (missing,) = found()
-    assert (missing.severity, missing.runbook) == (script.WARNING, page)
+    assert (missing.severity, missing.runbook) == (findings.WARNING, page)
     assert words in missing.what
 
 
@@ -127,7 +140,7 @@ def test_why_a_replica_does_not_reach_its_primary_is_told(world: World, line: st
     world.name(SECOND)
     world.log = f"712:S 27 Nov 2026 07:00:00.000 # {line}\n712:S 27 Nov 2026 07:00:01.000 * Connecting to MASTER\n"
     (down,) = found()
-    assert (down.cause, down.layer) == (cause, getattr(script, layer))
+    assert (down.cause, down.layer) == (cause, getattr(findings, layer))
     assert (line in down.what) is (not line.startswith(("nothing", "CONFIG REWRITE")))
 
 
@@ -175,7 +188,7 @@ def test_a_sentinel_that_is_silent_is_told(world: World) -> None:
 
 def test_a_host_without_redis_finds_nothing() -> None:
     run = subprocess.run(
-        [sys.executable, str(REPOSITORY / "playbooks/files/replication.py"), "--address="],
+        [sys.executable, "-m", "hosttools", "replication", "--address="],
         capture_output=True,
         text=True,
         check=True,
@@ -184,7 +197,7 @@ def test_a_host_without_redis_finds_nothing() -> None:
 
 
 def test_every_page_that_is_named_exists() -> None:
-    source = (REPOSITORY / "playbooks/files/replication.py").read_text()
+    source = Path(replication.__file__).read_text()
     pages = {page.stem for page in (REPOSITORY / "docs/runbooks").glob("*.md")}
     named = {
         word for word in source.replace('"', " ").replace(",", " ").split() if word.startswith(("Redis", "Sentinels"))
@@ -206,43 +219,35 @@ def test_settings_of_replication_are_compared_and_no_password_is_told(tmp_path: 
     config.write_text("repl-backlog-size 64mb\nmasterauth secret-of-replicas\nmasteruser replication\n")
 
     class Connection:
-        def ask(self, *words: str) -> object:
+        def call(self, *words: str) -> object:
             values = {"repl-backlog-size": "67108864", "masterauth": "another", "masteruser": "replication"}
             return [words[2], values[words[2]]] if words[2] in values else []
 
-    assert list(doctor.settings("broker", config, Connection())) == []
+    assert list(rights.settings("broker", config, cast("Redis", Connection()))) == []
 
 
 @pytest.mark.parametrize(("name", "database"), [("CELERY_BROKER_URL", "/0"), ("REDIS_URL", "")])
 def test_a_client_reaches_the_primary_through_sentinels(
     name: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = tmp_path / name
+    (folder := tmp_path / "secrets/api").mkdir(parents=True)
+    secret = folder / name
     secret.write_text("sentinel://api:pw@a:1/0;sentinel://api:pw@b:1/0\n")
-    (tmp_path / "SENTINEL_PASSWORD").write_text("sentinels-password\n")
-    answers = iter([OSError(), None])
+    (folder / "SENTINEL_PASSWORD").write_text("sentinels-password\n")
+    (tmp_path / "backend.env").write_text("DURABLE_BROKER_PRIMARY='broker'\nDURABLE_RESULTS_PRIMARY='main'\n")
+    away: list[str] = ["a"]
 
-    class Connection:
-        def __init__(self, _: object) -> None:
-            self.asked: list[tuple[str, ...]] = []
+    @contextlib.contextmanager
+    def opened(url: SplitResult) -> Iterator[socket.socket]:
+        if url.hostname in away:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"+OK\r\n*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6380\r\n")
+            yield ours
 
-        def ask(self, *words: str) -> object:
-            return {"AUTH": "OK", "SENTINEL": ["10.0.0.2", "6380"]}[words[0]]
-
-    class Opened:
-        def __enter__(self) -> None:
-            if (error := next(answers)) is not None:
-                raise error
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    real = doctor.text
-    settings = "DURABLE_BROKER_PRIMARY='broker'\nDURABLE_RESULTS_PRIMARY='main'\n"
-    monkeypatch.setattr(doctor, "text", lambda file: settings if str(file).endswith("backend.env") else real(file))
-    monkeypatch.setattr(doctor, "opened", lambda _: Opened())
-    monkeypatch.setattr(doctor, "Connection", Connection)
-    assert doctor.through_sentinels("app", secret) == f"redis://api:pw@10.0.0.2:6380{database}"
-    answers = iter([OSError(), OSError()])
+    monkeypatch.setattr(redis_client, "opened", opened)
+    assert redis_client.through_sentinels(secret) == f"redis://api:pw@10.0.0.2:6380{database}"
+    away.append("b")
     with pytest.raises(ConnectionError, match="none of the sentinels a:1, b:1 names a primary"):
-        doctor.through_sentinels("app", secret)
+        redis_client.through_sentinels(secret)

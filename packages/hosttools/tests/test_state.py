@@ -14,24 +14,27 @@ from typing import Any
 
 import pytest
 
-from tests.support import REPOSITORY, RedisServer, load_plugin
+from hosttools import files, findings, process, state
+from hosttools.process import Result
+from hosttools.redis_client import Redis
+from hosttools.state import compare, contents, services, system
+from tests.support import RedisServer
 
-state = load_plugin("playbooks/files/state.py")
 GIVEN = argparse.Namespace(unit=["typesafe-api=ApiDown"], redis=[], monitoring="")
 
 
 def told(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what differs, as sentences."""
-    return [found["what"] for found in state.compare(before, now, "typesafe")]
+    return [found.what for found in compare.compare(before, now, "typesafe")]
 
 
-def says(**answers: str) -> Callable[..., str]:
+def says(**answers: str) -> Callable[..., Result]:
     """Stand for the commands of a host: what each says, by a word of it."""
 
-    def say(*command: str) -> str:
-        return next((said for word, said in answers.items() if word.replace("_", "-") in command), "")
+    def run(*command: str) -> Result:
+        return Result(0, next((said for word, said in answers.items() if word.replace("_", "-") in command), ""))
 
-    return say
+    return run
 
 
 @pytest.fixture
@@ -42,15 +45,15 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("changed", "opened", "removed", "same", "data/aof"):
         (place / name).write_text(name)
     (place / "link").symlink_to("same")
-    monkeypatch.setattr(state, "CONTENT", {state.FILES: f"{place}/*"})
-    monkeypatch.setattr(state, "RIGHTS_OF", f"{place}/ {place}/data")
-    monkeypatch.setattr(state, "RIGHTS_IN", f"{place}/data/")
+    monkeypatch.setattr(contents, "CONTENT", {findings.FILES: f"{place}/*"})
+    monkeypatch.setattr(contents, "RIGHTS_OF", f"{place}/ {place}/data")
+    monkeypatch.setattr(contents, "RIGHTS_IN", f"{place}/data/")
     return place
 
 
 def test_each_kind_of_change_of_a_file_is_told(etc: Path) -> None:
-    before = {"files": state.files("typesafe", GIVEN)}
-    assert told(before, {"files": state.files("typesafe", GIVEN)}) == []
+    before = {"files": contents.all_files("typesafe", GIVEN)}
+    assert told(before, {"files": contents.all_files("typesafe", GIVEN)}) == []
     (etc / "changed").write_text("by hand")
     (etc / "opened").chmod(0o666)
     (etc / "removed").unlink()
@@ -63,7 +66,7 @@ def test_each_kind_of_change_of_a_file_is_told(etc: Path) -> None:
     (etc / "data/aof").chmod(0o000)
     said = {
         what.split()[0].removeprefix(f"{etc}/"): what
-        for what in told(before, {"files": state.files("typesafe", GIVEN)})
+        for what in told(before, {"files": contents.all_files("typesafe", GIVEN)})
     }
     assert said.keys() == {"changed", "opened", "removed", "added", "link", "same", "data", "data/*"}
     assert "was changed by hand" in said["changed"]
@@ -77,48 +80,48 @@ def test_each_kind_of_change_of_a_file_is_told(etc: Path) -> None:
 
 def test_the_first_files_of_a_directory_are_no_difference_if_its_user_made_them(etc: Path) -> None:
     (etc / "data/aof").unlink()
-    before = {"files": state.files("typesafe", GIVEN)}
+    before = {"files": contents.all_files("typesafe", GIVEN)}
     (etc / "data/dump.rdb").write_text("x")
-    assert told(before, {"files": state.files("typesafe", GIVEN)}) == []
+    assert told(before, {"files": contents.all_files("typesafe", GIVEN)}) == []
     (etc / "data/dump.rdb").chmod(0o000)
-    assert "0000 instead of nothing" in told(before, {"files": state.files("typesafe", GIVEN)})[0]
+    assert "0000 instead of nothing" in told(before, {"files": contents.all_files("typesafe", GIVEN)})[0]
 
 
 def test_files_that_come_and_go_are_no_difference(etc: Path) -> None:
-    before = {"files": state.files("typesafe", GIVEN)}
+    before = {"files": contents.all_files("typesafe", GIVEN)}
     (etc / "data/aof.2").write_text("x")
     (etc / "data/aof").unlink()
     (etc / "typesafe-celery~debug-mode.conf").symlink_to("/run/x")
-    assert told(before, {"files": state.files("typesafe", GIVEN)}) == []
+    assert told(before, {"files": contents.all_files("typesafe", GIVEN)}) == []
 
 
 def test_devices_are_compared() -> None:
-    assert state._kind("/dev/null") == "device 1:3"
-    assert state.change("/dev/null", "root:root 0666 device 1:3", "root:root 0644 file") != ""
-    closed = state.change("/dev/x", "root:root 1777 directory", "root:root 0755 directory")
+    assert contents._kind("/dev/null") == "device 1:3"
+    assert compare.change("/dev/null", "root:root 0666 device 1:3", "root:root 0644 file") != ""
+    closed = compare.change("/dev/x", "root:root 1777 directory", "root:root 0755 directory")
     assert closed == "/dev/x is root:root 0755 instead of root:root 1777"
 
 
 def test_what_a_stopped_unit_takes_with_it_is_no_cause() -> None:
-    assert state.change("/run/redis-broker", "redis:redis 2755 directory", None) == ""
-    assert "0700 instead" in state.change(
+    assert compare.change("/run/redis-broker", "redis:redis 2755 directory", None) == ""
+    assert "0700 instead" in compare.change(
         "/run/redis-broker", "redis:redis 2755 directory", "redis:redis 0700 directory"
     )
 
 
 @pytest.mark.integration
-def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisServer, Callable[..., Any]]) -> None:
+def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisServer, Redis]) -> None:
     server, ask = asked
 
     def now() -> dict[str, Any]:
-        return {"redis": state._instance("main", "user worker on +multi\n", ask)}
+        return {"redis": services._instance("main", "user worker on +multi\n", ask)}
 
-    ask("ACL", "SETUSER", "worker", "on", "+multi")
+    ask.call("ACL", "SETUSER", "worker", "on", "+multi")
     before = now()
-    ask("ACL", "SETUSER", "worker", "+@transaction", "-discard")
+    ask.call("ACL", "SETUSER", "worker", "+@transaction", "-discard")
     assert told(before, now()) == []
-    ask("ACL", "SETUSER", "stranger", "on", ">password-of-theirs")
-    ask("CONFIG", "SET", "hz", "50")
+    ask.call("ACL", "SETUSER", "stranger", "on", ">password-of-theirs")
+    ask.call("CONFIG", "SET", "hz", "50")
     assert "password-of-theirs" not in json.dumps(now())
     assert server.password not in json.dumps(now())
     assert told(before, now()) == ["Redis main: hz is 50 instead of 10", "Redis main: the user stranger is new"]
@@ -126,23 +129,23 @@ def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisSe
 
 def test_other_versions_in_the_venv_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "venv/lib/python3.11/site-packages"
-    monkeypatch.setattr(state, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(contents, "Path", lambda _: tmp_path)
     for name in ("kombu-5.7.0", "redis-8.1.0", "gone-1"):
         (place / f"{name}.dist-info").mkdir(parents=True)
-    before = {"packages": state.packages("typesafe", GIVEN)}
+    before = {"packages": contents.packages("typesafe", GIVEN)}
     (place / "kombu-5.7.0.dist-info").rename(place / "kombu-5.3.0.dist-info")
     (place / "gone-1.dist-info").rmdir()
-    assert told(before, {"packages": state.packages("typesafe", GIVEN)}) == [
+    assert told(before, {"packages": contents.packages("typesafe", GIVEN)}) == [
         "in the release's venv the package gone is none instead of 1",
         "in the release's venv the package kombu is 5.3.0 instead of 5.7.0",
     ]
 
 
 def test_what_somebody_gives_to_all_units_is_told_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "say", says(show_environment="LANG=C"))
-    before = {"manager": state.manager("typesafe", GIVEN)}
-    monkeypatch.setattr(state, "say", says(show_environment="LANG=C\nCELERY_BROKER_URL=redis://:hidden@elsewhere"))
-    now = {"manager": state.manager("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(show_environment="LANG=C"))
+    before = {"manager": system.manager("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(show_environment="LANG=C\nCELERY_BROKER_URL=redis://:hidden@elsewhere"))
+    now = {"manager": system.manager("typesafe", GIVEN)}
     assert "hidden" not in json.dumps(now)
     assert told(before, now) == ["systemd's environment variable CELERY_BROKER_URL is new"]
 
@@ -172,10 +175,10 @@ UNIT += "\nMainPID=7\nRequires=a.target b.slice"
 def test_what_systemd_says_of_a_unit_is_compared(
     line: str, by: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "say", says(show=UNIT))
-    before = {"units": state.units("typesafe", GIVEN)}
-    monkeypatch.setattr(state, "say", says(show=UNIT.replace(line, by)))
-    said = told(before, {"units": state.units("typesafe", GIVEN)})
+    monkeypatch.setattr(process, "run", says(show=UNIT))
+    before = {"units": system.units("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(show=UNIT.replace(line, by)))
+    said = told(before, {"units": system.units("typesafe", GIVEN)})
     assert len(said) == bool(what)
     assert what in "".join(said)
     assert "hidden" not in "".join(said)
@@ -186,10 +189,10 @@ def test_a_link_that_is_down_is_told_and_its_routes(monkeypatch: pytest.MonkeyPa
         address = {"family": "inet", "local": "127.0.0.1", "prefixlen": 8}
         return json.dumps([{"ifname": "lo", "flags": flags, "mtu": 65536, "addr_info": [address]}])
 
-    monkeypatch.setattr(state, "say", says(address=link("UP"), route="10.0.0.0/8 dev lo"))
-    before = {"network": state.network("typesafe", GIVEN)}
-    monkeypatch.setattr(state, "say", says(address=link()))
-    assert told(before, {"network": state.network("typesafe", GIVEN)}) == [
+    monkeypatch.setattr(process, "run", says(address=link("UP"), route="10.0.0.0/8 dev lo"))
+    before = {"network": services.network("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(address=link()))
+    assert told(before, {"network": services.network("typesafe", GIVEN)}) == [
         "the link lo is down, mtu 65536 instead of up, mtu 65536",
         "the route 10.0.0.0/8 dev lo is gone",
     ]
@@ -197,37 +200,37 @@ def test_a_link_that_is_down_is_told_and_its_routes(monkeypatch: pytest.MonkeyPa
 
 def test_a_packet_filters_new_rule_is_told_and_its_counts_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = "table inet x {\nchain y {\ntcp dport 22 counter packets 1 bytes 2 accept\n}\n}"
-    monkeypatch.setattr(state, "say", says(ruleset=rules))
-    before = {"network": state.network("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(ruleset=rules))
+    before = {"network": services.network("typesafe", GIVEN)}
     monkeypatch.setattr(
         state, "say", says(ruleset=rules.replace("packets 1", "packets 9").replace("}\n}", "udp dport 53 drop\n}\n}"))
     )
-    assert told(before, {"network": state.network("typesafe", GIVEN)}) == [
+    assert told(before, {"network": services.network("typesafe", GIVEN)}) == [
         "the packet filter's rule udp dport 53 drop of the table inet x is new"
     ]
 
 
 def test_a_name_that_nobody_knows_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state.glob, "glob", lambda _: ["a secret"])
-    monkeypatch.setattr(state, "text", lambda _: "redis://worker:x@redis1:6380/0")
-    monkeypatch.setattr(state, "say", says(redis1="10.0.0.1 STREAM", localhost="127.0.0.1 STREAM"))
-    before = {"names": state.names("typesafe", GIVEN)}
-    monkeypatch.setattr(state, "say", says(localhost="127.0.0.1 STREAM"))
-    assert told(before, {"names": state.names("typesafe", GIVEN)}) == [
+    monkeypatch.setattr(services.glob, "glob", lambda _: ["a secret"])
+    monkeypatch.setattr(files, "read", lambda _: "redis://worker:x@redis1:6380/0")
+    monkeypatch.setattr(process, "run", says(redis1="10.0.0.1 STREAM", localhost="127.0.0.1 STREAM"))
+    before = {"names": services.names("typesafe", GIVEN)}
+    monkeypatch.setattr(process, "run", says(localhost="127.0.0.1 STREAM"))
+    assert told(before, {"names": services.names("typesafe", GIVEN)}) == [
         "the name redis1 is unknown here instead of 10.0.0.1"
     ]
 
 
 def test_the_limits_of_a_process_are_compared_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        monkeypatch.setattr(state, "say", says(show=f"MainPID={process.pid}\nControlGroup="))
-        before = {"processes": state.processes("typesafe", GIVEN)}
-        subprocess.run(["prlimit", f"--pid={process.pid}", "--nofile=8:8"], check=True)
-        said = told(before, {"processes": state.processes("typesafe", GIVEN)})
-        process.kill()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        monkeypatch.setattr(process, "run", says(show=f"MainPID={child.pid}\nControlGroup="))
+        before = {"processes": system.processes("typesafe", GIVEN)}
+        subprocess.run(["prlimit", f"--pid={child.pid}", "--nofile=8:8"], check=True)
+        said = told(before, {"processes": system.processes("typesafe", GIVEN)})
+        child.kill()
     assert [what.partition(" instead")[0] for what in said] == ["typesafe-api: Max open files is 8 8"]
-    monkeypatch.setattr(state, "say", says(show="MainPID=0"))
-    assert told(before, {"processes": state.processes("typesafe", GIVEN)}) == []
+    monkeypatch.setattr(process, "run", says(show="MainPID=0"))
+    assert told(before, {"processes": system.processes("typesafe", GIVEN)}) == []
 
 
 def test_one_part_that_fails_or_hangs_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,14 +243,14 @@ def test_one_part_that_fails_or_hangs_hides_no_other(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(state, "WITHIN", 0.5)
     parts = {"a": (fails, 2, 1), "b": (hangs, 2, 1), "c": (lambda *_: {"x": "1"}, 2, 1)}
-    monkeypatch.setattr(state, "PARTS", parts)
+    monkeypatch.setattr(compare, "PARTS", parts)
     now = state.look("typesafe", GIVEN, list(parts))
     assert now == {
         "a": "PermissionError: [Errno 13] Permission denied: '/x'",
         "b": "it takes longer than 0.5 s",
         "c": {"x": "1"},
     }
-    monkeypatch.setattr(state, "BOTH", ())
+    monkeypatch.setattr(compare, "BOTH", ())
     assert told({"a": {"x": "1"}, "b": {}, "c": {"x": "2"}}, now) == ["x is 1 instead of 2"]
 
 
@@ -262,17 +265,17 @@ def test_the_record_of_one_part_keeps_the_others(tmp_path: Path) -> None:
 def test_many_differences_are_counted() -> None:
     before = {"sysctls": {f"vm.{number:03}": "1" for number in range(40)}}
     said = told(before, {"sysctls": {}})
-    assert len(said) == state.NAMED + 1
+    assert len(said) == compare.NAMED + 1
     assert said[-1] == "30 more of the sysctls differ from the healthy state"
 
 
 def test_without_a_record_nothing_is_told(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "playbooks/files/state.py"), str(tmp_path / "none"), "--hard-limit=60"]
+    command = [sys.executable, "-m", "hosttools", "state", str(tmp_path / "none"), "--hard-limit=60"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_this_machine_is_recorded_and_does_not_differ(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "playbooks/files/state.py"), str(tmp_path)]
+    command = [sys.executable, "-m", "hosttools", "state", str(tmp_path)]
     unseen = subprocess.run([*command, "--write"], capture_output=True, text=True, check=True).stdout
     assert json.loads(unseen) == {}
     assert (tmp_path / "healthy.json").stat().st_size < 2_000_000
@@ -282,33 +285,32 @@ def test_this_machine_is_recorded_and_does_not_differ(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Iterator[tuple[RedisServer, Callable[..., Any]]]:
+def asked(tmp_path: Path) -> Iterator[tuple[RedisServer, Redis]]:
     server = RedisServer(tmp_path / "redis", durable=True, unixsocket=str(tmp_path / "s"))
     with socket.socket(socket.AF_UNIX) as local:
         local.connect(str(tmp_path / "s"))
-        ask = state._asker(local)
-        ask("AUTH", server.password)
+        ask = Redis(local)
+        ask.call("AUTH", server.password)
         yield server, ask
     server.stop()
 
 
 @pytest.mark.integration
-def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Callable[..., Any]]) -> None:
+def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None:
     server, ask = asked
     client = server.client(0)
     client.sadd("_kombu.binding.celery", "x")
     client.set("celery-task-meta-0e6a8b5c-1111-2222-3333-444455556666", "x")
     client.rpush("celery", "x")
-    before = {"redis": {f"Redis broker: the key {key}": kind for key, kind in state._keys(ask).items()}}
+    before = {"redis": {f"Redis broker: the key {key}": kind for key, kind in services._keys(ask).items()}}
     assert "Redis broker: the key celery-task-meta-*" in before["redis"]
     client.delete("celery", "celery-task-meta-0e6a8b5c-1111-2222-3333-444455556666")
     client.lpush("new", "x")
     client.delete("_kombu.binding.celery")
     client.set("_kombu.binding.celery", "a string")
-    now = {"redis": {f"Redis broker: the key {key}": kind for key, kind in state._keys(ask).items()}}
-    (found,) = list(state.compare(before, now, "typesafe"))
+    now = {"redis": {f"Redis broker: the key {key}": kind for key, kind in services._keys(ask).items()}}
+    (found,) = list(compare.compare(before, now, "typesafe"))
     assert (
-        found["what"]
-        == "Redis broker: the key _kombu.binding.celery is a string instead of a set: every use of it fails"
+        found.what == "Redis broker: the key _kombu.binding.celery is a string instead of a set: every use of it fails"
     )
-    assert (found["layer"], found["suspect"], found["difference"]) == (state.RIGHTS, True, True)
+    assert (found.layer, found.suspect, found.difference) == (findings.RIGHTS, True, True)

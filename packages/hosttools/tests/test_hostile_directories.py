@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from plugins.lookup.hosttools import program
 from tests.support import REPOSITORY, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("root acts as the service's user, or follows no link")]
 
-FILES = REPOSITORY / "playbooks/files"
+PROGRAM = program()
 SENTENCE = "a line that only root may read"
 PATIENCE = 20  # seconds for a program; one that waits for a pipe never ends
 AS_REDIS = ["setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--"]
@@ -100,10 +101,16 @@ class Host:
         process.stdin.close()
         return process
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command as root; one that does not end fails the test."""
         return subprocess.run(
-            self.inside(list(command)), capture_output=True, text=True, check=False, timeout=PATIENCE, errors="replace"
+            self.inside(list(command)),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            errors="replace",
         )
 
     def redis(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -124,9 +131,9 @@ class Host:
         planted = self.run(*AS_REDIS, "sh", "-ec", text)
         assert planted.returncode == 0, planted.stderr
 
-    def program(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of playbooks/files as root."""
-        ended = self.run("/usr/bin/python3", str(FILES / name), *arguments)
+    def program(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of hosttools as root, from standard input as playbooks do."""
+        ended = self.run("/usr/bin/python3", "-", *arguments, text=PROGRAM)
         assert "Traceback" not in ended.stderr, ended.stderr
         return ended
 
@@ -162,23 +169,23 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def everything(host: Host, archive: Path) -> list[subprocess.CompletedProcess[str]]:
     """Run all that root runs in the directory: look, back up, give files away, make room, restore."""
     ran = [
-        host.program("aof.py", "--host=h", "--redis=main", "--redis=broker"),
-        host.program("redis_backup.py", "look", "main", "--host=h"),
-        host.program("redis_backup.py", "take", "main", "--host=h", f"--archive={archive}", "--recipient="),
-        host.program("disk_full.py", "--host=h", "--prefix=typesafe"),
-        host.program("doctor.py", "--help"),
+        host.program("aof", "--host=h", "--redis=main", "--redis=broker"),
+        host.program("backup", "look", "main", "--host=h"),
+        host.program("backup", "take", "main", "--host=h", f"--archive={archive}", "--recipient="),
+        host.program("disk_space", "--host=h", "--prefix=typesafe"),
+        host.program("doctor", "--help"),
     ]
     host.server.kill()
     host.server.wait()
     if archive.exists():
         place = "--directory=/var/lib/redis-restore/main"
         ran += [
-            host.program("redis_backup.py", "try", "main", f"--archive={archive}", place),
-            host.program("redis_backup.py", "put", "main", place, "--aside=/var/lib/redis-aside/now/main"),
+            host.program("backup", "try", "main", f"--archive={archive}", place),
+            host.program("backup", "put", "main", place, "--aside=/var/lib/redis-aside/now/main"),
         ]
     ran += [
-        host.program("aof.py", "--host=h", "--own", "--redis=main"),
-        host.program("aof.py", "--host=h", "--own", "--redis=broker"),
+        host.program("aof", "--host=h", "--own", "--redis=main"),
+        host.program("aof", "--host=h", "--own", "--redis=broker"),
         host.run(*AS_REDIS, "cp", "--remove-destination", "/var/lib/redis/dump.rdb", "/var/lib/redis/appendonly.aof"),
     ]
     return ran
@@ -220,18 +227,14 @@ def test_honest_data_goes_all_the_way(host: Host, tmp_path: Path) -> None:
 def test_an_archive_leaves_the_host_encrypted(host: Host, tmp_path: Path) -> None:
     made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
     archive, recipient = tmp_path / "archive.tar.gz.age", made.stderr.split()[-1]
-    taken = host.program(
-        "redis_backup.py", "take", "main", "--host=h", f"--archive={archive}", f"--recipient={recipient}"
-    )
+    taken = host.program("backup", "take", "main", "--host=h", f"--archive={archive}", f"--recipient={recipient}")
     assert taken.returncode == 0, taken.stderr
     decrypt = ["age", "--decrypt", "--identity", "-", str(archive)]
     clear = subprocess.run(decrypt, input=made.stdout.encode(), capture_output=True, check=True).stdout
     names = subprocess.run(["tar", "--list", "--gzip"], input=clear, capture_output=True, check=True).stdout.decode()
     assert names.splitlines()[:1] == ["manifest.json"]
     assert "dump.rdb" in names
-    refused = host.program(
-        "redis_backup.py", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x"
-    )
+    refused = host.program("backup", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x")
     assert "age has not encrypted the archive" in refused.stderr
 
 

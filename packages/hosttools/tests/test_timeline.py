@@ -14,9 +14,9 @@ from asgi_correlation_id import correlation_id
 
 from app.logs import JsonFormatter
 from celery_durable.task_ids import new_task_id
+from hosttools import timeline
 from tests.support import load_plugin
 
-reader = load_plugin("playbooks/files/task_story.py")
 stack_story = load_plugin("roles/stack/filter_plugins/stack_story.py")
 
 TASK, OTHER = new_task_id(), new_task_id()
@@ -60,7 +60,7 @@ class Journal:
             pattern = next((option[7:] for option in options if option.startswith("--grep=")), "")
             message = entry["MESSAGE"]
             known = bytes(message).decode(errors="replace") if isinstance(message, list) else message
-            if reader.re.search(pattern, known):
+            if timeline.re.search(pattern, known):
                 yield entry
 
 
@@ -68,13 +68,13 @@ class Journal:
 def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
     """A journal to write to and read from."""
     journal = Journal()
-    monkeypatch.setattr(reader, "journalctl", journal)
+    monkeypatch.setattr(timeline, "journalctl", journal)
     return journal
 
 
 def read(files: Path) -> list[Any]:
     """Return what this host says."""
-    lines: list[Any] = reader.story(TASK, "typesafe", files, CREATED - 5)
+    lines: list[Any] = timeline.timeline(TASK, "typesafe", files, CREATED - 5)
     return lines
 
 
@@ -84,14 +84,14 @@ def host(name: str, lines: list[Any], state: str = "", oldest: str = "2020", cre
         "created": created,
         "oldest": oldest,
         "state": state,
-        "lines": [reader.asdict(line) for line in lines],
+        "lines": [timeline.asdict(line) for line in lines],
     }
     return {"inventory_hostname": name, "story_read": {"stdout": json.dumps(told)}}
 
 
 def line(after: float, message: str, about_unit: bool = False) -> Any:
     """Return a line as a host tells it."""
-    return reader.Line(reader.moment(CREATED + after), "one", "typesafe-celery", "INFO", message, "", about_unit)
+    return timeline.Line(timeline.moment(CREATED + after), "one", "typesafe-celery", "INFO", message, "", about_unit)
 
 
 def test_lines_of_the_task_and_of_its_request_are_found_and_no_others(journal: Journal, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_supervisor_says_of_the_workers_is_told(tmp_path: Path) -> None:
         "2026-01-31 12:00:00,123 INFO spawned: 'other' with pid 1\n"
         "2026-01-31 12:00:01,456 WARN exited: typesafe-celery-worker (terminated by SIGKILL; not expected)\n"
     )
-    [line] = reader.supervisor(log, 0, "typesafe")
+    [line] = timeline.supervisor(log, 0, "typesafe")
     assert line.message == "exited: typesafe-celery-worker (terminated by SIGKILL; not expected)"
     assert (line.time[-10:-6], line.level, line.about_unit) == (".456", "WARNING", True)
 
@@ -210,5 +210,5 @@ def test_a_host_that_is_away_is_named() -> None:
 def test_an_id_that_its_sender_has_chosen_is_found(journal: Journal, tmp_path: Path, name: str) -> None:
     journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=name), 1)
     journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=OTHER), 1)
-    assert reader.created(name) is None
-    assert [line.message for line in reader.story(name, "typesafe", tmp_path, 0)] == ["Task started"]
+    assert timeline.created(name) is None
+    assert [line.message for line in timeline.timeline(name, "typesafe", tmp_path, 0)] == ["Task started"]

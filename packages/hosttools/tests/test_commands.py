@@ -9,22 +9,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
-from tests.support import REPOSITORY, load_plugin
-
-aof = load_plugin("playbooks/files/aof.py")
-disk_full = load_plugin("playbooks/files/disk_full.py")
-releases = load_plugin("playbooks/files/releases.py")
-upkeep = load_plugin("playbooks/files/upkeep.py")
-connection = load_plugin("playbooks/files/redis_connection.py")
-memory = load_plugin("playbooks/files/redis_memory.py")
-strangers = load_plugin("playbooks/files/strangers.py")
+from hosttools import aof, disk_space, maintenance, process, redis_client, releases, systemd, unexpected_clients
+from hosttools import redis_connection as connection
+from hosttools import redis_memory as memory
+from hosttools.process import Result
+from tests.support import REPOSITORY
 
 
 @pytest.fixture
@@ -85,7 +80,7 @@ def test_failed_logins_are_known_by_their_lines() -> None:
     api = r'{"message": "127.0.0.1:1 - \"GET /metrics HTTP/1.1\" 401", "line": 401}'
     flower = '{"message": "401 GET /flower (127.0.0.1) 1ms"}'
     served = r'{"message": "127.0.0.1:1 - \"GET /metrics HTTP/1.1\" 200", "line": 401}'
-    assert len(strangers.LOGIN.findall("\n".join([api, flower, served]))) == 2
+    assert len(unexpected_clients.LOGIN.findall("\n".join([api, flower, served]))) == 2
 
 
 @pytest.mark.parametrize(
@@ -125,7 +120,7 @@ def test_the_primary_is_asked_of_the_sentinels(answering: tuple[int, list[bytes]
     # The first one is away.
     urls = [f"sentinel://worker:x@127.0.0.1:{number}/0" for number in (1, port)]
     (secrets / "CELERY_BROKER_URL").write_text(";".join(urls))
-    assert connection.primary(secrets, "CELERY_BROKER_URL") == "redis://worker:x@10.0.0.2:6380/0"
+    assert redis_client.through_sentinels(secrets / "CELERY_BROKER_URL") == "redis://worker:x@10.0.0.2:6380/0"
 
 
 def test_sentinels_that_are_all_away_are_the_cause(tmp_path: Path) -> None:
@@ -144,8 +139,8 @@ def test_what_keeps_a_redis_from_starting_is_read_in_its_journal(
     (tmp_path / "etc/redis/redis-broker.conf").write_text("")
     line = "Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup of your AOF file"
     said = {"systemctl": "failed", "journalctl": f"9:M 27 Nov 2026 07:00:00.000 # {line}\nMain process exited\n"}
-    monkeypatch.setattr(connection, "Path", lambda path: tmp_path / path.lstrip("/"))
-    monkeypatch.setattr(connection, "say", lambda *command, **_: said.get(command[0], ""))
+    below(tmp_path, redis_client, monkeypatch)
+    monkeypatch.setattr(process, "run", lambda *command, **_: Result(0, said.get(command[0], "")))
     (cause,) = connection.instance("h", "broker", "6380")
     assert cause.cause == "data"
     assert line in cause.what
@@ -161,7 +156,7 @@ def test_only_the_brokers_host_judges_the_brokers_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A worker's host may be smaller."""
-    monkeypatch.setattr(sys, "argv", ["redis_memory.py", "--host=w", "--maxmemory=900000gb"])
+    monkeypatch.setattr(sys, "argv", ["redis_memory", "--host=w", "--maxmemory=900000gb"])
     memory.main()
     assert json.loads(capsys.readouterr().out) == []
 
@@ -193,41 +188,44 @@ def test_what_says_that_results_were_evicted_is_kept() -> None:
     """result_not_found.yml reads it: without it an evicted result counts as never accepted."""
     for name, broker in (("main", False), ("broker", True)):
         redis = FakeRedis(name, broker=broker)
-        list(memory.mend(redis, 0, "3600"))
+        list(memory.repair(redis, 0, "3600"))
         assert (("CONFIG", "RESETSTAT") in redis.told) is broker
 
 
 def test_one_redis_for_all_gets_the_brokers_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(memory, "Redis", FakeRedis)
-    monkeypatch.setattr(sys, "argv", ["redis_memory.py", "--host=h", "--redis=main", "--maxmemory=64mb", "--mend"])
+    monkeypatch.setattr(memory, "Server", FakeRedis)
+    monkeypatch.setattr(sys, "argv", ["redis_memory", "--host=h", "--redis=main", "--maxmemory=64mb", "--repair"])
     memory.main()
     assert "the limit is 64 MB" in capsys.readouterr().out
 
 
-def hangs(*command: str, **options: Any) -> None:
-    """Be a command that does not end."""
-    raise subprocess.TimeoutExpired(command, options["timeout"])
-
-
 def test_a_redis_that_hangs_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(subprocess, "run", hangs)
-    for module in (memory, strangers, aof):
-        below(tmp_path, module, monkeypatch)
+    monkeypatch.setattr(redis_client, "local", lambda *_: redis_client.Redis(silent()))
+    below(tmp_path, redis_client, monkeypatch)
     (tmp_path / "etc/redis").mkdir(parents=True)
     (tmp_path / "etc/redis/redis.conf").write_text("requirepass x\n")
-    with pytest.raises(SystemExit, match="Redis main does not answer INFO within"):
-        memory.Redis("main", broker=True).call("INFO")
-    with pytest.raises(SystemExit, match="redis-cli does not answer within"):
-        list(strangers.redis("h", "main", set()))
-    with pytest.raises(SystemExit, match="redis-cli does not answer within"):
-        aof.client("main", "INFO")
+    for ask in (
+        lambda: memory.Server("main", broker=True),
+        lambda: list(unexpected_clients.redis("h", "main", set())),
+        lambda: aof.client("main", "INFO"),
+    ):
+        with pytest.raises(SystemExit, match=r"Redis main does not answer.*: timed out"):
+            ask()
+
+
+def silent() -> socket.socket:
+    """Return a connection on which nobody answers."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.1)
+    threading.Timer(5, theirs.close).start()
+    return ours
 
 
 def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(aof, "data", lambda name: tmp_path / name)
-    monkeypatch.setattr(aof, "say", lambda *_, **__: (0, "active"))
+    monkeypatch.setattr(redis_client, "DATA", tmp_path)
+    monkeypatch.setattr(systemd, "active", lambda _: "active")
     monkeypatch.setattr(aof, "client", lambda *_: "")
     (gone,) = aof.look("h", "broker")
     assert (gone.cause, gone.what) == ("lost", f"h: {tmp_path}/broker is not there")
@@ -245,28 +243,28 @@ def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, t
 def test_what_is_removed_is_a_rotated_log_and_never_a_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    below(tmp_path, disk_full, monkeypatch)
+    below(tmp_path, disk_space, monkeypatch)
     log = tmp_path / "var/log"
     (log / "postgresql-9.6").mkdir(parents=True)
     for name in ("syslog", "syslog.1", "dpkg.log.2.gz"):
         (log / name).touch()
-    assert {path.name for path in disk_full.removable("typesafe", 3)} == {"syslog.1", "dpkg.log.2.gz"}
+    assert {path.name for path in disk_space.removable("typesafe", 3)} == {"syslog.1", "dpkg.log.2.gz"}
 
 
 def test_the_live_release_stays_where_opt_is_a_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    below(tmp_path, disk_full, monkeypatch)
+    below(tmp_path, disk_space, monkeypatch)
     (tmp_path / "opt").symlink_to(tmp_path / "srv")
     for number, name in enumerate(("live", "b", "c", "d")):
         release = tmp_path / "srv/typesafe/releases" / name
         release.mkdir(parents=True)
         subprocess.run(["touch", f"--date=@{1000 + number}", str(release)], check=True)
     (tmp_path / "srv/typesafe/backend").symlink_to(tmp_path / "srv/typesafe/releases/live")
-    assert [path.name for path in disk_full.removable("typesafe", 3)] == ["b"]
+    assert [path.name for path in disk_space.removable("typesafe", 3)] == ["b"]
 
 
 def test_settings_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     below(tmp_path, releases, monkeypatch)
-    monkeypatch.setattr(releases, "say", lambda *_, **__: (True, ""))
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result())
     (tmp_path / "opt/typesafe/backend").mkdir(parents=True)
     causes = list(releases.look("h", "typesafe", ["typesafe-api"], []))
     assert "h: /etc/typesafe/backend.env is missing" in [cause.what for cause in causes]
@@ -274,12 +272,12 @@ def test_settings_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_log_line_that_was_cut_in_two_is_counted_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    below(tmp_path, upkeep, monkeypatch)
+    below(tmp_path, maintenance, monkeypatch)
     cut = '00:00", "level": "ERROR", "message": "x"}\n'
-    monkeypatch.setattr(upkeep, "say", lambda *_, **__: (True, cut * upkeep.RECURRING))
-    ((good, what),) = upkeep.errors("typesafe")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, cut * maintenance.RECURRING))
+    ((good, what),) = maintenance.errors("typesafe")
     assert not good
-    assert f"{upkeep.RECURRING} times" in what
+    assert f"{maintenance.RECURRING} times" in what
 
 
 def test_a_file_system_in_memory_fills_up_too(tmp_path: Path) -> None:
@@ -291,4 +289,4 @@ def test_a_file_system_in_memory_fills_up_too(tmp_path: Path) -> None:
         f"tmpfs /run tmpfs rw 0 0\ntmpfs {kept} tmpfs rw 0 0\n/dev/sda /etc/hosts ext4 rw 0 0\n"
         f"/dev/sr0 /usr/bin iso9660 ro 0 0\n"
     )
-    assert disk_full.mounts(table) == ["/", "/opt", "/usr"]
+    assert disk_space.mounts(table) == ["/", "/opt", "/usr"]
