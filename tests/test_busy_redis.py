@@ -12,7 +12,8 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support import Api, Program, RedisServer, load_plugin, start_worker, wait_until
+from hosttools import redis_connection
+from tests.support import Api, Program, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -94,15 +95,14 @@ def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> No
 
 
 def test_the_runbook_names_it(server: RedisServer) -> None:
-    connection = load_plugin("playbooks/files/redis_connection.py")
     script = run_script(server)
     wait_until(lambda: answers_busy(server))
-    cause, what = connection.hops(urlsplit(server.url(0)))
+    cause, what = redis_connection.hops(urlsplit(server.url(0)))
     server.client(0).script_kill()
     script.join()
     assert (cause, what.startswith("BUSY ")) == ("busy", True)
-    assert cause in connection.RANKS
-    assert connection.hops(urlsplit(server.url(0))) == ("", "")
+    assert cause in redis_connection.RANKS
+    assert redis_connection.hops(urlsplit(server.url(0))) == ("", "")
 
 
 def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp_path: Path) -> None:

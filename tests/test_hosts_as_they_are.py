@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import INLINE, REPOSITORY, RedisServer, load_plugin
+from hosttools import preflight, web
+from tests.support import INLINE, REPOSITORY, RedisServer
 
 TASK_FILES = sorted(
     file
@@ -58,8 +60,7 @@ def test_apt_waits_for_its_lock_for_minutes(where: str, arguments: dict[str, Any
     assert arguments.get("lock_timeout", 0) >= 600, where
 
 
-@pytest.mark.parametrize("name", ["task_story", "balancer", "doctor", "task_times"])
-def test_programs_on_hosts_use_no_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_on_hosts_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ok(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -73,17 +74,17 @@ def test_programs_on_hosts_use_no_proxy(name: str, monkeypatch: pytest.MonkeyPat
         for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing listens
         monkeypatch.delenv("no_proxy", raising=False)
-        program = load_plugin(f"playbooks/files/{name}.py")
-        assert program.OPEN(f"http://127.0.0.1:{server.server_port}/", timeout=5).status == 200
+        assert importlib.reload(web).ask(f"http://127.0.0.1:{server.server_port}/") == (200, "")
         server.shutdown()
 
 
 def test_nothing_asks_in_another_way() -> None:
     """Whoever adds a client of HTTP adds it to the tests above."""
-    for file in [*REPOSITORY.glob("playbooks/files/*.py"), *REPOSITORY.glob("roles/*/files/*")]:
+    for file in [*REPOSITORY.glob("packages/hosttools/src/**/*.py"), *REPOSITORY.glob("roles/*/files/*")]:
         if file.is_dir():  # what Python keeps of those that a test has loaded
             continue
         assert "urlopen(" not in file.read_text(), file
+        assert "urllib.request" not in file.read_text() or file.name == "web.py" or "roles" in file.parts, file
     for file in [*TASK_FILES, *REPOSITORY.glob("roles/*/templates/*")]:
         for line in file.read_text().splitlines():
             if "curl --" in line:
@@ -153,9 +154,6 @@ def test_a_release_is_readable_whatever_the_umask_is(tmp_path: Path) -> None:
     assert (root / "releases/one/.complete").exists()
 
 
-host_state = load_plugin("playbooks/files/host_state.py")
-
-
 def data_directory(directory: Path, **ages: int) -> Path:
     """Make files of a data directory, which were written so many seconds ago."""
     directory.mkdir()
@@ -178,9 +176,9 @@ def data_directory(directory: Path, **ages: int) -> Path:
 def test_data_of_an_older_redis_is_refused_where_only_a_person_knows_which_is_whole(
     ages: dict[str, int], is_refused: bool, tmp_path: Path
 ) -> None:
-    assert bool(host_state.old_data(data_directory(tmp_path / "redis", **ages))) == is_refused
+    assert bool(preflight.old_data(data_directory(tmp_path / "redis", **ages))) == is_refused
     (tmp_path / "redis/appendonlydir").mkdir()
-    assert host_state.old_data(tmp_path / "redis") == ""
+    assert preflight.old_data(tmp_path / "redis") == ""
 
 
 @pytest.mark.integration
@@ -204,14 +202,14 @@ def test_redis_takes_over_what_an_older_one_has_written(tmp_path: Path) -> None:
 
 
 def test_names_that_somebody_else_has_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert any("a user root" in clash for clash in host_state.clashes("root", "/opt/root"))
-    assert any("a user daemon" in clash for clash in host_state.clashes("daemon", "/opt/daemon"))
-    monkeypatch.setattr(host_state, "UNITS", (tmp_path,))
+    assert any("a user root" in clash for clash in preflight.clashes("root", "/opt/root"))
+    assert any("a user daemon" in clash for clash in preflight.clashes("daemon", "/opt/daemon"))
+    monkeypatch.setattr(preflight, "UNITS", (tmp_path,))
     for unit in ("mine-celery-slow.service", "mine-api.service"):
         (tmp_path / unit).write_text("")
-    assert list(host_state.clashes("mine", "/opt/mine")) == []
+    assert list(preflight.clashes("mine", "/opt/mine")) == []
     (tmp_path / "mine-backup.service").write_text("")
-    (clash,) = host_state.clashes("mine", "/opt/mine")
+    (clash,) = preflight.clashes("mine", "/opt/mine")
     assert "mine-backup.service" in clash
 
 

@@ -392,8 +392,8 @@ def test_the_doctor_knows_the_rules_that_nft_prints(rendered: dict[str, Path]) -
     for folder in rendered.values():
         file = folder / "rules.nft"
         look = (
-            "import sys; from tests.support import load_plugin; doctor = load_plugin('playbooks/files/doctor.py');"
-            " doctor.RULES = sys.argv[1]; print([found.what for found in doctor.firewall([6380])])"
+            "import sys; from hosttools.doctor import network;"
+            " network.RULES = sys.argv[1]; print([found.what for found in network.check([6380])])"
         )
         load = ["sh", "-c", 'nft --file "$1" && "$2" -c "$3" "$1"', "sh", str(file), sys.executable, look]
         told = subprocess.run([*OWN_NAMESPACE, *load], capture_output=True, text=True, check=True, cwd=REPOSITORY)

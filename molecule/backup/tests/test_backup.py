@@ -18,6 +18,8 @@ import pytest
 from conftest import EPHEMERAL, PROJECT, Api, wait_for
 from testinfra.host import Host
 
+from plugins.lookup.hosttools import program
+
 BACKUPS = EPHEMERAL / "backups"
 HOST = "backup-host"
 ACCESS, SECRET, REGION = "AKIAEXAMPLE", "a-secret-of-the-bucket", "eu-north-1"
@@ -41,6 +43,11 @@ while True:
 
 # Runs on the host behind the script itself: a copy that ends in the middle of a transaction, and one that is broken.
 TORN = """
+import tempfile
+from pathlib import Path
+from hosttools.backup.host import AOF_MANIFEST, become_redis
+from hosttools.backup.take import copy_append_only, named
+from hosttools.backup.trial import broken, settle
 become_redis()
 with tempfile.TemporaryDirectory(dir="/var/lib/redis") as directory:
     place = Path(directory)
@@ -169,7 +176,7 @@ def test_what_is_written_meanwhile_is_there_in_whole_transactions(host: Host, ke
 
 
 def test_a_copy_may_end_anywhere_but_not_be_broken() -> None:
-    script = (PROJECT / "playbooks/files/redis_backup.py").read_text().rpartition("if __name__")[0]
+    script = program().rpartition("from hosttools.__main__")[0]
     command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", HOST, "python3", "-"]
     run = subprocess.run(command, input=script + TORN, capture_output=True, text=True, check=False, timeout=120)
     assert run.stderr.startswith("Redis cannot load the data: "), run.stderr

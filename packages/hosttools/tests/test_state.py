@@ -203,7 +203,7 @@ def test_a_packet_filters_new_rule_is_told_and_its_counts_are_not(monkeypatch: p
     monkeypatch.setattr(process, "run", says(ruleset=rules))
     before = {"network": services.network("typesafe", GIVEN)}
     monkeypatch.setattr(
-        state, "say", says(ruleset=rules.replace("packets 1", "packets 9").replace("}\n}", "udp dport 53 drop\n}\n}"))
+        process, "run", says(ruleset=rules.replace("packets 1", "packets 9").replace("}\n}", "udp dport 53 drop\n}\n}"))
     )
     assert told(before, {"network": services.network("typesafe", GIVEN)}) == [
         "the packet filter's rule udp dport 53 drop of the table inet x is new"
