@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parents[2] / "packages/hosttools/src"
 # The importer imports from memory alone; linecache finds the lines of a traceback through get_source.
 PROGRAM = """\
 # The sources of packages/hosttools as JSON, zlib and base64. To read one of them, put this text into FILE:
-#   python3 -c 'exec(open("FILE").read().partition("\nclass ")[0]); print(SOURCES["hosttools/doctor/units.py"])'
+#   python3 -c 'exec(open("FILE").read().partition("\\nclass ")[0]); print(SOURCES["hosttools/doctor/units.py"])'
 import base64, io, json, sys, zlib
 from importlib.machinery import ModuleSpec
 SOURCES = json.loads(zlib.decompress(base64.b64decode('''
