@@ -54,8 +54,16 @@ def run(directory: Path, playbook: str, *arguments: str, **variables: object) ->
         ("ops/backup", {}, "There is no backup_recipient, for whom"),
         ("ops/backup", {"backup_recipient": "age1xyz"}, "backup_recipient is 'age1xyz', which is no public key"),
         ("diagnose/dead_letters", {"verb": "drop", "letters": " , "}, "the last two need letters=ID,ID or letters=all"),
-        ("diagnose/dead_letters", {"verb": "drop", "letters": ["a", "b"]}, "the last two need letters=ID,ID or letters=all"),
-        ("ops/scale_workers", {}, "concurrency is '' and pool 'default', but concurrency must be a whole number from 1 on"),
+        (
+            "diagnose/dead_letters",
+            {"verb": "drop", "letters": ["a", "b"]},
+            "the last two need letters=ID,ID or letters=all",
+        ),
+        (
+            "ops/scale_workers",
+            {},
+            "concurrency is '' and pool 'default', but concurrency must be a whole number from 1 on",
+        ),
         ("ops/scale_workers", {"concurrency": "2.5"}, "concurrency is '2.5'"),
         ("ops/scale_workers", {"concurrency": True}, "concurrency is 'True'"),
         ("ops/scale_workers", {"concurrency": 4, "pool": "none"}, "pool one of default with processes"),

@@ -83,7 +83,10 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
         command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
         command += [f"--extra-vars={json.dumps(variables)}"]
         result = subprocess.run(
-            [*command, str(PROJECT / "playbooks/diagnose/dead_letters.yml")], capture_output=True, text=True, check=False
+            [*command, str(PROJECT / "playbooks/diagnose/dead_letters.yml")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return result.stdout if result.returncode == 0 else f"failed: {result.stdout}"
 
