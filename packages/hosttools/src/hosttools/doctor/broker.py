@@ -53,7 +53,7 @@ def unnamed(connection: Redis, queues: Sequence[str]) -> Iterator[Finding]:
             if name not in queues and not name.endswith(".pidbox") and is_task(connection.call("LINDEX", key, "-1")):
                 held[name] += int(str(connection.call("LLEN", key)))
     for name, count in sorted(held.items()):
-        remedy = f"name it in celery_worker_pools, or playbooks/move_queue.yml -e from={name!r} -e to=QUEUE"
+        remedy = f"name it in celery_worker_pools, or playbooks/ops/move_queue.yml -e from={name!r} -e to=QUEUE"
         what = f"{count} tasks are in the queue {name!r}, which no pool, route or setting names: {remedy}"
         yield Finding(WARNING, what, "QueueTooOld", QUEUES)
 
