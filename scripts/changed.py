@@ -45,6 +45,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("playbooks/ops/deploy.yml", ["deploy"]),
     ("playbooks/containers/*", [INTEGRATION]),
     ("packages/*/tests/*", [INTEGRATION]),
+    ("packages/hosttools/*", [INTEGRATION, "default", "monitoring", "backup", "load_balancer", "redis_tls", "deploy"]),
     ("packages/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos", "foreign"]),
     ("app/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos"]),
     ("tests/chaos/*", ["chaos"]),

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -188,7 +189,7 @@ def test_what_says_that_results_were_evicted_is_kept() -> None:
     """result_not_found.yml reads it: without it an evicted result counts as never accepted."""
     for name, broker in (("main", False), ("broker", True)):
         redis = FakeRedis(name, broker=broker)
-        list(memory.repair(redis, 0, "3600"))
+        list(memory.repair(cast("memory.Server", redis), 0, "3600"))
         assert (("CONFIG", "RESETSTAT") in redis.told) is broker
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -475,7 +476,7 @@ def test_who_keeps_the_processors_busy_is_named_at_once(monkeypatch: pytest.Monk
     with subprocess.Popen(["sleep", "60"]) as hog:
         looks = iter([{str(hog.pid): 0}, {str(hog.pid): 90 * (os.cpu_count() or 1)}])
         monkeypatch.setattr(procfs, "ticks", lambda: next(looks))
-        monkeypatch.setattr(host.time, "sleep", lambda _: None)
+        monkeypatch.setattr(time, "sleep", lambda _: None)
         monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
         (found,) = host.busy()
         hog.kill()
@@ -897,7 +898,7 @@ def test_a_disk_is_a_cause_when_nothing_is_left(free: int, layer: str, monkeypat
         total, free = 100, 0
 
     Usage.free = free
-    monkeypatch.setattr(host.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     monkeypatch.setattr(host, "largest", lambda *_: "")
     found = next(found for found in host.disks() if f"{free}% left" in found.what)
     assert (found.severity, found.layer) == (findings.CRITICAL, getattr(findings, layer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import socket
 import subprocess
@@ -211,7 +212,7 @@ def test_a_packet_filters_new_rule_is_told_and_its_counts_are_not(monkeypatch: p
 
 
 def test_a_name_that_nobody_knows_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services.glob, "glob", lambda _: ["a secret"])
+    monkeypatch.setattr(glob, "glob", lambda _: ["a secret"])
     monkeypatch.setattr(files, "read", lambda _: "redis://worker:x@redis1:6380/0")
     monkeypatch.setattr(process, "run", says(redis1="10.0.0.1 STREAM", localhost="127.0.0.1 STREAM"))
     before = {"names": services.names("typesafe", GIVEN)}
@@ -308,7 +309,7 @@ def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None
     client.lpush("new", "x")
     client.delete("_kombu.binding.celery")
     client.set("_kombu.binding.celery", "a string")
-    now = {"redis": {f"Redis broker: the key {key}": kind for key, kind in services._keys(ask).items()}}
+    now: dict[str, Any] = {"redis": {f"Redis broker: the key {key}": kind for key, kind in services._keys(ask).items()}}
     (found,) = list(compare.compare(before, now, "typesafe"))
     assert (
         found.what == "Redis broker: the key _kombu.binding.celery is a string instead of a set: every use of it fails"

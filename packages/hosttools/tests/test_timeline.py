@@ -3,8 +3,10 @@
 import gzip
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ class Journal:
             pattern = next((option[7:] for option in options if option.startswith("--grep=")), "")
             message = entry["MESSAGE"]
             known = bytes(message).decode(errors="replace") if isinstance(message, list) else message
-            if timeline.re.search(pattern, known):
+            if re.search(pattern, known):
                 yield entry
 
 
@@ -84,7 +86,7 @@ def host(name: str, lines: list[Any], state: str = "", oldest: str = "2020", cre
         "created": created,
         "oldest": oldest,
         "state": state,
-        "lines": [timeline.asdict(line) for line in lines],
+        "lines": [asdict(line) for line in lines],
     }
     return {"inventory_hostname": name, "story_read": {"stdout": json.dumps(told)}}
 
