@@ -33,7 +33,6 @@ from hosttools.doctor import (
     instances,
     monitoring,
     network,
-    queues,
     reasons,
     release,
     rights,
@@ -401,7 +400,7 @@ def test_queues_that_cannot_be_read_are_not_called_a_lack_of_workers(monkeypatch
 def test_a_full_queue_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "read", lambda _: "QUEUE_MAX_LENGTH='200'\n")
     figures = {'celery_queue_length{queue="full"}': 200.0, 'celery_queue_length{queue="long"}': 150.0}
-    full, long = queues.lengths(figures, "app")
+    full, long = api.lengths(figures, "app")
     assert "the queue full is full, the API refuses tasks: 200 wait" in full.what
     assert (long.what, long.severity, long.runbook) == ("150 tasks wait in long", findings.WARNING, "")
 

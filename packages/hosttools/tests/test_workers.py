@@ -16,10 +16,10 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
 from app.logs import JsonFormatter
-from hosttools import debug_mode, process, releases, workers
+from hosttools import debug_mode, masking, process, releases, workers
 from hosttools.process import Result
 from hosttools.redis_client import Instance, Redis
-from hosttools.workers import logs, start, supervision
+from hosttools.workers import start, supervision
 from tests.support import REPOSITORY, load_plugin
 
 filters = load_plugin("roles/stack/filter_plugins/stack_workers.py")
@@ -328,7 +328,7 @@ def test_a_broker_that_loads_its_data_does_not_answer(monkeypatch: pytest.Monkey
 
 
 def test_last_words_hide_passwords() -> None:
-    assert logs.last_line('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
+    assert masking.last_words('x\n{"message": "Cannot connect to redis://worker:hunter22@h:1/0"}\n\n') == (
         "Cannot connect to redis://worker:**@h:1/0"
     )
 
@@ -344,7 +344,7 @@ def test_the_last_words_of_a_worker_are_its_exceptions_whole() -> None:
     record = logging.LogRecord(
         "x", logging.CRITICAL, "x.py", 1, "Unrecoverable: %r", (error,), (type(error), error, None)
     )
-    told = logs.last_line(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
+    told = masking.last_words(f"it starts\n{JsonFormatter('celery_worker').format(record)}\n")
     assert told.endswith("PermissionError: [Errno 13] Permission denied: '/dev/shm/sem'")
 
 

@@ -1,7 +1,5 @@
 """A subcommand for each module: ``python3 -m hosttools doctor --help``; through a pipe ``python3 - doctor --help``."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

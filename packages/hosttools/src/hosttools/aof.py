@@ -4,8 +4,6 @@ Runs on the host as root. --rewrite ends a previous failure, --own gives the fil
 anything into its directory: no link there is followed, and Redis' tools run as it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import pwd
@@ -86,9 +84,8 @@ def look(host: str, name: str) -> Iterator[Cause]:
     if systemd.active(Instance(name).unit) == "active":
         status = re.findall(r"^(\w+_status):err", client(name, "INFO", "persistence"), re.MULTILINE)
         if status and not foreign:
-            yield Cause(
-                "status", f"{host}: Redis {name} could not write ({', '.join(status)}); its disk can now", name, 4
-            )
+            what = f"{host}: Redis {name} could not write ({', '.join(status)}); its disk can now"
+            yield Cause("status", what, name, 4)
         return
     yield from check(host, name, append_only)
 
@@ -105,6 +102,8 @@ def check(host: str, name: str, append_only: Path) -> Iterator[Cause]:
     checked = process.run(*AS_REDIS, "redis-check-aof", str(manifests[0]), timeout=PATIENCE, merge=True)
     if checked.ok:
         return
+    if checked.code == process.TIMED_OUT:
+        sys.exit(checked.errors)
     analysed = re.findall(r"filename=(\S+), size=(\d+), ok_up_to=(\d+).*diff=(\d+)", checked.output)
     last = next(((file, int(size), int(lost)) for file, size, _, lost in analysed if int(lost)), None)
     if last is None or ".incr." not in last[0]:
@@ -177,10 +176,7 @@ def main() -> None:
             own(Instance(name).data)
         return
     if arguments.rewrite:
-        print(
-            "; ".join(
-                f"{client(name, 'BGREWRITEAOF')} {client(name, 'BGSAVE', 'SCHEDULE')}" for name in arguments.redis
-            )
-        )
+        for name in arguments.redis:
+            print(client(name, "BGREWRITEAOF"), client(name, "BGSAVE", "SCHEDULE"))
         return
     show(cause for name in arguments.redis for cause in look(arguments.host, name))

@@ -3,8 +3,6 @@
 Runs on the host as root. A finding is one of the doctor's, and a cause for playbooks/runbooks/balancer.yml besides.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -34,9 +32,8 @@ def servers(told: str) -> Iterator[Finding]:
     for labels in away:
         proxy, server = names[labels]
         why = f"its check says {checks.get(labels, 'nothing')} {codes.get(labels, '')}".strip()
-        yield Finding(
-            WARNING, f"the balancer sends nothing to {proxy} on {server}: {why}", "BackendDown", cause="backend"
-        )
+        what = f"the balancer sends nothing to {proxy} on {server}: {why}"
+        yield Finding(WARNING, what, "BackendDown", cause="backend")
     if [names[labels] for labels in away if names[labels][0] == "api"] == [
         name for name in names.values() if name[0] == "api"
     ]:

@@ -1,7 +1,5 @@
 """Certificates of this host: how long they are valid."""
 
-from __future__ import annotations
-
 from hosttools import process
 from hosttools.findings import CRITICAL, WARNING
 

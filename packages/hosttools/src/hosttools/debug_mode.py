@@ -4,8 +4,6 @@ Runs on the host as root. Without --minutes it only says whether it is on. What 
 empties: a drop-in of each unit, or a file of supervisor's that only a link in its directory leads to.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex

@@ -3,8 +3,6 @@
 Runs on the host as root. It never touches Redis' data, nor what belongs to others.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -45,9 +43,8 @@ def look(host: str) -> Iterator[Cause]:
             what = f"{host}: {place} has {usage.free >> 20} of {usage.total >> 20} MB left; most is in {biggest(place)}"
             yield Cause("full", what, place, 0)
         if inodes.f_files and inodes.f_favail < LEFT * inodes.f_files:
-            what = (
-                f"{host}: {place} has {inodes.f_favail} of {inodes.f_files} inodes left; most files: {crowded(place)}"
-            )
+            left = f"{inodes.f_favail} of {inodes.f_files} inodes left"
+            what = f"{host}: {place} has {left}; most files: {crowded(place)}"
             yield Cause("inodes", what, place, 0)
 
 

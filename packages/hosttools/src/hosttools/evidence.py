@@ -3,8 +3,6 @@
 Runs on the host as root, and changes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of this host, read so that a missing one is empty."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ A finding has a layer: what lies lower causes what lies higher, so the filter do
 harmless by itself, but explains what fails above it, unless something that is certain by itself explains that.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Runs on the host as root.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -71,10 +69,8 @@ def persistence(name: str) -> Iterator[Point]:
     size, base = int(info.get("aof_current_size", 0)), int(info.get("aof_base_size", 0))
     grown = size > AOF_GROWTH * max(base, 64 << 20)
     what = f"Redis {name}: append-only file {size >> 10} KB, {base >> 10} KB after its last rewrite"
-    yield (
-        not failed and not grown and info.get("aof_enabled") == "1",
-        f"{what}; failed: {', '.join(failed) or 'nothing'}",
-    )
+    good = not failed and not grown and info.get("aof_enabled") == "1"
+    yield good, f"{what}; failed: {', '.join(failed) or 'nothing'}"
 
 
 def updates() -> Iterator[Point]:
@@ -82,14 +78,10 @@ def updates() -> Iterator[Point]:
     told = process.run("apt-get", "--simulate", "--quiet", "dist-upgrade", timeout=PATIENCE).output
     waiting = re.findall(r"^Inst (\S+) .*?\((\S+) ([^\s]*)", told, re.MULTILINE)
     security = [package for package, _, source in waiting if "ecurity" in source]
-    yield (
-        not security,
-        f"{len(waiting)} updates wait, {len(security)} of them for security: {', '.join(security[:5]) or 'none'}",
-    )
-    yield (
-        not Path("/run/reboot-required").exists(),
-        "reboot: " + ("wanted" if Path("/run/reboot-required").exists() else "not needed"),
-    )
+    what = f"{len(waiting)} updates wait, {len(security)} of them for security"
+    yield not security, f"{what}: {', '.join(security[:5]) or 'none'}"
+    wanted = Path("/run/reboot-required").exists()
+    yield not wanted, f"reboot: {'wanted' if wanted else 'not needed'}"
 
 
 def disks() -> Iterator[Point]:

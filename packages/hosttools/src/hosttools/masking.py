@@ -1,7 +1,5 @@
 """What is quoted of logs and answers, bounded and without secrets."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -22,6 +20,18 @@ def mask_urls(text: str) -> str:
 def last_line(text: str) -> str:
     """Return the last line that is not blank."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def last_words(text: str) -> str:
+    """Return the last line that is not blank, passwords in URLs masked; of a JSON log its message and exceptions."""
+    line = last_line(text)
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            # Of a printed chain, the lines that are not indented name each exception.
+            raised = re.findall(r"^[\w.]+(?:: .*)?$", entry.get("exception", ""), re.MULTILINE)
+            line = ": ".join([str(entry.get("message", line)).strip(), *([" -> ".join(raised)] if raised else [])])
+    return mask_urls(line)[:600]
 
 
 def chain(told: str) -> str:

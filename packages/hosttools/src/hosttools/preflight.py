@@ -1,7 +1,5 @@
 """What the preflight must know of a host, as JSON: packages, and what others have under the application's names."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import grp

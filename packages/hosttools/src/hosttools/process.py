@@ -1,7 +1,5 @@
 """Commands of this host: each ends within a timeout, and its end is a result, never an exception."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import subprocess

@@ -1,7 +1,5 @@
 """Processes of this host, as the kernel shows them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hosttools import files

@@ -1,7 +1,5 @@
 """Redis, spoken over a socket: passwords stay out of every process list."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -5,8 +5,6 @@ goes every hop from the services there to Redis with their own URLs. With --end-
 scripts that keep instances busy, and prints which of these do not answer then.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -24,23 +22,7 @@ from hosttools.redis_client import Instance, Redis, RedisError, log_in, through_
 
 URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 # What others follow from has the lower rank.
-RANKS = (
-    "data",
-    "sentinels",
-    "unit",
-    "busy",
-    "hung",
-    "loading",
-    "maxclients",
-    "listen",
-    "foreign",
-    "resolve",
-    "firewall",
-    "refused",
-    "tls",
-    "auth",
-    "ping",
-)
+RANKS = "data sentinels unit busy hung loading maxclients listen foreign resolve firewall refused tls auth ping"
 # What Redis says that cannot start with what is on its disk.
 DATA = re.compile(
     r"append only file|AOF file .*(exist|open)|No space left|Permission denied|Read-only|RDB|Fatal error loading"
@@ -58,7 +40,7 @@ ANSWERS = {
 
 def broken(cause: str, what: str, subject: str) -> Cause:
     """Return a cause with its rank."""
-    return Cause(cause, what, subject, RANKS.index(cause))
+    return Cause(cause, what, subject, RANKS.split().index(cause))
 
 
 def instance(host: str, name: str, port: str) -> Iterator[Cause]:
@@ -92,15 +74,11 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
         yield broken("busy", f"{host}: {unit} is busy with a script, and refuses everything else", name)
     elif "max number of clients" in answer:
         peers = process.run("ss", "--no-header", "--tcp", "--numeric", f"( sport = :{port} )").output
-        yield broken(
-            "maxclients", f"{host}: {unit} has as many clients as it takes ({peers.count(':' + port)} over TCP)", name
-        )
+        what = f"{host}: {unit} has as many clients as it takes ({peers.count(':' + port)} over TCP)"
+        yield broken("maxclients", what, name)
     elif "redis_version" not in answer:
-        yield broken(
-            "hung",
-            f"{host}: {unit} runs and does not answer on its socket: {answer.splitlines()[:1] or 'nothing'}",
-            name,
-        )
+        what = f"{host}: {unit} runs and does not answer on its socket: {answer.splitlines()[:1] or 'nothing'}"
+        yield broken("hung", what, name)
     elif not process.run("ss", "--no-header", "--listening", "--tcp", f"( sport = :{port} )").output:
         yield broken("listen", f"{host}: {unit} does not listen on port {port}", name)
     yield from foreign(host, name, port)
@@ -109,14 +87,9 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
 def foreign(host: str, name: str, port: str) -> Iterator[Cause]:
     """Look for rules of others that drop packets for this port; ours are mended by the firewall role."""
     for line in process.run("nft", "list", "tables").output.splitlines():
-        words = line.split()
-        rules = (
-            process.run("nft", "--numeric", "list", "table", *words[1:]).output
-            if words[1:] != ["inet", "platform"]
-            else ""
-        )
+        table = line.removeprefix("table ").strip()
+        rules = "" if table == "inet platform" else process.run("nft", "-n", "list", "table", *table.split()).output
         if re.search(rf"dport [^\n]*\b{port}\b[^\n]*(drop|reject)", rules):
-            table = " ".join(words[1:])
             yield broken("foreign", f"{host}: the nft table {table}, which is not ours, drops port {port}", name)
 
 

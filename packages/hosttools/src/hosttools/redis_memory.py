@@ -4,8 +4,6 @@ Runs on the host as root. With --repair it changes the running server: limit, po
 have none; then it prints what it has done, one sentence a line.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

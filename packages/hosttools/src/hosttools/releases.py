@@ -4,8 +4,6 @@ Runs on the host as root, and changes nothing. A release's directory has another
 compared by the checksum of what was deployed; of a "source", ``what`` is that checksum.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import re

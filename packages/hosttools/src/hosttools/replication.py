@@ -3,8 +3,6 @@
 Runs on the host as root. A finding is one of the doctor's, and a cause for playbooks/runbooks/replication.yml besides.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -129,9 +127,8 @@ def primary(given: Installation, name: str, info: dict[str, str], wanted: str, o
     missing = sorted(set(given.servers) - {given.address} - {state["ip"] for state in good})
     if len(good) < given.min_replicas:
         what = f"Redis {name} refuses writes (NOREPLICAS): it has {len(good)} replicas that are up to date"
-        yield Finding(
-            CRITICAL, f"{what}, not {', '.join(missing)}", "RedisRefusesWrites", RIGHTS, cause="refuses", subject=name
-        )
+        what += f", not {', '.join(missing)}"
+        yield Finding(CRITICAL, what, "RedisRefusesWrites", RIGHTS, cause="refuses", subject=name)
     elif missing:
         late = {state["ip"] for state in states} & set(missing)
         page, state = ("RedisReplicaLags", "are behind") if late else ("RedisReplicaMissing", "do not follow it")
@@ -194,11 +191,8 @@ def sentinel(given: Installation, name: str, answers: dict[str, str]) -> Iterato
     for verb, ours in (("sentinels", given.sentinels), ("replicas", given.servers)):
         known = [dict(zip(entry[::2], entry[1::2], strict=False)) for entry in here(verb.upper(), name) or []]
         # A server is known by its host, a sentinel by its port too.
-        dead = sorted(
-            f"{entry['ip']}:{entry['port']}"
-            for entry in known
-            if entry["ip"] not in ours and f"{entry['ip']}:{entry['port']}" not in ours
-        )
+        peers = sorted((entry["ip"], f"{entry['ip']}:{entry['port']}") for entry in known)
+        dead = [peer for host, peer in peers if host not in ours and peer not in ours]
         if dead:
             what = f"the sentinel counts {verb} of Redis {name} that the inventory has not: {', '.join(dead)}"
             yield Finding(WARNING, what, "SentinelsNoQuorum", REDIS, cause="reset", subject=name, suspect=True)

@@ -1,7 +1,5 @@
 """What systemd and its journal say."""
 
-from __future__ import annotations
-
 from hosttools import process
 
 

@@ -4,8 +4,6 @@ Runs on the host as root. On a worker's host it counts what the last hour's logs
 has been counted since its metrics began.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -5,8 +5,6 @@ request that did. What systemd and supervisor say of the platform's units is lis
 timeline at hand it is known up to when it matters.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -1,7 +1,5 @@
 """HTTP to the platform's own addresses, which are never behind a proxy, whatever the environment says."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import http.client

@@ -5,8 +5,6 @@ put in the place of its data leads to nothing that is not its own. What it finds
 says in one sentence on standard error.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Archives: manifest.json, dump.rdb and, where Redis has one, appendonlydir; encrypted by age."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

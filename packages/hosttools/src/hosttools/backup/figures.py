@@ -1,7 +1,5 @@
 """What an instance holds, and in what two differ."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What this host has: room, memory, files of Redis, the redis user."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

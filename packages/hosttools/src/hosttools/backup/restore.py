@@ -1,7 +1,5 @@
 """Putting a backup in place of what there is."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -33,10 +31,8 @@ def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
     installed = next(iter(re.findall(r"v=([0-9.]+)", program)), "")
     if reason := broken(directory):
         if version(manifest["redis_version"]) > version(installed):
-            refuse(
-                f"{name} was written by Redis {manifest['redis_version']}, "
-                f"and the installed {installed} cannot read it ({reason})."
-            )
+            written = f"{name} was written by Redis {manifest['redis_version']}"
+            refuse(f"{written}, and the installed {installed} cannot read it ({reason}).")
         refuse(f"{name} is damaged: {reason}.")
     need_memory(size([directory]))
     if difference := differences(manifest["figures"], trial(directory)):
@@ -48,10 +44,8 @@ def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
         now, replication = figures(redis), redis.info("replication")
         replicated = replication["role"] != "master" or replication["connected_slaves"] != "0"
     if replicated:
-        refuse(
-            f"Redis {instance.name} is replicated here, and this restores a single server only: "
-            "see docs/operations/backup.md."
-        )
+        single = "this restores a single server only: see docs/operations/backup.md"
+        refuse(f"Redis {instance.name} is replicated here, and {single}.")
     present = described(now) if now else "it does not answer"
     origin = f"{instance.name} of {manifest['taken']} from {manifest['host']}, Redis {manifest['redis_version']}"
     return f"{origin}, can be loaded: {described(manifest['figures'])}. What is there now: {present}."

@@ -1,7 +1,5 @@
 """Taking a backup of an instance while it serves."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -34,11 +32,16 @@ def look(instance: Instance, host: str) -> dict[str, Any]:
     return {"instance": name, "host": host, "data": info["master_replid"], "rank": rank}
 
 
+def await_rewrite(redis: Redis) -> None:
+    """Wait until Redis does not rewrite its append-only file."""
+    wait(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0", "The rewrite of the append-only file")
+
+
 def save_snapshot(redis: Redis) -> None:
     """Let Redis write a new dump.rdb, which it puts in place as a whole."""
     while True:
         wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", "The snapshot that is being written")
-        wait(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0", "The rewrite of the append-only file")
+        await_rewrite(redis)
         saves = redis.info("persistence")["rdb_saves"]
         try:
             redis.call("BGSAVE")
@@ -123,10 +126,7 @@ def take(instance: Instance, host: str, archive: BinaryIO, recipient: str = "") 
         with open_file(instance.data / "dump.rdb") as snapshot:
             copy(snapshot, place / "dump.rdb")
         if redis.info("persistence")["aof_enabled"] == "1":
-            wait(
-                lambda: redis.info("persistence")["aof_rewrite_in_progress"] == "0",
-                "The rewrite of the append-only file",
-            )
+            await_rewrite(redis)
             copy_append_only(instance.data, place / "appendonlydir")
         figures = settle(place)
         manifest: dict[str, Any] = {

@@ -1,7 +1,5 @@
 """Trying data: Redis' own tools, and a server of its own that loads it."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import tempfile

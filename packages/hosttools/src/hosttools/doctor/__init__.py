@@ -4,8 +4,6 @@ Runs on the host as root. Thresholds are those of the alerts (roles/monitoring/t
 why. A module for each part of what depends on one another, with ``check`` as its entry.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """The instance that holds the queues."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,8 +8,8 @@ from hosttools.doctor.checks import apart
 from hosttools.findings import CRITICAL, QUEUES, RIGHTS, WARNING, Finding
 from hosttools.redis_client import Redis
 
-# Looks of SCAN at 10,000 keys each: two million, some 10 ms for each look.
 BROKER_MEMORY = 0.7  # of its limit
+# Looks of SCAN at 10,000 keys each: two million, some 10 ms for each look.
 MOST_SCANS = 200
 
 

@@ -1,7 +1,5 @@
 """Checks that hide nothing of one another: what fails or hangs in one is itself a finding."""
 
-from __future__ import annotations
-
 import functools
 import threading
 import time

@@ -1,7 +1,5 @@
 """The ways from this host's services to Redis: name, TCP, TLS, user and password, answer, clock."""
 
-from __future__ import annotations
-
 import re
 import socket
 import ssl
@@ -62,11 +60,8 @@ def reach(secret: str, service: str, host: str, ports: list[int]) -> list[Findin
     looked_up = process.run("getent", "ahosts", name)
     if not looked_up.output:
         servers = " and ".join(re.findall(r"^nameserver (\S+)", files.read("/etc/resolv.conf"), re.MULTILINE))
-        why = (
-            f"{servers} of /etc/resolv.conf did not answer within {hosttools.TIMEOUT:g} s"
-            if looked_up.code == process.TIMED_OUT
-            else ""
-        )
+        silent = f"{servers} of /etc/resolv.conf did not answer within {hosttools.TIMEOUT:g} s"
+        why = silent if looked_up.code == process.TIMED_OUT else ""
         why = why or f"look into /etc/hosts, /etc/nsswitch.conf and /etc/resolv.conf ({servers or 'no name server'})"
         return [Finding(CRITICAL, f"the name {name} is unknown here: {why}", page, NETWORK)]
     address = looked_up.output.split()[0]

@@ -1,7 +1,5 @@
 """The host itself: memory, processors, clock, names, packages of Debian."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Redis instances of this host, looked into through their sockets."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import re
@@ -40,10 +38,8 @@ def check(name: str, port: int, queues: Sequence[str] = ()) -> Iterator[Finding]
             except RedisError as error:
                 if "WRONGPASS" not in str(error) and "without any password" not in str(error):
                     raise
-                wrong = (
-                    f"Redis {name} refuses the administrator's password of {known.config}: changed, or default is off"
-                )
-                yield Finding(CRITICAL, wrong, "RedisDown", RIGHTS)
+                wrong = f"refuses the administrator's password of {known.config}: changed, or default is off"
+                yield Finding(CRITICAL, f"Redis {name} {wrong}", "RedisDown", RIGHTS)
                 return
             yield from instance(name, known.config, connection, queues)
     except RedisError as error:

@@ -1,7 +1,5 @@
 """Prometheus and Alertmanager, and what they alone see."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +10,7 @@ from hosttools.findings import CRITICAL, LATER, NOTE, QUEUES, WARNING, Finding
 from hosttools.masking import quote
 
 # Of these only figures of several minutes tell.
-ONLY_ALERTS = {
-    "ApiErrors",
-    "ApiSlow",
-    "EventLoopBlocked",
-    "TasksFail",
-    "TasksRetry",
-    "TasksTimeOut",
-    "WorkerRestartLoop",
-}
+ONLY_ALERTS = "ApiErrors ApiSlow EventLoopBlocked TasksFail TasksRetry TasksTimeOut WorkerRestartLoop"
 
 
 def check(prometheus: str, alertmanager: str) -> Iterator[Finding]:
@@ -70,11 +60,11 @@ def alerts(alertmanager: str, headers: dict[str, str]) -> Iterator[Finding]:
         what = f"Alertmanager does not answer at {alertmanager} ({web.words(status, body)})"
         yield Finding(CRITICAL, what, "Watchdog", LATER)
     fire = {alert["labels"]["alertname"]: alert for alert in json.loads(body)} if status == 200 else {}
-    for name in sorted(fire.keys() & ONLY_ALERTS):
+    for name in sorted(fire.keys() & set(ONLY_ALERTS.split())):
         # Without a page of its own: it fires for minutes after a runbook of that page has mended it.
         what = f"{fire[name]['annotations'].get('summary', '')} (docs/runbooks/{name}.md)"
         yield Finding(WARNING, what, "", QUEUES)
-    if names := sorted(fire.keys() - {"Watchdog"} - ONLY_ALERTS):
+    if names := sorted(fire.keys() - {"Watchdog", *ONLY_ALERTS.split()}):
         yield Finding(NOTE, f"alerts that fire: {', '.join(names)}", "", LATER)
     for silence in _json(f"{alertmanager}/api/v2/silences", headers) or []:
         if silence["status"]["state"] == "active":

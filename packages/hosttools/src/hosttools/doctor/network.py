@@ -1,7 +1,5 @@
 """Packet filters, queues and routes: what drops or delays packets that must come through."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -26,9 +24,8 @@ def check(ports: list[int]) -> Iterator[Finding]:
         what = f"the firewall has lost its rule for {name}: systemctl restart platform-firewall"
         yield Finding(CRITICAL, what, "BrokerUnreachable", NETWORK)
     # An empty network namespace shows how this nft prints the file.
-    meant = Counter(
-        drops(process.run("unshare", "--net", "sh", "-c", f"nft --file {RULES} && {' '.join(listing)}").output)
-    )
+    printed = process.run("unshare", "--net", "sh", "-c", f"nft --file {RULES} && {' '.join(listing)}").output
+    meant = Counter(drops(printed))
     for rule in Counter(drops(table)) - meant if meant else ():
         what = f"a rule of the table inet platform that is not ours drops packets: {rule}"
         yield Finding(CRITICAL, what, "BrokerUnreachable", NETWORK)
@@ -45,9 +42,8 @@ def check(ports: list[int]) -> Iterator[Finding]:
 
 def egress() -> Iterator[Finding]:
     """Tell how many packets of tasks were refused since the rules were loaded."""
-    counter = re.search(
-        r"packets (\d+)", process.run("nft", "list", "counter", "inet", "platform", "egress_refused").output
-    )
+    shown = process.run("nft", "list", "counter", "inet", "platform", "egress_refused").output
+    counter = re.search(r"packets (\d+)", shown)
     if counter and int(counter[1]):
         what = f"the firewall has refused {counter[1]} packets of tasks: journalctl -k -g 'platform egress'"
         yield Finding(NOTE, what, "TaskEgressRefused", NETWORK)

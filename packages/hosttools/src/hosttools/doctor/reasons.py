@@ -1,7 +1,5 @@
 """Why a unit does not run: the reason in its log, and who has its port."""
 
-from __future__ import annotations
-
 import re
 
 from hosttools import process, procfs, systemd

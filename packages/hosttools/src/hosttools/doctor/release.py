@@ -1,8 +1,7 @@
 """The release, its settings and its secrets."""
 
-from __future__ import annotations
-
 import hashlib
+import pwd
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,11 @@ from pathlib import Path
 
 from hosttools import files, systemd
 from hosttools.doctor.checks import apart
-from hosttools.doctor.secrets import SECRETS, foreign_keys, secrets
 from hosttools.findings import CRITICAL, FACTS, FILES, UNITS, WARNING, Finding
+
+URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "REDIS_URL")
+SECRETS = {*URLS, "TASK_SIGNING_KEY", "CONTROL_SIGNING_KEY", "BACKEND_API_KEY", "FLOWER_BASIC_AUTH"}
+SECRETS |= {"DURABLE_SIGNING_KEY", "DURABLE_CONTROL_KEY", "DURABLE_SENTINEL_PASSWORD"}
 
 
 def check(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator[Finding]:
@@ -91,17 +93,11 @@ def facts(app: str) -> Iterator[dict[str, object]]:
     code = hashlib.sha256()
     for name in files.of_release(live):
         code.update(name.encode() + files.read(live / name).encode())
-    names = (
-        "TASK_ROUTES",
-        "DURABLE_TASK_TIME_LIMIT",
-        "DURABLE_TASK_SOFT_TIME_LIMIT",
-        "DURABLE_RESULT_EXPIRES",
-        "ENVIRONMENT",
-    )
+    names = "TASK_ROUTES DURABLE_TASK_TIME_LIMIT DURABLE_TASK_SOFT_TIME_LIMIT DURABLE_RESULT_EXPIRES ENVIRONMENT"
     known = files.settings(f"/etc/{app}/backend.env")
     # The digest of a long random key tells nothing about it.
     key = files.keys(f"/etc/{app}/secrets/operator/DURABLE_SIGNING_KEY")
-    told = {f"the setting {name}": known.get(name) for name in names if name in known}
+    told = {f"the setting {name}": known.get(name) for name in names.split() if name in known}
     if live.exists():
         told["the application's code"] = code.hexdigest()[:12]
     if key:
@@ -123,21 +119,56 @@ def packages(live: Path) -> Iterator[Finding]:
                 file, _, size = line.rsplit(",", 2) if line.count(",") > 1 else (line, "", "")
                 seen = files.lstat(place / file.strip('"'))
                 if seen is None and not file.endswith(".pyc"):
-                    yield Finding(
-                        CRITICAL, f"{place / file} is missing, of the package {name}", page, FILES, certain=True
-                    )
+                    what = f"{place / file} is missing, of the package {name}"
+                    yield Finding(CRITICAL, what, page, FILES, certain=True)
                     break
                 if seen is not None and size.isdigit() and seen.st_size != int(size):
                     what = f"{place / file}, of the package {name}, was changed by hand"
                     yield Finding(WARNING, what, page, FILES, suspect=True)
                     break
-        pins = re.findall(
-            r"^([\w.-]+)(?:\[.*\])?==([^;\s]+)[^;\n]*$", files.read(live / "requirements.txt"), re.MULTILINE
-        )
-        for name, version in pins:
+        pinned = files.read(live / "requirements.txt")
+        for name, version in re.findall(r"^([\w.-]+)(?:\[.*\])?==([^;\s]+)[^;\n]*$", pinned, re.MULTILINE):
             here = installed.get(re.sub(r"[-_.]+", "-", name).lower())
             if here is None:
                 yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES, certain=True)
             elif here != version:
                 what = f"the package {name} in {place} is {here}, the release needs {version}"
                 yield Finding(WARNING, what, page, FILES, suspect=True)
+
+
+@apart
+def foreign_keys(app: str, services: list[str]) -> Iterator[Finding]:
+    """Compare the keys that services sign and verify with to the operator's."""
+    for name, what, page in (
+        ("TASK_SIGNING_KEY", "its tasks become dead letters", "DeadLetters"),
+        ("CONTROL_SIGNING_KEY", "it does not do what celery control says", "WorkersMissing"),
+        ("DURABLE_SIGNING_KEY", "its tasks become dead letters", "DeadLetters"),
+        ("DURABLE_CONTROL_KEY", "it does not do what celery control says", "WorkersMissing"),
+    ):
+        keys = {service: set(files.keys(f"/etc/{app}/secrets/{service}/{name}")) for service in services}
+        for service, own in keys.items():
+            if service != "flower" and own and keys["operator"] and not own & keys["operator"]:
+                yield Finding(CRITICAL, f"{name} of {service} is not that of the operator: {what}", page, FILES)
+
+
+@apart
+def secrets(directory: Path, wanted: list[str], user: str) -> Iterator[Finding]:
+    """Look at one service's secret files."""
+    page = "UnitRestartLoop"
+    try:
+        group = pwd.getpwnam(user).pw_gid
+    except KeyError:
+        yield Finding(CRITICAL, f"the user {user} is gone", page, FILES)
+        return
+    for name in wanted:
+        if not files.read(directory / name).strip():
+            yield Finding(CRITICAL, f"the secret {directory / name} is missing or empty", page, FILES)
+    for file in (directory, *directory.glob("*")):
+        if not file.exists():
+            continue
+        seen, mode = file.stat(), stat.S_IMODE(file.stat().st_mode)
+        if mode & 0o007:
+            yield Finding(WARNING, f"everybody on the host may get at {file} (mode {mode:04o})", "drift", FILES)
+        elif mode != (0o750 if file.is_dir() else 0o640) or (seen.st_uid, seen.st_gid) != (0, group):
+            what = f"{file} has another owner or mode ({mode:04o}) than it was installed with"
+            yield Finding(WARNING, what, "drift", FILES, suspect=True)

@@ -1,7 +1,5 @@
 """Settings and users of a running Redis, against those of its file."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,9 @@ from hosttools.findings import CRITICAL, REDIS, RIGHTS, WARNING, Finding
 from hosttools.masking import quote
 from hosttools.redis_client import Redis, RedisError
 
-# Settings of Redis that redis.conf does not name, and that stop clients when somebody changes them.
 RECENT = 300  # seconds
+NOT_COMPARED = "user requirepass masterauth logfile pidfile"
+# Settings of Redis that redis.conf does not name, and that stop clients when somebody changes them.
 DEFAULTS = {
     "min-replicas-to-write": "0",
     "stop-writes-on-bgsave-error": "yes",
@@ -30,13 +29,7 @@ def settings(name: str, config: Path, connection: Redis) -> Iterator[Finding]:
     said: dict[str, list[str]] = {}
     for line in files.read(config).splitlines():
         key, _, value = line.partition(" ")
-        if re.fullmatch(r"[a-z][a-z-]+", key) and key not in (
-            "user",
-            "requirepass",
-            "masterauth",
-            "logfile",
-            "pidfile",
-        ):
+        if re.fullmatch(r"[a-z][a-z-]+", key) and key not in NOT_COMPARED.split():
             said.setdefault(key, []).append(in_bytes(value.strip().strip('"')))
     for key, values in {**{key: [value] for key, value in DEFAULTS.items()}, **said}.items():
         answer = connection.call("CONFIG", "GET", key)

@@ -1,7 +1,5 @@
 """Units of systemd and programs of supervisor: whether they run, and come back after a boot."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import time
@@ -47,17 +45,14 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     restarts = int(properties.get("NRestarts") or 0)
     yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
     if properties.get("LoadState") == "masked":
-        again = " again" if active == "active" else ""
-        yield Finding(
-            CRITICAL, f"{unit} is masked, it cannot start{again}: systemctl unmask {unit}", runbook, layer, certain=True
-        )
+        what = f"{unit} is masked, it cannot start{' again' if active == 'active' else ''}: systemctl unmask {unit}"
+        yield Finding(CRITICAL, what, runbook, layer, certain=True)
     elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
         problem = properties["LoadState"].replace("-", " ")
         yield Finding(CRITICAL, f"{unit} has no unit file that systemd can read ({problem})", runbook, layer)
     elif properties.get("FreezerState", "running") not in ("running", ""):
-        yield Finding(
-            CRITICAL, f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}", runbook, layer, certain=True
-        )
+        what = f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}"
+        yield Finding(CRITICAL, what, runbook, layer, certain=True)
     elif properties.get("SubState") == "auto-restart" or (active == "activating" and restarts > 1):
         # Between two tries nothing has failed yet.
         ended = f", {how(properties)}" if result not in ("success", "") else ""
@@ -73,13 +68,8 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     else:
         yield from processes(unit, runbook, layer, properties.get("ControlGroup", ""))
         if restarts > 2 and since < RECENT:
-            yield Finding(
-                WARNING,
-                f"{unit} was restarted {restarts} times, last {since:.0f} s ago{because(unit)}",
-                runbook,
-                layer,
-                suspect=True,
-            )
+            what = f"{unit} was restarted {restarts} times, last {since:.0f} s ago{because(unit)}"
+            yield Finding(WARNING, what, runbook, layer, suspect=True)
     if properties.get("UnitFileState", "enabled") in ("disabled", "linked", "enabled-runtime"):
         yield Finding(WARNING, f"{unit} is {properties['UnitFileState']}: it would not start after a boot", runbook)
     if properties.get("NeedDaemonReload") == "yes":

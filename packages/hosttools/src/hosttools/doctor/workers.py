@@ -1,7 +1,5 @@
 """Workers here: whether somebody has changed while they run what their files say."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

@@ -5,8 +5,6 @@ it takes. Runs on the host as root. The record is bounded and holds no secret: f
 digests, Redis' passwords not at all.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """How a host differs from its recorded state, in sentences."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """Files: content, owner, mode and kind; the release's and Debian's packages."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import grp

@@ -1,7 +1,5 @@
 """What services hold while they run: network, names, Redis, Prometheus."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import json

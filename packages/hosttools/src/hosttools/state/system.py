@@ -1,13 +1,11 @@
 """What systemd and the kernel say: units, processes, mounts, settings."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from hosttools import files, process
+from hosttools import files, process, procfs
 from hosttools.state.values import State, digest, pairs, short
 
 # What systemd says of a unit changes while it works, or follows from other units.
@@ -23,6 +21,9 @@ STEADY = re.compile(
     r"random/|/ns_last_pid|entropy|dentry|inode|file-nr|aio-nr|/tainted|cad_pid|sched_domain|pty/nr|_ctr|epoch"
 )
 UNITS = "systemd-journald dbus cron ssh systemd-logind"
+# Of a process, and of its control group.
+STATUS = "Uid Gid Groups CapEff NoNewPrivs Seccomp Cpus_allowed_list Mems_allowed_list"
+LIMITS = "memory.max memory.high pids.max cpu.max cpu.weight cpuset.cpus cgroup.freeze"
 # Names that systemd or a start gives anew.
 OWN_VARIABLES = re.compile(
     r"INVOCATION|JOURNAL|NOTIFY|PID|LISTEN|WATCHDOG|CREDENTIALS|MEMORY_PRESSURE|SYSTEMD|SUPERVISOR|^_$"
@@ -81,35 +82,16 @@ def processes(_: str, given: Any) -> State:
             limit, *values = re.split(r" {2,}", line)
             found[f"{unit}: {limit}"] = " ".join(values[:2])
         status = dict(line.partition(":")[::2] for line in files.read(place / "status").strip().splitlines())
-        for name in (
-            "Uid",
-            "Gid",
-            "Groups",
-            "CapEff",
-            "NoNewPrivs",
-            "Seccomp",
-            "Cpus_allowed_list",
-            "Mems_allowed_list",
-        ):
+        for name in STATUS.split():
             found[f"{unit}: {name}"] = " ".join(status.get(name, "").split())
         found[f"{unit}: oom_score_adj"] = files.read(place / "oom_score_adj").strip()
-        found[f"{unit}: nice"] = files.read(place / "stat").strip().rpartition(") ")[2].split()[16]
+        found[f"{unit}: nice"] = procfs.stat(number)[16]
         for name, value in pairs(files.read(place / "environ").strip(), "\0"):
             if name and not OWN_VARIABLES.search(name):
                 found[f"{unit}: the variable {name}"] = digest(value)
         for part in [Path(group), *Path(group).parents]:
-            for name in (
-                "memory.max",
-                "memory.high",
-                "pids.max",
-                "cpu.max",
-                "cpu.weight",
-                "cpuset.cpus",
-                "cgroup.freeze",
-            ):
-                if (value := files.read(Path("/sys/fs/cgroup") / str(part).lstrip("/") / name).strip()) and str(
-                    part
-                ) != "/":
+            for name in LIMITS.split() if str(part) != "/" else ():
+                if value := files.read(Path("/sys/fs/cgroup") / str(part).lstrip("/") / name).strip():
                     found[f"{part}: {name}"] = value
     return found
 

@@ -1,7 +1,5 @@
 """What the parts of a state are made of: bounded values, and digests instead of secrets."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ and tries what a worker does first, as the worker's own user: import the applica
 it reads when each worker last sent its heartbeat.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

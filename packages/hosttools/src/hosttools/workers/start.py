@@ -1,12 +1,10 @@
 """What would keep a worker from starting: tried as the worker's own user."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 from hosttools import process
-from hosttools.workers.logs import last_line
+from hosttools.masking import last_words
 
 PATIENCE = 20  # seconds for each command
 # As pip sees it: markers judged, versions compared, nothing installed.
@@ -56,7 +54,7 @@ def _not_loaded(prefix: str, user: str) -> dict[str, str]:
     if failed == process.TIMED_OUT:
         return slow(errors)
     if failed not in (0, process.NOT_FOUND) and "Traceback" not in errors:
-        sentence = " ".join(last_line(line) for line in errors.splitlines())
+        sentence = " ".join(last_words(line) for line in errors.splitlines())
         return {"kind": "settings", "says": f"{settings} or a secret is refused: {sentence}"}
     environment = {
         "PATH": "/usr/bin:/bin",
@@ -68,7 +66,7 @@ def _not_loaded(prefix: str, user: str) -> dict[str, str]:
         if seen.code == process.TIMED_OUT:
             return slow(seen.errors)
         if not seen.ok:
-            return {"kind": "venv", "says": f"{release}/venv is broken: {last_line(seen.errors or seen.output)}"}
+            return {"kind": "venv", "says": f"{release}/venv is broken: {last_words(seen.errors or seen.output)}"}
     if failed == process.NOT_FOUND:
         return {"kind": "settings", "says": f"{admin} is missing"}
     return _broken(errors) if failed else {}
@@ -78,7 +76,7 @@ def _broken(errors: str) -> dict[str, str]:
     """Judge the traceback of an application that cannot be imported."""
     file, line = re.findall(r'File "([^"]+)", line (\d+)', errors)[-1]
     kind = "venv" if "/venv/" in file else "release"
-    return {"kind": kind, "says": f"the application cannot be loaded: {file}:{line}: {last_line(errors)}"}
+    return {"kind": kind, "says": f"the application cannot be loaded: {file}:{line}: {last_words(errors)}"}
 
 
 def _not_connected(prefix: str) -> dict[str, str]:
@@ -90,4 +88,4 @@ def _not_connected(prefix: str) -> dict[str, str]:
     if tried.code == process.TIMED_OUT:
         return slow(errors)
     refused = re.search("WRONGPASS|NOAUTH|NOPERM|invalid username-password", errors)
-    return {"kind": "password" if refused else "redis", "says": last_line(errors)}
+    return {"kind": "password" if refused else "redis", "says": last_words(errors)}

@@ -1,7 +1,5 @@
 """What supervises the workers, systemd or supervisor, and their processes."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hosttools import files, process, procfs, systemd
-from hosttools.workers.logs import last_line
+from hosttools.masking import last_words
 
 PATIENCE = 20  # seconds for each command
 # The alert's (roles/monitoring/templates/alerts.yml.j2): more ends than that within that many seconds are a loop.
@@ -41,7 +39,7 @@ def under_systemd(unit: str) -> dict[str, Any]:
         "memory_max": int(limit) if (limit := is_now.get("MemoryMax", "")).isdigit() else 0,
         "oom_kills": _oom_kills(is_now.get("ControlGroup", "")),
         "last_exit": journal(own, f"MESSAGE_ID={PROCESS_EXIT}", "-n1"),
-        "last_log": last_line(journal(f"_SYSTEMD_UNIT={unit}.service", "-n20")),
+        "last_log": last_words(journal(f"_SYSTEMD_UNIT={unit}.service", "-n20")),
     }
     active = is_now.get("ActiveState", "")
     if is_now.get("LoadState") == "masked":
@@ -79,7 +77,7 @@ def under_supervisor(program: str, prefix: str) -> dict[str, Any]:
         "memory_max": 0,
         "oom_kills": 0,
         "last_exit": ends[-1] if ends else "",
-        "last_log": last_line(process.run("tail", "--lines=20", str(log)).output),
+        "last_log": last_words(process.run("tail", "--lines=20", str(log)).output),
         "state": "crashing" if state == "starting" and ends else state,
     }
 
