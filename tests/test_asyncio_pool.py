@@ -146,6 +146,23 @@ def test_coroutines_end_alike_in_every_pool(farm: Farm, pool: str) -> None:
     assert worker.process.poll() is None
 
 
+@pytest.mark.parametrize("pool", ["asyncio", "prefork", "threads"])
+def test_whatever_calls_a_coroutine_gets_what_it_returns(farm: Farm, pool: str) -> None:
+    farm.start_worker(*(["-c", "1"] if pool == "prefork" else []), pool=pool)
+    calls: dict[str, tuple[object, object]] = {
+        "validated": ({"number": 1}, {"number": 2}),
+        "passed": (7, 7),
+        "by_hand": (1, 9),
+        "nested": (2, 2),
+    }
+    ids = {name: farm.send(name, argument) for name, (argument, _) in calls.items()}
+    ids["stopping"] = farm.send("stopping")
+    assert {name: farm.result(task_id) for name, task_id in ids.items()} == {
+        "stopping": "went on",
+        **{name: expected for name, (_, expected) in calls.items()},
+    }
+
+
 @pytest.mark.parametrize("pool", ["asyncio", "prefork"])
 def test_the_soft_limit_is_raised_inside_the_coroutine(farm: Farm, pool: str) -> None:
     farm.start_worker(*(["-c", "3"] if pool == "prefork" else []), pool=pool)
