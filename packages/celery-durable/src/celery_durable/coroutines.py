@@ -19,6 +19,8 @@ from billiard.pool import soft_timeout_sighandler
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_durable import django
+
 T = TypeVar("T")
 
 
@@ -225,7 +227,9 @@ def _completing(function: Callable[..., Any], task: Any = None) -> Callable[...,
         if traced is None or getattr(traced, "completed", False):
             return returned
         traced.completed = True
-        return complete_eagerly(returned, task or args[0], traced) if traced.is_eager else _complete(returned)
+        if traced.is_eager:
+            return complete_eagerly(returned, task or args[0], traced)
+        return _complete(django.closing_connections(returned) if django.is_used() else returned)
 
     run.__dict__["completes"] = True
     return run
