@@ -224,6 +224,13 @@ async def limited(how: str) -> str:
     return "never"
 
 
+@app.task(acks_late=True, acks_on_failure_or_timeout=False, time_limit=0.5)
+async def overdue() -> None:
+    """Hit the hard limit in each run, and be requeued."""
+    note("start", "overdue")
+    await asyncio.sleep(60)
+
+
 async def part() -> None:
     """Be what a run waits for."""
     try:
