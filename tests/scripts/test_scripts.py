@@ -50,21 +50,27 @@ def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(t
         command = [REPOSITORY / "scripts/lock.sh", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    wheel = tmp_path / "parts/shop_parts-1.2-py3-none-any.whl"
-    wheel.parent.mkdir()
-    with ZipFile(wheel, "w") as parts:
-        parts.writestr("shop_parts-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: shop-parts\nVersion: 1.2\n")
-        parts.writestr(
-            "shop_parts-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        parts.writestr("shop_parts-1.2.dist-info/RECORD", "")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    only_these = ("--no-index", f"--find-links={wheel.parent}")
+    def wheel(name: str, version: str) -> str:
+        path = tmp_path / f"parts/{name}-{version}-py3-none-any.whl"
+        path.parent.mkdir(exist_ok=True)
+        with ZipFile(path, "w") as parts:
+            information = f"{name}-{version}.dist-info"
+            parts.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            parts.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            parts.writestr(f"{information}/RECORD", "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    ours = re.search(r"^redis==(\S+)", (REPOSITORY / "requirements/app.txt").read_text(), re.MULTILINE)
+    assert ours
+    redis, shop = wheel("redis", ours[1]), wheel("shop_parts", "1.2")
+    only_these = ("--no-index", f"--find-links={tmp_path}/parts")
     wanted, locked = tmp_path / "requirements.in", tmp_path / "requirements.lock"
 
-    wanted.write_text("shop-parts>=1\n")
+    wanted.write_text("shop-parts>=1\nredis<5\n")  # the library needs a later one
     assert lock(wanted, locked, *only_these).returncode == 0
-    assert locked.read_text() == f"shop-parts==1.2 \\\n    --hash=sha256:{digest}\n"
+    assert locked.read_text() == (
+        f"redis=={ours[1]} \\\n    --hash=sha256:{redis}\nshop-parts==1.2 \\\n    --hash=sha256:{shop}\n"
+    )
     wanted.write_text("shop-parts>=2\n")
     failed = lock(wanted, locked, *only_these)
     assert failed.returncode != 0
