@@ -88,7 +88,7 @@ def test_two_builds_are_the_same_and_small() -> None:
 
 
 def test_a_traceback_names_the_module_and_shows_its_line(empty: Path) -> None:
-    failed = run(empty, "state", "/dev/null/nowhere", "--write", "--part=mounts")
+    failed = run(empty, "state", "/dev/null/nowhere", "--app=x", "--write", "--part=mounts")
     assert failed.returncode == 1
     assert 'File "hosttools/state/__init__.py", line ' in failed.stderr
     assert "\n    place.mkdir(mode=0o700, parents=True, exist_ok=True)\n" in failed.stderr

@@ -271,12 +271,12 @@ def test_many_differences_are_counted() -> None:
 
 
 def test_without_a_record_nothing_is_told(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hosttools", "state", str(tmp_path / "none"), "--hard-limit=60"]
+    command = [sys.executable, "-m", "hosttools", "state", "--app=typesafe", str(tmp_path / "none"), "--hard-limit=60"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_this_machine_is_recorded_and_does_not_differ(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hosttools", "state", str(tmp_path)]
+    command = [sys.executable, "-m", "hosttools", "state", "--app=typesafe", str(tmp_path)]
     unseen = subprocess.run([*command, "--write"], capture_output=True, text=True, check=True).stdout
     assert json.loads(unseen) == {}
     assert (tmp_path / "healthy.json").stat().st_size < 2_000_000

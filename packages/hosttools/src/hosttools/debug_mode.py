@@ -83,7 +83,7 @@ class Supervisor:
 def main() -> None:
     """Say how it is, or switch it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", default="typesafe", help="the installation's name")
+    parser.add_argument("--prefix", required=True, help="the installation's name")
     parser.add_argument("--pool", action="append", default=[])
     parser.add_argument("--supervisor", action="store_true", help="supervisor runs the workers, not systemd")
     parser.add_argument("--minutes", type=int, help="0 ends it")

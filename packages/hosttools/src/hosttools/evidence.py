@@ -73,7 +73,7 @@ def _flat(answer: object) -> list[object]:
 def main() -> None:
     """Print one section after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", default="typesafe", help="the installation's name")
+    parser.add_argument("--prefix", required=True, help="the installation's name")
     prefix = parser.parse_args().prefix
     units = f"{prefix}-*"
     logs = [units, "redis-server*", "redis-sentinel", "haproxy", "keepalived", "supervisor", "prometheus*"]

@@ -67,7 +67,7 @@ def from_api(url: str, key_file: str) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Look at what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", default="typesafe", help="the installation's name")
+    parser.add_argument("--prefix", required=True, help="the installation's name")
     parser.add_argument("--worker", action="store_true", help="this host has workers")
     parser.add_argument("--supervisor", action="store_true", help="supervisor runs them, not systemd")
     parser.add_argument("--api", metavar="URL")

@@ -178,7 +178,7 @@ def main() -> None:
     """Print lines, state and the oldest line's time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", help="id of the task")
-    parser.add_argument("--prefix", default="typesafe", help="the installation's name")
+    parser.add_argument("--prefix", required=True, help="the installation's name")
     parser.add_argument("--log-directory", type=Path, help="where supervisor writes the workers' log files")
     parser.add_argument("--api", metavar="URL")
     parser.add_argument("--key-file", type=Path)

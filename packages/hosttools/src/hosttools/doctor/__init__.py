@@ -24,7 +24,7 @@ WITHIN = 7.5  # seconds for everything
 def arguments() -> argparse.Namespace:
     """Return what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--app", default="typesafe", help="the installation's name")
+    parser.add_argument("--app", required=True, help="the installation's name")
     parser.add_argument("--unit", action="append", default=[], metavar="UNIT=RUNBOOK")
     parser.add_argument("--program", action="append", default=[], metavar="PROGRAM")
     parser.add_argument("--redis", action="append", default=[], metavar="INSTANCE=PORT")

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("place", type=Path, help="directory of the record")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--part", action="append", default=[], help="record this part alone")
-    parser.add_argument("--app", default="typesafe", help="the installation's name")
+    parser.add_argument("--app", required=True, help="the installation's name")
     parser.add_argument("--unit", action="append", default=[])
     parser.add_argument("--redis", action="append", default=[])
     parser.add_argument("--monitoring", default="")

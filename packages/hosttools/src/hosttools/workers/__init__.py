@@ -78,7 +78,7 @@ def settings(prefix: str) -> dict[str, str]:
 def main() -> None:
     """Look at what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", default="typesafe", help="the installation's name")
+    parser.add_argument("--prefix", required=True, help="the installation's name")
     parser.add_argument("--pool", action="append", default=[])
     parser.add_argument("--supervisor", action="store_true", help="supervisor runs the workers, not systemd")
     parser.add_argument("--secret", action="append", default=[], help="a secret file that a worker needs")
