@@ -462,13 +462,13 @@ def test_a_journal_that_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert "systemd-journald does not run" in next(iter(units.check({}))).what
 
 
-def test_packages_installed_by_half_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_installed_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     states = "ii |adduser\nit |libc-bin\niF |redis-server\n"
     monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, states if words[0] == "dpkg-query" else ""))
     monkeypatch.setattr(host, "disks", list)
     monkeypatch.setattr(host, "busy", list)
-    (half,) = (found for found in host.check() if "by half" in found.what)
-    assert half.what == "packages are installed by half: redis-server: dpkg --configure -a"
+    (half,) = (found for found in host.check() if "half installed" in found.what)
+    assert half.what == "packages are half installed: redis-server: dpkg --configure -a"
 
 
 def test_who_keeps_the_processors_busy_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def check(host: str, name: str, append_only: Path) -> Iterator[Cause]:
     last = next(((file, int(size), int(lost)) for file, size, _, lost in analysed if int(lost)), None)
     if last is None or ".incr." not in last[0]:
         reason = masking.last_line(checked.output or checked.errors) or "nothing"
-        yield Cause("lost", f"{host}: no tool mends Redis {name}'s files; redis-check-aof says: {reason}", name, 3)
+        yield Cause("lost", f"{host}: no tool repairs Redis {name}'s files; redis-check-aof says: {reason}", name, 3)
         return
     file, size, lost = last
     need, free = sum(f.lstat().st_size for f in append_only.glob("*")), shutil.disk_usage(append_only).free

@@ -85,7 +85,7 @@ def instance(host: str, name: str, port: str) -> Iterator[Cause]:
 
 
 def foreign(host: str, name: str, port: str) -> Iterator[Cause]:
-    """Look for rules of others that drop packets for this port; ours are mended by the firewall role."""
+    """Look for rules of others that drop packets for this port; ours are repaired by the firewall role."""
     for line in process.run("nft", "list", "tables").output.splitlines():
         table = line.removeprefix("table ").strip()
         rules = "" if table == "inet platform" else process.run("nft", "-n", "list", "table", *table.split()).output

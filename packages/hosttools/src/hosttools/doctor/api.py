@@ -113,7 +113,7 @@ def flower(url: str, app: str) -> Iterator[Finding]:
 
 @apart
 def tasks(figures: dict[str, float], hard_limit: int, app: str) -> Iterator[Finding]:
-    """Judge what the API says of queues and of tasks in workers' hands."""
+    """Judge what the API says of queues and of tasks in flight."""
     yield from lengths(figures, app)
     waits = {
         name.partition('"')[2].rpartition('"')[0]: age
@@ -126,7 +126,7 @@ def tasks(figures: dict[str, float], hard_limit: int, app: str) -> Iterator[Find
             yield Finding(WARNING, f"a task has waited for {age:.0f} s in {queue}", "QueueTooOld", QUEUES)
     if figures.get("celery_unacknowledged_oldest_seconds", 0) > hard_limit + STUCK_MARGIN:
         held = figures["celery_unacknowledged_oldest_seconds"]
-        yield Finding(CRITICAL, f"a task has been in a worker's hands for {held:.0f} s", "TaskStuck", QUEUES)
+        yield Finding(CRITICAL, f"a task has been in flight for {held:.0f} s", "TaskStuck", QUEUES)
     if deferred := sum(number for name, number in figures.items() if name.startswith("celery_deferred_tasks")):
         resume = "playbooks/runbooks/queue_backlog.yml -e verb=resume -e confirm=yes puts them back"
         yield Finding(WARNING, f"{deferred:.0f} tasks are deferred; {resume}", "", QUEUES)
@@ -146,7 +146,7 @@ def lengths(figures: dict[str, float], app: str) -> Iterator[Finding]:
             what = f"the queue {queue} is full, the API refuses tasks: {length:.0f} wait (QUEUE_MAX_LENGTH {limit})"
             yield Finding(CRITICAL, what, "BacklogGrowing", QUEUES)
         elif length > LONG_QUEUE:
-            # No page: a runbook that has mended a backlog does not wait until it is gone.
+            # No page: a runbook that has repaired a backlog does not wait until it is gone.
             yield Finding(WARNING, f"{length:.0f} tasks wait in {queue}", "", QUEUES)
 
 

@@ -37,7 +37,7 @@ def check() -> Iterator[Finding]:
         yield Finding(WARNING, "/etc/hosts does not know localhost", "BrokerUnreachable", NETWORK, suspect=True)
     states = process.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}\n").output
     if half := re.findall(r"^(?:i[HUF]|..R).*\|(\S+)$", states, re.MULTILINE):
-        what = f"packages are installed by half: {', '.join(half[:5])}: dpkg --configure -a"
+        what = f"packages are half installed: {', '.join(half[:5])}: dpkg --configure -a"
         yield Finding(WARNING, what, "failed-deploy", FILES, suspect=True)
     if Path("/run/reboot-required").exists():
         yield Finding(WARNING, "an update waits for a reboot", "")
@@ -111,7 +111,7 @@ def disks() -> Iterator[Finding]:
             yield Finding(CRITICAL, f"{place} is mounted read-only", "DiskFilling", HOST)
         if usage.free < DISK_LEFT * usage.total:
             what = f"{place} has {usage.free / usage.total:.0%} left{largest(place, device)}"
-            # Nothing fails for want of space before there is none.
+            # Nothing fails before there is no space.
             yield Finding(CRITICAL, what, "DiskFilling", HOST if usage.free < DISK_LEFT / 3 * usage.total else LATER)
         if system.f_files and system.f_favail < DISK_LEFT * system.f_files:
             share = system.f_favail / system.f_files

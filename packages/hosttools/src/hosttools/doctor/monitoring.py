@@ -61,7 +61,7 @@ def alerts(alertmanager: str, headers: dict[str, str]) -> Iterator[Finding]:
         yield Finding(CRITICAL, what, "Watchdog", LATER)
     fire = {alert["labels"]["alertname"]: alert for alert in json.loads(body)} if status == 200 else {}
     for name in sorted(fire.keys() & set(ONLY_ALERTS.split())):
-        # Without a page of its own: it fires for minutes after a runbook of that page has mended it.
+        # Without a page of its own: it fires for minutes after a runbook of that page has repaired it.
         what = f"{fire[name]['annotations'].get('summary', '')} (docs/runbooks/{name}.md)"
         yield Finding(WARNING, what, "", QUEUES)
     if names := sorted(fire.keys() - {"Watchdog", *ONLY_ALERTS.split()}):

@@ -118,7 +118,7 @@ def programs(names: list[str], app: str) -> Iterator[Finding]:
 
 @apart
 def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Finding]:
-    """Look at a unit's processes: halted, killed for want of memory, slowed down."""
+    """Look at a unit's processes: halted, killed for lack of memory, slowed down."""
     if not group:
         return
     place = Path("/sys/fs/cgroup") / group.lstrip("/")
@@ -126,7 +126,7 @@ def processes(unit: str, runbook: str, layer: int, group: str) -> Iterator[Findi
     yield from halted(unit, runbook, layer, numbers)
     yield from crowded(unit, runbook, layer, numbers)
     for file, field, what in (
-        ("memory.events", "oom_kill", "processes of {} were killed for want of memory since it started"),
+        ("memory.events", "oom_kill", "processes of {} were killed for lack of memory since it started"),
         ("pids.events", "max", "times {} could not start a process or thread (TasksMax)"),
     ):
         count = re.search(rf"^{field} (\d+)", files.read(place / file), re.MULTILINE)
