@@ -226,7 +226,7 @@ def silent() -> socket.socket:
 
 def test_data_that_is_away_or_nobodys_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(redis_client, "DATA", tmp_path)
-    monkeypatch.setattr(systemd, "active", lambda _: "active")
+    monkeypatch.setattr(systemd, "active", lambda *_: "active")
     monkeypatch.setattr(aof, "client", lambda *_: "")
     (gone,) = aof.look("h", "broker")
     assert (gone.cause, gone.what) == ("lost", f"h: {tmp_path}/broker is not there")

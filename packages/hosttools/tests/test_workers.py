@@ -322,7 +322,7 @@ def test_a_broker_that_loads_its_data_does_not_answer(monkeypatch: pytest.Monkey
     """It tells the time all the same."""
     ours, theirs = socket.socketpair()
     theirs.sendall(b"*2\r\n$10\r\n1790000000\r\n$1\r\n1\r\n-LOADING Redis is loading the dataset in memory\r\n")
-    monkeypatch.setattr(Instance, "connect", lambda _: Redis(ours))
+    monkeypatch.setattr(Instance, "connect", lambda *_: Redis(ours))
     assert workers.heartbeats("broker") is None
     theirs.close()
 

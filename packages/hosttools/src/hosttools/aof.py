@@ -81,7 +81,7 @@ def look(host: str, name: str) -> Iterator[Cause]:
     foreign = [(path, owner(seen.st_uid)) for path, seen in found.items() if owner(seen.st_uid) != "redis"]
     if foreign:
         yield Cause("rights", f"{host}: {str(foreign[0][0])!a} belongs to {foreign[0][1]}, not to redis", name, 2)
-    if systemd.active(Instance(name).unit) == "active":
+    if systemd.active(Instance(name).unit, PATIENCE) == "active":
         status = re.findall(r"^(\w+_status):err", client(name, "INFO", "persistence"), re.MULTILINE)
         if status and not foreign:
             what = f"{host}: Redis {name} could not write ({', '.join(status)}); its disk can now"

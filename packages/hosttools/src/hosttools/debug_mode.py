@@ -93,7 +93,7 @@ def main() -> None:
     workers = Supervisor(arguments.prefix) if arguments.supervisor else Systemd(arguments.prefix, arguments.pool)
     on = any(file.exists() for file in workers.files)
     if arguments.minutes is not None:
-        process.run("systemctl", "stop", f"{timer}.timer")
+        process.run("systemctl", "stop", f"{timer}.timer", timeout=PATIENCE)
         if arguments.minutes:
             # First of all, so that nothing can come between its beginning and its end.
             until = [f"--on-active={arguments.minutes}min", "--timer-property=AccuracySec=1s"]

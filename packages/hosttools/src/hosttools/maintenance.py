@@ -46,7 +46,7 @@ def message(line: str) -> str:
 def redis(name: str) -> dict[str, str]:
     """Return what an instance says of itself, nothing when it does not answer."""
     try:
-        with Instance(name).connect() as connection:
+        with Instance(name).connect(PATIENCE) as connection:
             return connection.info()
     except (OSError, RedisError):
         return {}

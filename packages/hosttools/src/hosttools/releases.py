@@ -56,7 +56,7 @@ def look(host: str, prefix: str, units: list[str], programs: list[str]) -> Itera
         yield Cause("settings", f"{host}: /etc/{prefix}/backend.env is missing", host, 3)
     settings = file.stat().st_mtime if file.exists() else 0.0
     for unit in units:
-        shown = systemd.properties(unit, "ActiveState", "NRestarts", "MainPID")
+        shown = systemd.properties(unit, "ActiveState", "NRestarts", "MainPID", timeout=PATIENCE)
         state, restarts = shown.get("ActiveState", ""), shown.get("NRestarts", "")
         if state != "active" or int(restarts or 0) > RESTARTS:
             yield Cause("unit", f"{host}: {unit} is {state}, restarted {restarts} times", host, 2)

@@ -3,15 +3,15 @@
 from hosttools import process
 
 
-def properties(unit: str, *names: str) -> dict[str, str]:
+def properties(unit: str, *names: str, timeout: float | None = None) -> dict[str, str]:
     """Return properties of a unit."""
-    shown = process.run("systemctl", "show", f"--property={','.join(names)}", unit).output
+    shown = process.run("systemctl", "show", f"--property={','.join(names)}", unit, timeout=timeout).output
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
-def active(unit: str) -> str:
+def active(unit: str, timeout: float | None = None) -> str:
     """Return a unit's state: active, failed, inactive ..."""
-    return process.run("systemctl", "is-active", unit).output
+    return process.run("systemctl", "is-active", unit, timeout=timeout).output
 
 
 def journal(*options: str, timeout: float | None = None) -> str:

@@ -48,7 +48,9 @@ def memory() -> dict[str, Any]:
     """Return the host's memory in MiB, its largest programs, and the kernel's kills for lack of it within a day."""
     sizes = dict(re.findall(r"^(\w+): +(\d+) kB", files.read("/proc/meminfo"), re.MULTILINE))
     kernel = supervision.journal("--dmesg", "--since=-24hours")
-    largest = process.run("ps", "-eo", "rss=,pid=,comm=", "--sort=-rss").output.splitlines()[:3]
+    largest = process.run(
+        "ps", "-eo", "rss=,pid=,comm=", "--sort=-rss", timeout=supervision.PATIENCE
+    ).output.splitlines()[:3]
     words = [line.split(maxsplit=2) for line in largest]
     return {
         "total": int(sizes["MemTotal"]) // 1024,
@@ -61,7 +63,7 @@ def memory() -> dict[str, Any]:
 def heartbeats(instance: str) -> dict[str, int] | None:
     """Return the seconds since each worker's last heartbeat; None when the broker does not answer."""
     try:
-        with Instance(instance).connect() as redis:
+        with Instance(instance).connect(supervision.PATIENCE) as redis:
             now, answer = int(redis.call("TIME")[0]), redis.call("HGETALL", "workers")
     except (OSError, RedisError):
         return None

@@ -26,7 +26,8 @@ def journal(*options: str) -> str:
 def under_systemd(unit: str) -> dict[str, Any]:
     """Return how a unit is."""
     names = "LoadState ActiveState UnitFileState MainPID NRestarts ControlGroup MemoryMax StatusText"
-    is_now = systemd.properties(f"{unit}.service", *names.split(), "StateChangeTimestampMonotonic")
+    names += " StateChangeTimestampMonotonic"
+    is_now = systemd.properties(f"{unit}.service", *names.split(), timeout=PATIENCE)
     own = f"UNIT={unit}.service"
     scheduled = journal(own, f"MESSAGE_ID={RESTART_SCHEDULED}", "--since=-15min")
     # systemd counts anew when somebody starts the unit.
@@ -70,21 +71,22 @@ def under_supervisor(program: str, prefix: str) -> dict[str, Any]:
     state = "missing" if "no such process" in told else states.get(word, "stopped")
     return {
         # supervisor starts its programs with itself.
-        "enabled": process.run("systemctl", "is-enabled", "supervisor").ok,
+        "enabled": process.run("systemctl", "is-enabled", "supervisor", timeout=PATIENCE).ok,
         "pid": int(found[1]) if (found := re.search(r"pid (\d+)", told)) else 0,
         "ends": len(ends),
         "status": " ".join(told.split()[1:]),
         "memory_max": 0,
         "oom_kills": 0,
         "last_exit": ends[-1] if ends else "",
-        "last_log": last_words(process.run("tail", "--lines=20", str(log)).output),
+        "last_log": last_words(process.run("tail", "--lines=20", str(log), timeout=PATIENCE).output),
         "state": "crashing" if state == "starting" and ends else state,
     }
 
 
 def _exits(program: str) -> Iterator[str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - LOOP_SECONDS))
-    for line in process.run("tail", "--lines=500", "/var/log/supervisor/supervisord.log").output.splitlines():
+    log = process.run("tail", "--lines=500", "/var/log/supervisor/supervisord.log", timeout=PATIENCE).output
+    for line in log.splitlines():
         if line > since and f"exited: {program} " in line:
             yield line
 
