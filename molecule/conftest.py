@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pytest
 import yaml
 from testinfra.host import Host
 from xdist.scheduler import LoadScopeScheduling
+
+from celery_durable.testing import wait_for
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
@@ -55,16 +56,6 @@ class HostScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no ty
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling:
     """Choose it."""
     return HostScheduling(config, log)
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Return the first true value of ``condition``, asked four times a second; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.25)
-    pytest.fail(f"{what}: not within {seconds} s")
 
 
 # Begins a command: curl that sends the host's own key. The key comes through a pipe, because sudo logs each command.

@@ -12,7 +12,8 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support import Api, Program, RedisServer, load_plugin, start_worker, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Api, Program, load_plugin, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -74,7 +75,7 @@ def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> No
     api.wait_for(done, "SUCCESS")
 
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     deadline = time.monotonic() + BUSY
     while time.monotonic() < deadline:
         began = time.monotonic()
@@ -96,7 +97,7 @@ def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> No
 def test_the_runbook_names_it(server: RedisServer) -> None:
     connection = load_plugin("playbooks/files/redis_connection.py")
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     cause, what = connection.hops(urlsplit(server.url(0)))
     server.client(0).script_kill()
     script.join()
@@ -107,11 +108,11 @@ def test_the_runbook_names_it(server: RedisServer) -> None:
 
 def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp_path: Path) -> None:
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     command = ["python", "-m", "celery", "-A", "app.agents.worker", "worker", "-c", "1", "-n", "late@%h"]
     worker = Program(command, tmp_path / "late.log", server.environment(0, 1))
     try:
-        wait_until(lambda: "BUSY" in worker.output() or worker.process.poll() is not None)
+        wait_for(lambda: "BUSY" in worker.output() or worker.process.poll() is not None)
         time.sleep(1)
         assert worker.process.poll() is None, worker.output()
         server.client(0).script_kill()
@@ -130,16 +131,16 @@ def test_a_task_that_ends_while_redis_is_busy_ends_once(server: RedisServer, wor
     )
     assert sender.process.wait(20) == 0
     task_id = sender.output().strip()
-    wait_until(lambda: "received" in worker.output())
+    wait_for(lambda: "received" in worker.output())
 
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     time.sleep(BUSY)
     server.client(0).script_kill()
     script.join()
 
-    wait_until(lambda: server.client(1).get(f"celery-task-meta-{task_id}"), timeout=20)
-    wait_until(lambda: server.client(0).hlen("accepted") == 0, timeout=20)
+    wait_for(lambda: server.client(1).get(f"celery-task-meta-{task_id}"), seconds=20)
+    wait_for(lambda: server.client(0).hlen("accepted") == 0, seconds=20)
     assert (
         sum(
             line.get("task_id") == task_id and line["message"].startswith("Task started") for line in worker.log_lines()

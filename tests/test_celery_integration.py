@@ -15,8 +15,9 @@ import pytest
 
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.defaults import SOFT_SHUTDOWN_TIMEOUT
+from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker.lifecycle import SECOND_PHASE_MARGIN
-from tests.support import Api, Program, RedisServer, nothing_is_held, start_worker, wait_until
+from tests.support import Api, Program, nothing_is_held, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -108,7 +109,7 @@ class TestHealth:
             assert response.elapsed.total_seconds() < 1.5  # a busy machine adds to the second
         finally:
             worker.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: api.client.get("/health/celery").status_code == 200)
+        wait_for(lambda: api.client.get("/health/celery").status_code == 200)
 
 
 class TestFaults:
@@ -199,7 +200,7 @@ def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path:
         f"example_agent_task.delay('id', {{'password': '{CANARY}'}})"
     )
     Program([sys.executable, "-c", enqueue], tmp_path / "enqueue.log", env).process.wait(10)
-    wait_until(lambda: redis_server.client(13).keys("celery-task-meta-*"))
+    wait_for(lambda: redis_server.client(13).keys("celery-task-meta-*"))
     assert quiet.stop() == loud.stop() == 0
     assert "INFO" not in quiet.output()
     assert {"DEBUG"} < {line["level"] for line in loud.log_lines()}

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from app.logs import JsonFormatter
-from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_worker
+from celery_durable.testing import RedisServer
+from tests.support import REPOSITORY, Program, load_plugin, start_worker
 
 doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 script = load_plugin("playbooks/files/doctor.py")

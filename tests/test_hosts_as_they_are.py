@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import INLINE, REPOSITORY, RedisServer, load_plugin
+from celery_durable.testing import RedisServer
+from tests.support import INLINE, REPOSITORY, load_plugin
 
 TASK_FILES = sorted(
     file

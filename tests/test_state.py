@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import REPOSITORY, RedisServer, load_plugin
+from celery_durable.testing import RedisServer
+from tests.support import REPOSITORY, load_plugin
 
 state = load_plugin("playbooks/files/state.py")
 GIVEN = argparse.Namespace(unit=["typesafe-api=ApiDown"], redis=[], monitoring="")

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import new_task_id
+from celery_durable.testing import RedisServer, free_port, wait_for
 from celery_durable.web.rate_limit import MAX_CLIENTS, RateLimiter
 from durable_console.web.body import READ_BUDGET
-from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
+from tests.support import REPOSITORY, Api, Program
 
 JSON = {"content-type": "application/json"}
 
@@ -462,7 +463,7 @@ class TestLimits:
     def test_a_window_ends(self) -> None:
         limiter = RateLimiter("1/second")
         assert [limiter.hit("client"), limiter.hit("client"), limiter.hit("other")] == [0, 1, 0]
-        assert wait_until(lambda: limiter.hit("client") == 0, timeout=1.2)
+        assert wait_for(lambda: limiter.hit("client") == 0, seconds=1.2)
 
     def test_its_memory_is_bounded(self) -> None:
         limiter = RateLimiter("1/hour")

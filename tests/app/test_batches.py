@@ -21,6 +21,7 @@ from celery_durable.aio.publisher import NewTask, Publisher
 from celery_durable.keys import ACCEPTED, IDEMPOTENCY
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
+from celery_durable.testing import RedisServer, wait_for
 from tests.app.test_api import assert_guarded, assert_refused, uuid7
 from tests.app.test_enqueue_safety import (
     _append_only_file,
@@ -30,7 +31,7 @@ from tests.app.test_enqueue_safety import (
     running_api,
     running_redis,
 )
-from tests.support import REPOSITORY, Api, RedisServer, start_worker, wait_until
+from tests.support import REPOSITORY, Api, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -107,7 +108,7 @@ class TestEnqueue:
         try:
             ids = batch(api, {"a": 1}, keyed("sar-b", {"b": 2})).json()["task_ids"]
             assert [api.wait_for(task_id, "SUCCESS")["result"]["data"] for task_id in ids] == [{"a": 1}, {"b": 2}]
-            wait_until(lambda: redis.client(0).hlen(ACCEPTED) == 0)
+            wait_for(lambda: redis.client(0).hlen(ACCEPTED) == 0)
         finally:
             api.stop()
             worker.stop()
@@ -245,7 +246,7 @@ def test_a_batch_that_redis_forgets_is_back_once(redis: RedisServer, tmp_path: P
         size = _append_only_file(broker).stat().st_size
         lost = batch(api, {}, keyed("abtrfibo-a", {})).json()["task_ids"]
         lose_tail(broker, size)
-        wait_until(lambda: set(lost) <= set(queued(broker)))
+        wait_for(lambda: set(lost) <= set(queued(broker)))
         assert sorted(queued(broker)) == sorted(kept + lost)
         assert batch(api, keyed("abtrfibo-a", {})).json()["task_ids"] == lost[1:]
 

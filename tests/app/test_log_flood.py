@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_durable.testing import RedisServer
 from celery_durable.web import access_log
 from test_flower import start_flower
-from tests.support import Api, RedisServer
+from tests.support import Api
 
 LONG = 60_000
 

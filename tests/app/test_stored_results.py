@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from celery_durable.stored_results import UNKNOWN, state_of
 from celery_durable.task_ids import new_task_id
-from tests.support import Api, RedisServer
+from celery_durable.testing import RedisServer
+from tests.support import Api
 
 pytestmark = pytest.mark.integration
 

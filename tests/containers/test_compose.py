@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import REPOSITORY, free_port, wait_until
+from celery_durable.testing import free_port, wait_for
+from tests.support import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -154,7 +155,7 @@ class Compose:
 
     def wait_for(self, task_ids: list[str], timeout: float = 60) -> None:
         """Wait until all of them have succeeded."""
-        wait_until(lambda: all(self.state(task_id) == "SUCCESS" for task_id in task_ids), timeout, interval=0.5)
+        wait_for(lambda: all(self.state(task_id) == "SUCCESS" for task_id in task_ids), seconds=timeout)
 
     def workers(self) -> list[str]:
         """Return the names of the workers that answer."""
@@ -313,47 +314,47 @@ def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> Non
 
 def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
     task = stack.enqueue()
-    wait_until(lambda: stack.state(task) == "PROGRESS")
+    wait_for(lambda: stack.state(task) == "PROGRESS")
     stack.compose("stop", "celery-worker")
     assert stack.state(task) == "SUCCESS"
     stack.compose("start", "celery-worker")
-    wait_until(lambda: len(stack.workers()) == 1, timeout=40)
+    wait_for(lambda: len(stack.workers()) == 1, seconds=40)
 
 
 def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
     stack.compose("up", "--detach", "--scale", "celery-worker=4")
-    wait_until(lambda: len(stack.workers()) == 4, timeout=60)
+    wait_for(lambda: len(stack.workers()) == 4, seconds=60)
     assert len(set(stack.workers())) == 4
     killed, lost, *_ = stack.containers("celery-worker")
     process = stack.inspect(killed)["State"]["Pid"]
     tasks = [stack.enqueue() for _ in range(24)]
     # Three rounds of two in each of the four: all of them are busy from the first on.
-    wait_until(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) >= 4)
+    wait_for(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) >= 4)
     # One comes back as what it was, and one never does.
     os.kill(process, signal.SIGKILL)
     stack.run(ENGINE, "rm", "--force", *(["--time", "0"] if ENGINE == "podman" else []), lost)
     held = f"unacked:default@{lost[:12]}:celery"
     assert int(stack.compose("exec", "-T", "redis-broker", "redis-cli", "llen", held)) > 0
     stack.wait_for(tasks, timeout=90)
-    wait_until(lambda: len(stack.workers()) == 3, timeout=30)
+    wait_for(lambda: len(stack.workers()) == 3, seconds=30)
 
 
 def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     container = stack.containers("celery-worker")[0]
-    wait_until(lambda: stack.probe(container)[0], timeout=60)
+    wait_for(lambda: stack.probe(container)[0], seconds=60)
     before = stack.inspect(container)["State"]["StartedAt"]
     # PID 1 is tini; its only child is the worker.
     init = stack.inspect(container)["State"]["Pid"]
     worker = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
-    wait_until(
+    wait_for(
         lambda: (
             "No sign of life" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
         ),
-        20,
+        seconds=20,
     )
-    wait_until(lambda: stack.inspect(container)["State"]["StartedAt"] != before, timeout=30)
-    wait_until(lambda: stack.probe(container)[0], timeout=60)
+    wait_for(lambda: stack.inspect(container)["State"]["StartedAt"] != before, seconds=30)
+    wait_for(lambda: stack.probe(container)[0], seconds=60)
 
 
 def test_down_takes_all_of_it_away_but_the_data(stack: Compose) -> None:

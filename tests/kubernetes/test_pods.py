@@ -18,8 +18,8 @@ import httpx
 import pytest
 import yaml
 
+from celery_durable.testing import wait_for
 from tests.kubernetes.manifests import ROOT, Manifest, named, playbook, random_secrets, read, render, workloads
-from tests.support import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -152,7 +152,7 @@ class Cluster:
 
     def wait_for(self, name: str, probe: str) -> None:
         """Wait until a probe succeeds."""
-        wait_until(lambda: self.probe(name, probe) == 0, 60, 0.3)
+        wait_for(lambda: self.probe(name, probe) == 0, seconds=60)
 
     def address(self, name: str) -> str:
         """Return a pod's address."""
@@ -194,7 +194,7 @@ class Api:
 
     def wait_for(self, tasks: list[str], state: str = "SUCCESS", timeout: float = 60) -> None:
         """Wait until all of these tasks are in a state."""
-        wait_until(lambda: all(self.status(task) == state for task in tasks), timeout, 0.1)
+        wait_for(lambda: all(self.status(task) == state for task in tasks), seconds=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +235,14 @@ def api(cluster: Cluster, values: dict[str, Any]) -> Api:
         except httpx.HTTPError:
             return False
 
-    wait_until(ready, 60, 0.3)
+    wait_for(ready, seconds=60)
     cluster.wait_for("celery-worker", "startupProbe")
     return api
 
 
 def running(api: Api, task: str) -> None:
     """Wait until a worker is in the middle of a task."""
-    wait_until(lambda: api.status(task) in {"STARTED", "PROGRESS"}, 30, 0.05)
+    wait_for(lambda: api.status(task) in {"STARTED", "PROGRESS"}, seconds=30)
 
 
 def test_a_task_goes_through(api: Api) -> None:
@@ -316,5 +316,5 @@ def test_what_waits_survives_a_new_broker_pod(cluster: Cluster, api: Api) -> Non
     cluster.start("redis-broker")
     cluster.wait_for("redis-broker", "readinessProbe")
     cluster.start("celery-worker")
-    wait_until(lambda: api.get("/health/ready").status_code == 200, 30, 0.3)
+    wait_for(lambda: api.get("/health/ready").status_code == 200, seconds=30)
     api.wait_for(tasks)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from conftest import CURL, Api, Process, security_exposure, wait_for
+from conftest import CURL, Api, Process, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 UNIT = "typesafe-api.service"
 
@@ -62,7 +64,7 @@ def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: A
 
     task = 'task="app.agents.tasks.example_task.example_agent_task"'
     ended = f'celery_tasks_ended_total{{outcome="succeeded",{task}}}'
-    wait_for(lambda: numbers().get(ended, 0) >= len(before), "the worker's counts")
+    wait_for(lambda: numbers().get(ended, 0) >= len(before), "the worker's counts", 30)
     # Whichever process answers, it knows of all requests.
     seen = {numbers()[f"celery_tasks_enqueued_total{{{task}}}"] for _ in range(6)}
     assert len(seen) == 1
@@ -92,7 +94,7 @@ def test_without_its_broker_it_says_so_at_once(host: Host, api: Api) -> None:
         assert api.call("GET", "/health/ready")[0] == 503
     finally:
         host.run_expect([0], "systemctl start redis-server@broker")
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready again")
+    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready again", 30)
     api.wait(api.enqueue(), seconds=60)
 
 
@@ -117,4 +119,4 @@ def test_every_line_of_the_log_is_json_and_holds_no_password(host: Host, secret:
 
 def test_it_is_there_after_a_reboot(api: Api, reboot: Callable[[], None]) -> None:
     reboot()
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready after the reboot")
+    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready after the reboot", 30)

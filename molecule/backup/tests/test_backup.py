@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from conftest import EPHEMERAL, PROJECT, Api
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 BACKUPS = EPHEMERAL / "backups"
 HOST = "backup-host"
@@ -154,7 +156,7 @@ def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str,
 
 def test_what_is_written_meanwhile_is_there_in_whole_transactions(host: Host, kept: dict[str, Any]) -> None:
     host.run_expect([0], f"cat >/run/writer.py <<'END'\n{WRITER}END\nsystemd-run --unit=writer python3 /run/writer.py")
-    wait_for(lambda: int(ask(host, "main", "GET app:count") or 0) > 2000, "a load")
+    wait_for(lambda: int(ask(host, "main", "GET app:count") or 0) > 2000, "a load", 30)
     before = int(ask(host, "main", "GET app:count"))
     kept["load"] = back_up()
     after = int(ask(host, "main", "GET app:count"))

@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Api, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 # A run that changes nothing takes about 0.15 s for each task.
@@ -90,7 +92,7 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
     login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
     host.run_expect([0], f"{login}; redis-cli -p 6380 LPUSH celery poison")
     api.wait(api.enqueue())
-    wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter")
+    wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter", 30)
     assert dead_letters(verb="drop").startswith("failed")
     assert "is deleted" in dead_letters(verb="drop", letters="all")
     assert "0 dead letters." in dead_letters()

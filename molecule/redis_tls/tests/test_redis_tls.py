@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from conftest import EPHEMERAL, PROJECT, Api
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 PORTS = (6379, 6380)
 SENTINEL = 26379
@@ -117,7 +119,7 @@ def test_nothing_is_answered_in_plain_text(app_host: Host, port: int) -> None:
 
 
 def test_an_operator_on_the_host_uses_redis_cli_and_replicas_follow(redis_hosts: list[Host]) -> None:
-    wait_for(lambda: all_follow(redis_hosts, primary=0), "all follow the first")
+    wait_for(lambda: all_follow(redis_hosts, primary=0), "all follow the first", 30)
 
 
 def test_the_key_is_for_redis_alone(redis_host: Host) -> None:
@@ -150,9 +152,9 @@ def task_id(api: Api) -> str | None:
 
 def test_another_primary_is_followed(redis_hosts: list[Host], app_host: Host) -> None:
     playbook("switchover", to="tls-redis-2")
-    wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second")
+    wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second", 30)
     api = Api(app_host)
-    accepted = wait_for(lambda: task_id(api), "a task that is accepted")
+    accepted = wait_for(lambda: task_id(api), "a task that is accepted", 30)
     api.wait(accepted, seconds=60)
 
 

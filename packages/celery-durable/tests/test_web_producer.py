@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, RedisServer, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.integration
 BOUND = 1.0
@@ -83,22 +84,22 @@ def test_redis_hangs_goes_and_comes_back(redis: RedisServer, producer: Producer)
     time.sleep(6)  # longer than health_check_interval: a connection is tried before it is used
     assert producer.send() == "unavailable"
     redis.program.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
     redis.stop()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.start()
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
 
 
 def test_redis_hangs_from_the_beginning(redis: RedisServer, producer: Producer) -> None:
     redis.hang()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.program.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
 
 
 def test_nobody_listens_from_the_beginning(redis: RedisServer, producer: Producer) -> None:
     redis.stop()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.start()
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
