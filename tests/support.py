@@ -18,6 +18,7 @@ from app.agents.config import DEFAULT_QUEUE
 from celery_durable import testing
 from celery_durable.keys import ACCEPTED, LEASES, UNACKED
 from celery_durable.testing import RedisServer, free_port, wait_for
+from tests.api_client import ApiClient
 
 REPOSITORY = Path(__file__).parent.parent
 # faulty_worker and asyncio_worker, for the programs that tests start.
@@ -191,8 +192,8 @@ class Stack:
         return broker.llen(DEFAULT_QUEUE) == 0 and nothing_is_held(broker) and broker.hlen(ACCEPTED) == 0
 
 
-class Api:
-    """An API server and a client that sends its key."""
+class Api(ApiClient):
+    """An API server of the sample, and its client."""
 
     def __init__(self, log: Path, env: dict[str, str], app: str = "app.main:app") -> None:
         """Start it on a free port, all of its log lines in JSON, and wait until it answers."""
@@ -202,41 +203,12 @@ class Api:
         command += ["--log-config", "app/log_config.json", "--no-server-header", *SERVER_OPTIONS]
         self.program = Program(command, log, {"BACKEND_API_KEY": self.key, **env})
         self.program.wait_for_output("Uvicorn running")
-        self.client = httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=10)
+        super().__init__(self.url, self.key)
 
     def stop(self) -> None:
         """Stop client and server."""
-        self.client.close()
+        self.close()
         self.program.stop()
-
-    def enqueue(self, data: dict[str, Any], **headers: str) -> str:
-        """Enqueue a task and return its id."""
-        response = self.client.post("/tasks/enqueue", json={"data": data}, headers=headers)
-        assert response.status_code == 202, response.text
-        task_id: str = response.json()["task_id"]
-        return task_id
-
-    def status(self, task_id: str) -> dict[str, Any]:
-        """Return what the API knows about a task."""
-        response = self.client.get(f"/tasks/status/{task_id}")
-        assert response.status_code == 200, response.text
-        status: dict[str, Any] = response.json()
-        return status
-
-    def wait_for(self, task_id: str, state: str, timeout: float = 15, through_outages: bool = False) -> dict[str, Any]:
-        """Wait until a task is in ``state`` and return its status; ``through_outages`` takes a 503 for "not yet"."""
-
-        def reached() -> dict[str, Any] | None:
-            response = self.client.get(f"/tasks/status/{task_id}")
-            if through_outages and response.status_code == 503:
-                return None
-            assert response.status_code == 200, response.text
-            status: dict[str, Any] = response.json()
-            return status if status["status"] == state else None
-
-        found = wait_for(reached, f"{task_id} as wanted", timeout)
-        assert found is not None
-        return found
 
 
 def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: str) -> None:

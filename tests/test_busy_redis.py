@@ -72,24 +72,24 @@ def answers_busy(server: RedisServer) -> bool:
 
 def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> None:
     done = api.enqueue({"key": "value"})
-    api.wait_for(done, "SUCCESS")
+    api.wait(done)
 
     script = run_script(server)
     wait_for(lambda: answers_busy(server))
     deadline = time.monotonic() + BUSY
     while time.monotonic() < deadline:
         began = time.monotonic()
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}})
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}})
         assert response.status_code == 503, response.text
         assert "Retry-After" in response.headers
         assert time.monotonic() - began < 1.5
-        assert api.client.get("/health/ready").status_code == 503
-        assert api.client.get(f"/tasks/status/{done}").status_code == 503
+        assert api.get("/health/ready").status_code == 503
+        assert api.get(f"/tasks/status/{done}").status_code == 503
     assert worker.process.poll() is None, worker.output()
     server.client(0).script_kill()
     script.join()
 
-    api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+    api.wait(api.enqueue({"key": "value"}), seconds=20)
     assert worker.process.poll() is None
     assert "Unrecoverable" not in worker.output()
 
@@ -118,7 +118,7 @@ def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp
         server.client(0).script_kill()
         script.join()
         worker.wait_for_output("ready.")
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")
+        api.wait(api.enqueue({"key": "value"}))
     finally:
         worker.stop(signal.SIGKILL)
 
@@ -150,17 +150,17 @@ def test_a_task_that_ends_while_redis_is_busy_ends_once(server: RedisServer, wor
 
 
 def test_a_demoted_primary_is_an_outage(server: RedisServer, worker: Program, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")
+    api.wait(api.enqueue({"key": "value"}))
     other = RedisServer(tmp_path / "other", password=server.password)
     try:
         # The worker waits in BLMOVE, which gets UNBLOCKED.
         server.client(0).config_set("masterauth", server.password)
         server.client(0).replicaof("127.0.0.1", other.port)
-        assert api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
+        assert api.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
         time.sleep(1)
         assert worker.process.poll() is None, worker.output()
         server.client(0).replicaof("NO", "ONE")
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
         assert "Unrecoverable" not in worker.output()
     finally:
         other.stop()

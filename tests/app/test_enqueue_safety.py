@@ -73,7 +73,7 @@ def running_api(broker: RedisServer, results: RedisServer, directory: Path, **se
 
 def enqueue(api: Api, body: dict[str, Any] | None = None, **headers: str) -> httpx.Response:
     """Try to enqueue a task."""
-    return api.client.post("/tasks/enqueue", json=body or {"data": {}}, headers=headers)
+    return api.post("/tasks/enqueue", json=body or {"data": {}}, headers=headers)
 
 
 def with_key(api: Api, key: str, data: dict[str, Any] | None = None) -> httpx.Response:
@@ -121,7 +121,7 @@ class TestIdempotencyKey:
     @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "new\tline", "\xfc"])
     def test_malformed(self, api: Api, broker: RedisServer, key: str) -> None:
         headers = [(b"Idempotency-Key", key.encode("latin-1"))]
-        refused = api.client.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
         assert refused.status_code == 422
         assert "visible ASCII" in refused.json()["detail"]
         assert queued(broker) == []
@@ -129,7 +129,7 @@ class TestIdempotencyKey:
     def test_more_than_one(self, api: Api, broker: RedisServer) -> None:
         """Nobody knows which of them the client will repeat."""
         headers = [(b"Idempotency-Key", b"one"), (b"Idempotency-Key", b"two")]
-        refused = api.client.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
         assert (refused.status_code, refused.json()["detail"]) == (422, "Idempotency-Key: must be sent once.")
         assert queued(broker) == []
 
@@ -293,11 +293,11 @@ class TestForgetfulRedis:
         try:
             size = self._size(broker)
             running = api.enqueue({})
-            api.wait_for(running, "PROGRESS")
+            api.wait(running, "PROGRESS")
             lose_tail(broker, size)
-            api.wait_for(running, "SUCCESS")
+            api.wait(running)
             after = api.enqueue({})
-            api.wait_for(after, "SUCCESS")
+            api.wait(after)
             wait_for(lambda: broker.client(0).hlen(ACCEPTED) == 0)
             assert queued(broker) == []
             assert worker.output().count("Task started") == 2
@@ -349,7 +349,7 @@ class TestForgetfulRedis:
         broker.program.wait_for_output("Server initialized")
         with pytest.raises(redis.BusyLoadingError):
             broker.client(0).llen(DEFAULT_QUEUE)
-        for response in (enqueue(api), api.client.get(f"/tasks/status/{lost}")):
+        for response in (enqueue(api), api.get(f"/tasks/status/{lost}")):
             assert_come_back_later(response, 503, "")
             assert response.elapsed.total_seconds() < 1
         broker.program.wait_for_output("Ready to accept connections")
@@ -364,7 +364,7 @@ class TestStatus:
     def test_unavailable(self, api: Api, broker: RedisServer, results: RedisServer, gone: str, way: str) -> None:
         task_id = api.enqueue({})
         getattr({"broker": broker, "results": results}[gone], way)()
-        response = api.client.get(f"/tasks/status/{task_id}")
+        response = api.get(f"/tasks/status/{task_id}")
         assert_come_back_later(response, 503, "")
         assert response.elapsed.total_seconds() < 1
 
@@ -381,7 +381,7 @@ class TestStatus:
         with ThreadPoolExecutor(1) as worker:
             working = worker.submit(work)
             for task_id in tasks:
-                api.wait_for(task_id, "SUCCESS")  # fails on any answer but 200
+                api.wait(task_id)  # fails on any answer but 200
             working.result()
 
 
@@ -409,7 +409,7 @@ async def parallel(api: Api, requests: int) -> list[tuple[int, float]]:
 
     By hand: 300 requests of a real client take longer to write than the server takes to answer.
     """
-    host, port = api.client.base_url.host, api.client.base_url.port
+    host, port = api.base_url.host, api.base_url.port
     content = b'{"data": {}}'
     head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {api.key}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content

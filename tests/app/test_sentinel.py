@@ -155,7 +155,7 @@ def load(api: Api, seconds: float, until_back: bool = False) -> tuple[list[str],
     deadline = last + seconds
     while time.monotonic() < deadline:
         try:
-            response = api.client.post("/tasks/enqueue", json={"data": {}})
+            response = api.post("/tasks/enqueue", json={"data": {}})
         except httpx.TransportError:
             continue
         assert response.status_code in {202, 503}, response.text
@@ -170,12 +170,12 @@ def load(api: Api, seconds: float, until_back: bool = False) -> tuple[list[str],
 
 
 def test_a_task_runs_to_its_end(api: Api) -> None:
-    assert api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")["result"]["status"] == "completed"
-    assert api.client.get("/health/celery").json()["workers"] != []
+    assert api.wait(api.enqueue({"key": "value"}))["result"]["status"] == "completed"
+    assert api.get("/health/celery").json()["workers"] != []
 
 
 def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluster, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({}), "SUCCESS")
+    api.wait(api.enqueue({}))
     command = [*ADMIN, "inspect", "stats", "--json", "--timeout=5"]
     program = Program(command, tmp_path / "log", of_the_console(cluster.environment()), stderr=subprocess.STDOUT)
     assert program.process.wait(30) == 0, program.output()
@@ -184,7 +184,7 @@ def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluste
 
 
 def test_flower_sees_all(cluster: Cluster, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({}), "SUCCESS")
+    api.wait(api.enqueue({}))
     assert_flower_sees_all(tmp_path, cluster.environment(), api.key)
 
 
@@ -203,7 +203,7 @@ def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: A
     assert stalled < BACK_WITHIN
     wait_for(lambda: cluster.primary() is not former)
     for task_id in accepted + after:
-        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
+        api.wait(task_id, seconds=60, through_outages=True)
     former.start()
     wait_for(lambda: whole(cluster), seconds=30)
     assert former.client(0).info("replication")["role"] == "slave"
@@ -212,23 +212,23 @@ def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: A
 def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
     cluster.switch_over()
     # The former primary does not know it yet; who asks the sentinels again finds the new one.
-    wait_for(lambda: api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202, seconds=5)
+    wait_for(lambda: api.post("/tasks/enqueue", json={"data": {}}).status_code == 202, seconds=5)
     accepted, _ = load(api, 3)
     assert accepted
     for task_id in accepted:
-        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
+        api.wait(task_id, seconds=60, through_outages=True)
     wait_for(lambda: whole(cluster), seconds=30)
 
 
 def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     marking = Api(tmp_path / "api.log", {**cluster.environment(), "BROKER_UNREPLICATED": "mark"})
     replicas = cluster.replicas()
-    wait_for(lambda: marking.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
+    wait_for(lambda: marking.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
     for replica in replicas:
         replica.hang()
     try:
-        refused = api.client.post("/tasks/enqueue", json={"data": {}})
-        marked = marking.client.post("/tasks/enqueue", json={"data": {}})
+        refused = api.post("/tasks/enqueue", json={"data": {}})
+        marked = marking.post("/tasks/enqueue", json={"data": {}})
     finally:
         for replica in replicas:
             replica.program.process.send_signal(signal.SIGCONT)
@@ -237,7 +237,7 @@ def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tm
     assert "Retry-After" in refused.headers
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
     wait_for(lambda: whole(cluster), seconds=30)
-    assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
+    assert "replicated" not in api.post("/tasks/enqueue", json={"data": {}}).json()
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_whoever_is_one_too_many_is_answered_at_once(api: Api, redis: RedisServe
     response = wait(api, ids[-1])
     assert (response.status_code, response.json()["status"], response.headers["Retry-After"]) == (200, "PENDING", "2")
     # Others are served as ever.
-    assert api.client.get("/health").status_code == 200
+    assert api.get("/health").status_code == 200
     assert batch(api, {}).status_code == 202
     assert time.monotonic() - began < 1
     for task_id in ids:
@@ -233,7 +233,7 @@ def test_a_stop_answers_all(api: Api, redis: RedisServer, clients: ThreadPoolExe
 
 @pytest.mark.parametrize("seconds", ["-1", str(LONGEST_WAIT + 1), "x", "", "nan", "1e9"])
 def test_rejected(lonely_api: Api, seconds: str) -> None:
-    assert_refused(lonely_api.client.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
+    assert_refused(lonely_api.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
 
 
 def test_the_rights_of_the_api_are_enough(restricted: Api) -> None:

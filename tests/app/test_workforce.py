@@ -32,14 +32,14 @@ def start(tmp_path: Path, redis: RedisServer, **env: str) -> Api:
 
 def ready(api: Api) -> dict[str, Any]:
     """It stays ready, whatever workers do: whoever has its results must be able to ask."""
-    response = api.client.get("/health/ready")
+    response = api.get("/health/ready")
     assert response.status_code == 200
     answer: dict[str, Any] = response.json()
     return answer
 
 
 def accepts(api: Api) -> bool:
-    response = api.client.post("/tasks/enqueue", json={"data": {}})
+    response = api.post("/tasks/enqueue", json={"data": {}})
     assert response.status_code in (202, 503), response.text
     if response.status_code == 503:
         assert response.json()["detail"].startswith("No worker has reported for ")

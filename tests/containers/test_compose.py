@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from celery_durable.testing import free_port, wait_for
+from tests.api_client import ApiClient
 from tests.support import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -134,32 +135,14 @@ class Compose:
         health = self.inspect(container)["State"]["Health"]
         return health["Status"] == "healthy", health["Log"][-1]["Output"] if health["Log"] else ""
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        """Ask the API."""
-        return httpx.get(
-            f"http://127.0.0.1:{self.api_port}{path}", headers={"X-API-Key": self.key}, timeout=10, **options
-        )
-
-    def enqueue(self) -> str:
-        """Send a task; return its id."""
-        url = f"http://127.0.0.1:{self.api_port}/tasks/enqueue"
-        answer = httpx.post(url, headers={"X-API-Key": self.key}, json={"data": {"key": "value"}}, timeout=10)
-        assert answer.status_code == 202, answer.text
-        task_id: str = answer.json()["task_id"]
-        return task_id
-
-    def state(self, task_id: str) -> str:
-        """Return a task's state."""
-        state: str = self.get(f"/tasks/status/{task_id}").json()["status"]
-        return state
-
-    def wait_for(self, task_ids: list[str], timeout: float = 60) -> None:
-        """Wait until all of them have succeeded."""
-        wait_for(lambda: all(self.state(task_id) == "SUCCESS" for task_id in task_ids), seconds=timeout)
+    @property
+    def api(self) -> ApiClient:
+        """A client of the API."""
+        return ApiClient(f"http://127.0.0.1:{self.api_port}", self.key)
 
     def workers(self) -> list[str]:
         """Return the names of the workers that answer."""
-        names: list[str] = self.get("/health/celery").json().get("workers", [])
+        names: list[str] = self.api.get("/health/celery").json().get("workers", [])
         return names
 
 
@@ -176,7 +159,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
-    stack.wait_for([stack.enqueue()])
+    stack.api.wait(stack.api.enqueue(), seconds=60)
     api = f"http://127.0.0.1:{stack.api_port}/tasks/enqueue"
     assert httpx.post(api, headers={"X-API-Key": "wrong"}, json={"data": {}}).status_code == 401
     flower = f"http://127.0.0.1:{stack.flower_port}/flower/"
@@ -214,7 +197,7 @@ def test_the_guides_commands_answer(stack: Compose) -> None:
     assert stack.compose("exec", "-T", "redis", "redis-cli", "ping") == "PONG\n"
     assert "ready" in stack.compose("logs", "celery-worker")
     assert "celery-worker" in stack.compose("ps")
-    assert stack.get("/health").json()["status"] == "healthy"
+    assert stack.api.get("/health").json()["status"] == "healthy"
 
 
 def test_each_redis_has_its_policy(stack: Compose) -> None:
@@ -313,10 +296,10 @@ def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> Non
 
 
 def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
-    task = stack.enqueue()
-    wait_for(lambda: stack.state(task) == "PROGRESS")
+    task = stack.api.enqueue()
+    wait_for(lambda: stack.api.state(task) == "PROGRESS")
     stack.compose("stop", "celery-worker")
-    assert stack.state(task) == "SUCCESS"
+    assert stack.api.state(task) == "SUCCESS"
     stack.compose("start", "celery-worker")
     wait_for(lambda: len(stack.workers()) == 1, seconds=40)
 
@@ -327,15 +310,16 @@ def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
     assert len(set(stack.workers())) == 4
     killed, lost, *_ = stack.containers("celery-worker")
     process = stack.inspect(killed)["State"]["Pid"]
-    tasks = [stack.enqueue() for _ in range(24)]
+    tasks = [stack.api.enqueue() for _ in range(24)]
     # Three rounds of two in each of the four: all of them are busy from the first on.
-    wait_for(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) >= 4)
+    wait_for(lambda: sum(stack.api.state(task) == "PROGRESS" for task in tasks) >= 4)
     # One comes back as what it was, and one never does.
     os.kill(process, signal.SIGKILL)
     stack.run(ENGINE, "rm", "--force", *(["--time", "0"] if ENGINE == "podman" else []), lost)
     held = f"unacked:default@{lost[:12]}:celery"
     assert int(stack.compose("exec", "-T", "redis-broker", "redis-cli", "llen", held)) > 0
-    stack.wait_for(tasks, timeout=90)
+    for task in tasks:
+        stack.api.wait(task, seconds=90)
     wait_for(lambda: len(stack.workers()) == 3, seconds=30)
 
 

@@ -14,7 +14,7 @@ UNIT = "typesafe-api.service"
 
 
 def test_it_answers_on_the_loopback_address_alone(host: Host, api: Api) -> None:
-    assert api.call("GET", "/health")[0] == 200
+    assert api.get("/health").status_code == 200
     listeners = host.check_output("ss --no-header --listening --tcp --numeric 'sport = :8000'").splitlines()
     assert [line.split()[3] for line in listeners] == ["127.0.0.1:8000"]
 
@@ -47,9 +47,9 @@ def test_it_may_connect_to_redis_but_not_outwards(host: Host) -> None:
 
 def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:
     api.wait(api.enqueue())
-    assert api.call("POST", "/tasks/enqueue", {"data": "not an object"})[0] == 422
-    assert api.call("GET", "/tasks/status/not-an-id")[0] == 404
-    assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
+    assert api.post("/tasks/enqueue", json={"data": "not an object"}).status_code == 422
+    assert api.get("/tasks/status/not-an-id").status_code == 404
+    assert api.get("/metrics/celery").json()["workers"]["count"] == 1
 
 
 def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: Api) -> None:
@@ -90,11 +90,11 @@ def test_without_its_broker_it_says_so_at_once(host: Host, api: Api) -> None:
         assert "retry-after:" in answer.lower()
         # Half a second; a busy machine takes longer.
         assert float(answer.rsplit("}", 1)[1]) < 3
-        assert api.call("GET", "/health")[0] == 200
-        assert api.call("GET", "/health/ready")[0] == 503
+        assert api.get("/health").status_code == 200
+        assert api.get("/health/ready").status_code == 503
     finally:
         host.run_expect([0], "systemctl start redis-server@broker")
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready again", 30)
+    wait_for(lambda: api.get("/health/ready").status_code == 200, "ready again", 30)
     api.wait(api.enqueue(), seconds=60)
 
 
@@ -119,4 +119,4 @@ def test_every_line_of_the_log_is_json_and_holds_no_password(host: Host, secret:
 
 def test_it_is_there_after_a_reboot(api: Api, reboot: Callable[[], None]) -> None:
     reboot()
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready after the reboot", 30)
+    wait_for(lambda: api.get("/health/ready").status_code == 200, "ready after the reboot", 30)

@@ -118,11 +118,11 @@ def kept() -> dict[str, Any]:
 
 
 def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str, Any]) -> None:
-    done = [api.enqueue(number=number) for number in range(3)]
+    done = [api.enqueue({"number": number}) for number in range(3)]
     for task in done:
         api.wait(task)
     host.check_output("systemctl stop typesafe-celery")
-    waiting = [api.enqueue(number=number) for number in range(5)]
+    waiting = [api.enqueue({"number": number}) for number in range(5)]
     run = kept["run"] = back_up()
     archives = sorted(run.iterdir())
     assert [archive.name for archive in archives] == [f"{HOST}-broker.tar.gz", f"{HOST}-main.tar.gz"]
@@ -184,7 +184,7 @@ def test_an_encrypted_backup_is_restored_with_the_key_alone(host: Host, api: Api
     made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
     key, recipient = made.stdout.splitlines()[-1], made.stderr.split()[-1]
     host.check_output("systemctl stop typesafe-celery")
-    waiting = api.enqueue(number=1)
+    waiting = api.enqueue({"number": 1})
     run = back_up(backup_encrypted=True, backup_recipient=recipient)
     archives = sorted(run.iterdir())
     assert [archive.name for archive in archives] == [f"{HOST}-broker.tar.gz.age", f"{HOST}-main.tar.gz.age"]

@@ -69,7 +69,7 @@ def test_a_worker_that_is_stopped_during_a_task_finishes_it(api: Api, worker: Su
     try:
         assert worker.pid() == 0
         assert api.state(running) == "SUCCESS"
-        assert api.call("GET", "/health/celery")[0] == 503
+        assert api.get("/health/celery").status_code == 503
         waiting = api.enqueue()
         assert api.state(waiting) == "PENDING"
     finally:
@@ -197,7 +197,7 @@ def test_a_task_that_waits_while_the_host_reboots_runs_after_it(
     api: Api, worker: Supervision, reboot: Callable[[], None]
 ) -> None:
     worker.do("stop")
-    waiting = [api.enqueue(number=number) for number in range(3)]
+    waiting = [api.enqueue({"number": number}) for number in range(3)]
     reboot()
     for task in waiting:
         api.wait(task, seconds=60)
@@ -216,5 +216,5 @@ def test_the_supervision_can_be_changed(
         result = converge(celery_worker_supervision=chosen)
         assert result.returncode == 0, result.stdout
         assert supervision.pid() > 0
-        wait_for(lambda: api.call("GET", "/health/celery")[1]["workers"] == [name], "one worker alone", 30)
+        wait_for(lambda: api.get("/health/celery").json()["workers"] == [name], "one worker alone", 30)
         assert len(host.check_output("pgrep --full -- '--hostname=[d]efault@'").split()) == 3, "main and two children"

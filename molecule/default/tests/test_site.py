@@ -100,9 +100,9 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
 
 def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Api, reboot: Callable[[], None]) -> None:
     host.run_expect([0], "systemctl stop typesafe-celery")
-    waiting = [api.enqueue(number=number) for number in range(5)]
+    waiting = [api.enqueue({"number": number}) for number in range(5)]
     reboot()
-    wait_for(lambda: api.call("GET", "/health/celery")[0] == 200, "a worker after the reboot", 60)
+    wait_for(lambda: api.get("/health/celery").status_code == 200, "a worker after the reboot", 60)
     for task in waiting:
         api.wait(task, seconds=60)
 
@@ -155,7 +155,7 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
     assert added.returncode == 0, added.stdout[-4000:]
     assert "~reports" in rights()
     host.check_output("systemctl stop typesafe-celery")
-    waiting = api.enqueue(key="value")
+    waiting = api.enqueue({"key": "value"})
     refused = converge()
     assert refused.returncode != 0
     assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout

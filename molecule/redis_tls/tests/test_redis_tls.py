@@ -83,8 +83,8 @@ def all_follow(hosts: list[Host], primary: int) -> bool:
 
 def test_a_task_runs_across_the_hosts(app_host: Host) -> None:
     api = Api(app_host)
-    api.wait(api.enqueue(key="value"))
-    assert api.call("GET", "/health/celery")[0] == 200
+    api.wait(api.enqueue({"key": "value"}))
+    assert api.get("/health/celery").status_code == 200
 
 
 def test_the_doctor_sees_nothing() -> None:
@@ -133,7 +133,7 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
     for host in redis_hosts:
         host.check_output(f"rm {CERTIFICATES}/*.pem")
     api = Api(app_host)
-    tasks = [api.enqueue(number=number) for number in range(5)]
+    tasks = [api.enqueue({"number": number}) for number in range(5)]
     assert "PRIVATE KEY" not in playbook("redis")
     after = {handshake(app_host, port) for port in PORTS}
     assert len(after) == 1
@@ -146,8 +146,8 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
 
 def task_id(api: Api) -> str | None:
     """Hand in a task; return its id, None when it is refused, as for some seconds after a switchover."""
-    status, answer = api.call("POST", "/tasks/enqueue", {"data": {}})
-    return answer["task_id"] if status == 202 else None
+    answer = api.post("/tasks/enqueue", json={"data": {}})
+    return answer.json()["task_id"] if answer.status_code == 202 else None
 
 
 def test_another_primary_is_followed(redis_hosts: list[Host], app_host: Host) -> None:

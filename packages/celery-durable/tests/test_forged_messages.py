@@ -238,12 +238,12 @@ def test_what_is_ours_runs_on_every_way(stack: Stack) -> None:
     try:
         ids = [api.enqueue({"key": "value"}), api.enqueue({"simulate_failure": True})]
         for task_id in ids:
-            api.wait_for(task_id, "SUCCESS")
+            api.wait(task_id)
         size = get_settings().max_body_bytes - len(b'{"data":{"":""}}')
         body = b'{"data":{"":"%s"}}' % (b"\x7f" * size)
-        response = api.client.post("/tasks/enqueue", content=body, headers={"Content-Type": "application/json"})
+        response = api.post("/tasks/enqueue", content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 202, response.text
-        api.wait_for(response.json()["task_id"], "SUCCESS")
+        api.wait(response.json()["task_id"])
     finally:
         api.stop()
     chord = "__import__('celery').chord([sleeping.s(0), sleeping.s(0)], sleeping.si(0))()"

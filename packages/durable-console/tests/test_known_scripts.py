@@ -115,7 +115,7 @@ def test_known_scripts_are_all_that_a_service_needs(server: RedisServer, known: 
     worker = start_worker(tmp_path / "worker.log", as_service(server), app="faulty_worker")
     api = Api(tmp_path / "api.log", as_service(server))
     try:
-        api.wait_for(api.enqueue({"key": "value"}, **{"Idempotency-Key": "one"}), "SUCCESS")
+        api.wait(api.enqueue({"key": "value"}, **{"Idempotency-Key": "one"}))
         code = "from faulty_worker import *; from celery import chord"
         code += "; print(chord([sleeping.s(0), sleeping.s(0)])(collect.s()).get(timeout=20))"
         sender = Program([sys.executable, "-c", code], tmp_path / "chord.log", as_service(server))
@@ -143,18 +143,18 @@ def test_a_service_waits_for_scripts_and_never_loads_them(
     api = Api(tmp_path / "api.log", as_service(server))
     try:
         wait_for(lambda: scripts.MISSING in worker.output())
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}})
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}})
         assert response.status_code == 503, response.text
         assert scripts.MISSING in api.program.output()
         for text in known.values():
             admin.script_load(text)
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
 
         admin.script_flush()
-        assert api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
+        assert api.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
         for text in known.values():
             admin.script_load(text)
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
         assert worker.process.poll() is None, worker.output()
         assert denied(server) == []
     finally:
@@ -170,7 +170,7 @@ def test_without_a_name_clients_load_what_is_missing(tmp_path: Path) -> None:
     try:
         for _ in range(2):
             server.client(0).script_flush()
-            api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+            api.wait(api.enqueue({"key": "value"}), seconds=20)
     finally:
         api.stop()
         worker.stop()

@@ -35,7 +35,7 @@ class Figures(dict[tuple[str, str], float]):
 
 def scrape(api: Api) -> Figures:
     """Read /metrics as Prometheus does."""
-    answer = api.client.get("/metrics")
+    answer = api.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
     figures = Figures()

@@ -142,7 +142,7 @@ def test_clients_are_told_what_became_of_deferred_and_dropped_tasks(operator: Op
         task_id, example = api.enqueue({}), "app.agents.tasks.example_task.example_agent_task"
         operator.queues("defer", "--task", example)
         assert api.status(task_id)["status"] == "PENDING"
-        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.client.get("/metrics").text
+        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.get("/metrics").text
         operator.queues("drop", "--task", example, "--reason", "Sent twice.")
         told = api.status(task_id)
         assert (told["status"], told["error"]) == ("REVOKED", "TaskRevokedError: Sent twice.")
@@ -396,7 +396,7 @@ class TestFind:
 
         def told(task_id: str) -> tuple[str, int]:
             answer = operator.asked("find", task_id)
-            code = api.client.get(f"/tasks/status/{task_id}").status_code
+            code = api.get(f"/tasks/status/{task_id}").status_code
             assert answer["code"] == code, answer
             return answer["verdict"], code
 
@@ -409,7 +409,7 @@ class TestFind:
             wait_for(lambda: "has been running on w@" in operator.asked("find", waiting)["verdict"])
             operator.result(waiting)
             assert "its status is SUCCESS" in told(waiting)[0]
-            wait_for(lambda: api.client.get(f"/tasks/status/{waiting}").status_code == 410, seconds=20)
+            wait_for(lambda: api.get(f"/tasks/status/{waiting}").status_code == 410, seconds=20)
             assert "has expired" in told(waiting)[0]
         finally:
             api.stop()

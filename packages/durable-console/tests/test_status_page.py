@@ -96,7 +96,7 @@ def redis_away(api: Api, redis: RedisServer) -> Iterator[None]:
 
 def look(api: Api) -> str:
     """Return what a person reads: the page's text without its tags."""
-    answer = api.client.get("/status")
+    answer = api.get("/status")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     return words(answer.text)
@@ -198,7 +198,7 @@ sleeping.apply_async((60,), soft_time_limit=1)
     assert re.search(rf"timed out faulty_worker.sleeping {when} SoftTimeLimitExceeded", failures)
     assert re.search(rf"died faulty_worker.dying {when} WorkerLostError: ", failures)
     assert EVIL in failures  # as text
-    page = api.client.get("/status").text
+    page = api.get("/status").text
     assert SECRET not in page
     assert "<script" not in page
     assert "<img" not in page
@@ -281,7 +281,7 @@ def test_alerts_cannot_fill_the_broker(api: Api, redis: RedisServer) -> None:
     ],
 )
 def test_nonsense_is_refused(api: Api, redis: RedisServer, nonsense: bytes) -> None:
-    answer = api.client.post("/status/alerts", content=nonsense, headers={"Content-Type": "application/json"})
+    answer = api.post("/status/alerts", content=nonsense, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("body")
     assert not redis.client(0).exists("alerts")
@@ -293,13 +293,13 @@ def test_whatever_an_alert_says_is_text(api: Api) -> None:
     tell(api, "Evil", {"labels": labels, "annotations": texts, "startsAt": "9999-12-31T23:59:59Z"})
     text = wait_for_text(api, "1 alert fires")
     assert text.partition("Runs in the last hour")[0].count(EVIL) == len(labels) + len(texts)
-    page = api.client.get("/status").text
+    page = api.get("/status").text
     assert "<script" not in page
     assert "<img" not in page
     assert "href" not in page
     tell(api, "Evil", {"annotations": {"runbook": 'https://wiki.example/"onclick=x'}})
     wait_for_text(api, "wiki.example")
-    assert '<a href="https://wiki.example/&#34;onclick=x">' in api.client.get("/status").text
+    assert '<a href="https://wiki.example/&#34;onclick=x">' in api.get("/status").text
     tell(api, "Evil", {"status": "resolved"})
 
 
@@ -360,7 +360,7 @@ def full_page(api: Api, redis: RedisServer) -> str:
     tell(api, "DiskFilling", {"annotations": texts}, host=long)
     tell(api, "RedisDown", {}, severity="critical")
     wait_for_text(api, f"{long}@host", "2 alerts fire")
-    return api.client.get("/status").text
+    return api.get("/status").text
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -385,7 +385,7 @@ class Front(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Pass a request on."""
         self._asked.append(self.path)
-        answer = self._api.client.get(self.path)
+        answer = self._api.get(self.path)
         self.send_response(answer.status_code)
         for name in ("content-type", "content-security-policy", "x-content-type-options"):
             self.send_header(name, answer.headers[name])

@@ -165,7 +165,7 @@ def _enqueue(api: Api) -> str:
     key = {"Idempotency-Key": str(uuid.uuid4())}
 
     def accepted() -> str | None:
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}, headers=key)
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}}, headers=key)
         return str(response.json()["task_id"]) if response.status_code == 202 else None
 
     task_id = wait_for(accepted)
