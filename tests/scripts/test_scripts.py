@@ -157,7 +157,7 @@ def test_secrets_are_written_encrypted_and_never_replaced(tmp_path: Path) -> Non
         "ansible-playbook",
         "-vvv",
         "--diff",
-        str(REPOSITORY / "playbooks/secrets.yml"),
+        str(REPOSITORY / "playbooks/ops/generate_secrets.yml"),
         "-e",
         f"inventory={inventory}",
     ]
