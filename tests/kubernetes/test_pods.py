@@ -252,7 +252,7 @@ def test_the_containers_have_no_rights(cluster: Cluster, api: ApiClient) -> None
 
 def test_no_secret_is_in_the_environment_or_an_argument(
     cluster: Cluster,
-    api: ApiClient,
+    api: ApiClient,  # noqa: ARG001 - all of them run
     values: dict[str, Any],
 ) -> None:
     flat = [*values["redis_user_passwords"].values(), values["backend_api_key"], values["redis_password"]]
