@@ -14,9 +14,9 @@ import httpx
 import redis
 import trustme
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable import testing
 from celery_durable.keys import ACCEPTED, LEASES, UNACKED
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import RedisServer, free_port, wait_for
 from tests.api_client import ApiClient
 

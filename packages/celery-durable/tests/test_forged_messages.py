@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.tasks.example_task import example_agent_task
 from app.settings import Settings, get_settings
 from celery_durable import options, signing
 from celery_durable.dead_letter import KEPT_BYTES
 from celery_durable.envelope import task_message
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import wait_for
 from test_task_safety import POISON, message
 from tests.support import ADMIN, Api, Program, Stack, of_the_console

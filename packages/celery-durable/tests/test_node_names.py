@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import LEASES, OWNER
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.revocations import KEY
 from celery_durable.testing import wait_for
 from celery_durable.worker import node_owner

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import wait_for
 from tests.support import Program, Stack
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable import signing
 from celery_durable.keys import DEAD_LETTERS
 from celery_durable.options import current
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES, REDELIVERIES
 from celery_durable.testing import wait_for
 from celery_durable.worker.delivery import Deliveries

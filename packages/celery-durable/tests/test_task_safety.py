@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Task
 
-from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
 from celery_durable.keys import DEAD_LETTERS, OWNER
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES
 from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker import node_owner
@@ -311,7 +312,7 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
     failed = stack.result(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "WorkerLostError"
-    assert failed["retries"] == DEFAULT_MAX_RETRIES
+    assert failed["retries"] == Task.max_retries
     wait_for(lambda: stack.redis.client(0).llen(DEAD_LETTERS) == 1)
     wait_for(stack.nothing_waits)
     [letter] = [line for line in worker.log_lines() if "becomes a dead letter" in line["message"]]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from celery_durable.testing import RedisServer, wait_for
-from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.integration
 BOUND = 1.0
@@ -21,11 +20,16 @@ BOUND = 1.0
 PRODUCER = """
 import json, sys, time
 from kombu.exceptions import OperationalError
-from app.agents.tasks.example_task import example_agent_task
+from celery import Celery
+import celery_durable
+app = Celery("producer")
+celery_durable.install(app)
+@app.task
+def work(): ...
 for line in sys.stdin:
     began = time.monotonic()
     try:
-        example_agent_task.delay("id", {})
+        work.delay()
         told = "sent"
     except OperationalError:
         told = "unavailable"
@@ -38,10 +42,9 @@ class Producer:
 
     def __init__(self, redis: RedisServer) -> None:
         """Start it; it has not talked to Redis yet."""
-        env = {**os.environ, **redis.environment(0, 1), "CELERY_CLIENT_PROFILE": "web"}
+        env = {**os.environ, **redis.environment(0, 1), "DURABLE_CLIENT": "web"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PRODUCER],
-            cwd=REPOSITORY,
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

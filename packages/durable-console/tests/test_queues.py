@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.worker import celery_app
 from celery_durable import options, snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.task_ids import new_task_id
 from celery_durable.testing import wait_for
 from test_task_safety import POISON
