@@ -6,17 +6,21 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from testinfra.host import Host
 from xdist.scheduler import LoadScopeScheduling
+
+from celery_durable.testing import wait_for
+from tests.api_client import ApiClient
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
@@ -57,51 +61,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduli
     return HostScheduling(config, log)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Return the first true value of ``condition``, asked four times a second; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.25)
-    pytest.fail(f"{what}: not within {seconds} s")
-
-
 # Begins a command: curl that sends the host's own key. The key comes through a pipe, because sudo logs each command.
 CURL = "grep -o '[^, ]*' /etc/typesafe/secrets/api/BACKEND_API_KEY | sed 's/^/X-API-Key: /;q' | curl -sS -H @-"
 
 
-class Api:
+class _Curl(httpx.BaseTransport):
+    """Requests that a host sends by itself, with the key that lies there; status 0 when nobody answers."""
+
+    def __init__(self, host: Host) -> None:
+        """Send from ``host``."""
+        self.host = host
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request."""
+        command = f"{CURL} --max-time 10 -w '\\n%{{http_code}}' -X {request.method} '{request.url}'"
+        if body := request.read().decode():
+            command += f" -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        answer, _, status = self.host.run(command).stdout.rpartition("\n")
+        return httpx.Response(int(status or 0), text=answer)
+
+
+class Api(ApiClient):
     """The API of one host, spoken to from that host."""
 
     url = "http://127.0.0.1:8000"
 
     def __init__(self, host: Host) -> None:
         """Speak from ``host``."""
-        self.host = host
-
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Return status and decoded JSON of one request; status 0 when nobody answers."""
-        command = f"{CURL} --max-time 10 -w '\\n%{{http_code}}' -X {method} {self.url}{path}"
-        if body is not None:
-            command += f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-        answer, _, status = self.host.run(command).stdout.rpartition("\n")
-        return int(status or 0), json.loads(answer) if answer.strip() else None
-
-    def enqueue(self, **data: object) -> str:
-        """Hand in one task and return its id."""
-        status, answer = self.call("POST", "/tasks/enqueue", {"data": data})
-        assert status == 202, answer
-        return str(answer["task_id"])
-
-    def state(self, task_id: str) -> str:
-        """Return the task's state."""
-        return str(self.call("GET", f"/tasks/status/{task_id}")[1]["status"])
-
-    def wait(self, task_id: str, *states: str, seconds: float = 30) -> None:
-        """Wait until the task is in one of ``states`` (SUCCESS unless said otherwise)."""
-        wanted = states or ("SUCCESS",)
-        wait_for(lambda: self.state(task_id) in wanted, f"task {task_id} in {wanted}", seconds)
+        super().__init__(self.url, transport=_Curl(host))
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""The servers of tests/conftest.py, for the packages' tests."""
+"""The fixtures of the packages' tests: the library's, and the sample's programs."""
+# ruff: noqa: F401 - pytest finds them here
 
-from tests.conftest import api, bare_environment, lonely_api, redis_server, stack, stack_env, worker
-
-__all__ = ["api", "bare_environment", "lonely_api", "redis_server", "stack", "stack_env", "worker"]
+from celery_durable.testing import redis_server, start_worker
+from tests.conftest import api, bare_environment, lonely_api, stack, stack_env, worker

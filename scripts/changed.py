@@ -46,9 +46,11 @@ ROWS: list[tuple[str, list[str]]] = [
     ("playbooks/containers/*", [INTEGRATION]),
     ("packages/*/tests/*", [INTEGRATION]),
     ("packages/hosttools/*", [INTEGRATION, "default", "monitoring", "backup", "load_balancer", "redis_tls", "deploy"]),
+    ("packages/conftest.py", [INTEGRATION]),
     ("packages/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos", "foreign"]),
     ("app/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos"]),
     ("tests/chaos/*", ["chaos"]),
+    ("tests/api_client.py", [INTEGRATION, "default"]),
     ("tests/*", [INTEGRATION]),
     *((f"molecule/{name}/*", [name]) for name in SCENARIOS),
 ]

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Api, Program, RedisServer, Stack, start_worker
+from celery_durable.testing import RedisServer, redis_server
+from tests.support import Api, Program, Stack, start_worker
 
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Redis, shared by all tests; each group of tests uses databases of its own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+__all__ = ["redis_server"]
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,28 @@
-"""What the tests share: real servers that start on free ports, and waiting for conditions instead of sleeping."""
+"""What the tests share: the sample application's programs, and Ansible without hosts."""
 
 import importlib.util
 import json
 import os
-import random
 import secrets
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import redis
 import trustme
 
-from app.agents.config import DEFAULT_QUEUE
+from celery_durable import testing
 from celery_durable.keys import ACCEPTED, LEASES, UNACKED
+from celery_durable.queue_names import DEFAULT_QUEUE
+from celery_durable.testing import RedisServer, free_port, wait_for
+from tests.api_client import ApiClient
 
 REPOSITORY = Path(__file__).parent.parent
 # faulty_worker and asyncio_worker, for the programs that tests start.
 APPLICATIONS = str(REPOSITORY / "packages/celery-durable/tests")
-T = TypeVar("T")
 
 
 # Ansible in one process, without a fork for each task of each host.
@@ -77,28 +73,6 @@ def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
     return report
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens now.
-
-    Below those that Linux gives to clients (32768 and more): a connection of another test could take it meanwhile.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def wait_until(condition: Callable[[], T], timeout: float = 15, interval: float = 0.05) -> T:
-    """Return the first true value of ``condition``; fail after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(interval)
-    raise AssertionError(f"{condition.__qualname__} did not come true within {timeout} s")
-
-
 def load_plugin(path: str) -> ModuleType:
     """Import a role's plugin or a script, which lies in no package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
@@ -110,90 +84,14 @@ def load_plugin(path: str) -> ModuleType:
     return module
 
 
-class Program:
-    """A child process whose output goes to a file."""
+class Program(testing.Program):
+    """A program of the repository, or of its tests."""
 
     def __init__(
         self, command: list[str], log: Path, env: dict[str, str] | None = None, stderr: int = subprocess.DEVNULL
     ) -> None:
-        """Start it in the repository with ``env`` on top of the environment."""
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env={**os.environ, "PYTHONPATH": APPLICATIONS, **(env or {})},
-                stdout=output,
-                stderr=stderr,
-            )
-
-    def output(self) -> str:
-        """Return what it has written to stdout so far."""
-        return self.log.read_text()
-
-    def log_lines(self) -> list[dict[str, Any]]:
-        """Return its log; fails when a line is not a JSON object."""
-        lines = [json.loads(line) for line in self.output().splitlines()]
-        assert all(isinstance(line, dict) for line in lines)
-        return lines
-
-    def wait_for_output(self, text: str) -> None:
-        """Wait until it has written ``text``."""
-
-        def written_or_ended() -> bool:
-            return text in self.output() or self.process.poll() is not None
-
-        wait_until(written_or_ended, timeout=20)
-        assert text in self.output(), self.output()
-
-    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
-        """Send a signal, wait for the end and return the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(sig)
-        return self.process.wait(timeout)
-
-
-class RedisServer:
-    """A private Redis with a password of its own; what it holds survives a restart if it is ``durable``."""
-
-    def __init__(self, directory: Path, durable: bool = False, password: str = "", **settings: str) -> None:
-        """Choose port and, unless one is given, password, and start it; ``settings`` are redis.conf's, with _ for -."""
-        self.directory = directory
-        directory.mkdir(exist_ok=True)
-        self.settings = {"appendonly": "yes" if durable else "no", **settings}
-        self.port = free_port()
-        self.password = password or secrets.token_hex(16)
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        config = self.directory / "redis.conf"
-        config.write_text(
-            f'port {self.port}\nbind 127.0.0.1\nrequirepass {self.password}\nsave ""\ndir {self.directory}\n'
-            + "".join(f"{name.replace('_', '-')} {value}\n" for name, value in self.settings.items())
-        )
-        self.program = Program(["redis-server", str(config)], self.directory / "redis.log")
-        self.program.wait_for_output("Ready to accept connections")
-
-    def stop(self) -> None:
-        """Kill it, hanging or not."""
-        self.program.stop(signal.SIGKILL)
-
-    def hang(self) -> None:
-        """Keep its connections open but answer no more."""
-        self.program.process.send_signal(signal.SIGSTOP)
-
-    def url(self, database: int) -> str:
-        """Return the URL of a database, with the password."""
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/{database}"
-
-    def client(self, database: int) -> redis.Redis:
-        """Return a client that decodes answers."""
-        return redis.Redis.from_url(self.url(database), decode_responses=True)
-
-    def environment(self, broker: int, results: int) -> dict[str, str]:
-        """Return the variables that make our programs use these databases."""
-        return {"CELERY_BROKER_URL": self.url(broker), "CELERY_RESULT_BACKEND": self.url(results)}
+        """Start it with ``env`` on top of the environment."""
+        super().__init__(command, log, {"PYTHONPATH": APPLICATIONS, **(env or {})}, stderr, cwd=REPOSITORY)
 
 
 class TlsRedisServer(RedisServer):
@@ -284,7 +182,7 @@ class Stack:
             meta = json.loads(str(stored)) if stored else {}
             return meta if meta.get("status") in (states or ("SUCCESS",)) else None
 
-        found = wait_until(reached, timeout)
+        found = wait_for(reached, f"{task_id} as wanted", timeout)
         assert found
         return found
 
@@ -294,8 +192,8 @@ class Stack:
         return broker.llen(DEFAULT_QUEUE) == 0 and nothing_is_held(broker) and broker.hlen(ACCEPTED) == 0
 
 
-class Api:
-    """An API server and a client that sends its key."""
+class Api(ApiClient):
+    """An API server of the sample, and its client."""
 
     def __init__(self, log: Path, env: dict[str, str], app: str = "app.main:app") -> None:
         """Start it on a free port, all of its log lines in JSON, and wait until it answers."""
@@ -305,41 +203,12 @@ class Api:
         command += ["--log-config", "app/log_config.json", "--no-server-header", *SERVER_OPTIONS]
         self.program = Program(command, log, {"BACKEND_API_KEY": self.key, **env})
         self.program.wait_for_output("Uvicorn running")
-        self.client = httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=10)
+        super().__init__(self.url, self.key)
 
     def stop(self) -> None:
         """Stop client and server."""
-        self.client.close()
+        self.close()
         self.program.stop()
-
-    def enqueue(self, data: dict[str, Any], **headers: str) -> str:
-        """Enqueue a task and return its id."""
-        response = self.client.post("/tasks/enqueue", json={"data": data}, headers=headers)
-        assert response.status_code == 202, response.text
-        task_id: str = response.json()["task_id"]
-        return task_id
-
-    def status(self, task_id: str) -> dict[str, Any]:
-        """Return what the API knows about a task."""
-        response = self.client.get(f"/tasks/status/{task_id}")
-        assert response.status_code == 200, response.text
-        status: dict[str, Any] = response.json()
-        return status
-
-    def wait_for(self, task_id: str, state: str, timeout: float = 15, through_outages: bool = False) -> dict[str, Any]:
-        """Wait until a task is in ``state`` and return its status; ``through_outages`` takes a 503 for "not yet"."""
-
-        def reached() -> dict[str, Any] | None:
-            response = self.client.get(f"/tasks/status/{task_id}")
-            if through_outages and response.status_code == 503:
-                return None
-            assert response.status_code == 200, response.text
-            status: dict[str, Any] = response.json()
-            return status if status["status"] == state else None
-
-        found = wait_until(reached, timeout)
-        assert found is not None
-        return found
 
 
 def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: str) -> None:
@@ -362,7 +231,7 @@ def assert_flower_sees_all(directory: Path, environment: dict[str, str], key: st
         answer = httpx.get(f"http://127.0.0.1:{port}/workers?json=1", auth=("admin", key))
         return answer.status_code == 200 and any(worker["status"] for worker in answer.json()["data"])
 
-    wait_until(counts)
-    wait_until(asks)
-    wait_until(hears)
+    wait_for(counts)
+    wait_for(asks)
+    wait_for(hears)
     flower.stop()

@@ -12,8 +12,9 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_durable.testing import RedisServer, wait_for
 from hosttools import redis_connection
-from tests.support import Api, Program, RedisServer, start_worker, wait_until
+from tests.support import Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -72,31 +73,31 @@ def answers_busy(server: RedisServer) -> bool:
 
 def test_busy_is_an_outage(server: RedisServer, worker: Program, api: Api) -> None:
     done = api.enqueue({"key": "value"})
-    api.wait_for(done, "SUCCESS")
+    api.wait(done)
 
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     deadline = time.monotonic() + BUSY
     while time.monotonic() < deadline:
         began = time.monotonic()
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}})
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}})
         assert response.status_code == 503, response.text
         assert "Retry-After" in response.headers
         assert time.monotonic() - began < 1.5
-        assert api.client.get("/health/ready").status_code == 503
-        assert api.client.get(f"/tasks/status/{done}").status_code == 503
+        assert api.get("/health/ready").status_code == 503
+        assert api.get(f"/tasks/status/{done}").status_code == 503
     assert worker.process.poll() is None, worker.output()
     server.client(0).script_kill()
     script.join()
 
-    api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+    api.wait(api.enqueue({"key": "value"}), seconds=20)
     assert worker.process.poll() is None
     assert "Unrecoverable" not in worker.output()
 
 
 def test_the_runbook_names_it(server: RedisServer) -> None:
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     cause, what = redis_connection.hops(urlsplit(server.url(0)))
     server.client(0).script_kill()
     script.join()
@@ -107,17 +108,17 @@ def test_the_runbook_names_it(server: RedisServer) -> None:
 
 def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp_path: Path) -> None:
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     command = ["python", "-m", "celery", "-A", "app.agents.worker", "worker", "-c", "1", "-n", "late@%h"]
     worker = Program(command, tmp_path / "late.log", server.environment(0, 1))
     try:
-        wait_until(lambda: "BUSY" in worker.output() or worker.process.poll() is not None)
+        wait_for(lambda: "BUSY" in worker.output() or worker.process.poll() is not None)
         time.sleep(1)
         assert worker.process.poll() is None, worker.output()
         server.client(0).script_kill()
         script.join()
         worker.wait_for_output("ready.")
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")
+        api.wait(api.enqueue({"key": "value"}))
     finally:
         worker.stop(signal.SIGKILL)
 
@@ -130,16 +131,16 @@ def test_a_task_that_ends_while_redis_is_busy_ends_once(server: RedisServer, wor
     )
     assert sender.process.wait(20) == 0
     task_id = sender.output().strip()
-    wait_until(lambda: "received" in worker.output())
+    wait_for(lambda: "received" in worker.output())
 
     script = run_script(server)
-    wait_until(lambda: answers_busy(server))
+    wait_for(lambda: answers_busy(server))
     time.sleep(BUSY)
     server.client(0).script_kill()
     script.join()
 
-    wait_until(lambda: server.client(1).get(f"celery-task-meta-{task_id}"), timeout=20)
-    wait_until(lambda: server.client(0).hlen("accepted") == 0, timeout=20)
+    wait_for(lambda: server.client(1).get(f"celery-task-meta-{task_id}"), seconds=20)
+    wait_for(lambda: server.client(0).hlen("accepted") == 0, seconds=20)
     assert (
         sum(
             line.get("task_id") == task_id and line["message"].startswith("Task started") for line in worker.log_lines()
@@ -149,17 +150,17 @@ def test_a_task_that_ends_while_redis_is_busy_ends_once(server: RedisServer, wor
 
 
 def test_a_demoted_primary_is_an_outage(server: RedisServer, worker: Program, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")
+    api.wait(api.enqueue({"key": "value"}))
     other = RedisServer(tmp_path / "other", password=server.password)
     try:
         # The worker waits in BLMOVE, which gets UNBLOCKED.
         server.client(0).config_set("masterauth", server.password)
         server.client(0).replicaof("127.0.0.1", other.port)
-        assert api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
+        assert api.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
         time.sleep(1)
         assert worker.process.poll() is None, worker.output()
         server.client(0).replicaof("NO", "ONE")
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
         assert "Unrecoverable" not in worker.output()
     finally:
         other.stop()

@@ -15,8 +15,9 @@ import pytest
 
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.defaults import SOFT_SHUTDOWN_TIMEOUT
+from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker.lifecycle import SECOND_PHASE_MARGIN
-from tests.support import Api, Program, RedisServer, nothing_is_held, start_worker, wait_until
+from tests.support import Api, Program, nothing_is_held, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -29,10 +30,10 @@ class TestTask:
 
     def test_progress_and_success(self, api: Api) -> None:
         task_id = api.enqueue({"key": "value"})
-        progress = api.wait_for(task_id, "PROGRESS")
+        progress = api.wait(task_id, "PROGRESS")
         assert progress["meta"].keys() == {"current", "total", "status"}
         assert (progress["result"], progress["error"]) == (None, None)
-        assert api.wait_for(task_id, "SUCCESS") == {
+        assert api.wait(task_id) == {
             "task_id": task_id,
             "status": "SUCCESS",
             "result": {
@@ -48,7 +49,7 @@ class TestTask:
 
     def test_logs_carry_task_and_request_but_no_arguments(self, api: Api, worker: Program) -> None:
         task_id = api.enqueue({"password": CANARY}, **{"X-Request-ID": "follow-me"})
-        api.wait_for(task_id, "SUCCESS")
+        api.wait(task_id)
         messages = [line["message"] for line in worker.log_lines() if line.get("task_id") == task_id]
         assert messages[0].endswith("received")
         assert messages[1] == "Task started, attempt 1"
@@ -85,30 +86,30 @@ class TestHealth:
 
     def test_worker_is_listed(self, api: Api) -> None:
         task_id = api.enqueue({})
-        api.wait_for(task_id, "PROGRESS")
-        response = api.client.get("/health/celery")
+        api.wait(task_id, "PROGRESS")
+        response = api.get("/health/celery")
         assert response.status_code == 200
         health = response.json()
         assert health["status"] == "healthy"
         assert [name.partition("@")[0] for name in health["workers"]] == ["test"]
         assert health["active_tasks"] >= 1
-        metrics = api.client.get("/metrics/celery").json()
+        metrics = api.get("/metrics/celery").json()
         assert metrics["workers"] == {"count": 1, "names": health["workers"]}
         assert metrics["tasks"]["active"] >= 1
-        api.wait_for(task_id, "SUCCESS")
+        api.wait(task_id)
 
     def test_returns_as_soon_as_all_have_answered(self, api: Api) -> None:
-        assert min(api.client.get("/health/celery").elapsed.total_seconds() for _ in range(5)) < 0.2
+        assert min(api.get("/health/celery").elapsed.total_seconds() for _ in range(5)) < 0.2
 
     def test_hung_worker_is_left_out_after_a_second(self, api: Api, worker: Program) -> None:
         worker.process.send_signal(signal.SIGSTOP)
         try:
-            response = api.client.get("/health/celery")
+            response = api.get("/health/celery")
             assert response.status_code == 503
             assert response.elapsed.total_seconds() < 1.5  # a busy machine adds to the second
         finally:
             worker.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: api.client.get("/health/celery").status_code == 200)
+        wait_for(lambda: api.get("/health/celery").status_code == 200)
 
 
 class TestFaults:
@@ -125,9 +126,9 @@ class TestFaults:
         worker = start_worker(tmp_path / "worker.log", redis_server.environment(4, 5), app="faulty_worker")
         try:
             task_id = faulty_api.enqueue({"simulate_failure": True}, **{"X-Request-ID": "try-again"})
-            retrying = faulty_api.wait_for(task_id, "RETRY")
+            retrying = faulty_api.wait(task_id, "RETRY")
             assert retrying["error"] == "SimulatedFailureError: Simulated failure"
-            done = faulty_api.wait_for(task_id, "SUCCESS")
+            done = faulty_api.wait(task_id)
             assert done["result"]["attempts"] == 2
             messages = [line["message"] for line in worker.log_lines() if line.get("request_id") == "try-again"]
             assert "Task started, attempt 2" in messages
@@ -149,7 +150,7 @@ class TestStop:
             try:
                 assert b"READY=1" in iter(lambda: systemd.recv(200), b"")
                 task_id, waiting = api.enqueue({}), [api.enqueue({}) for _ in range(5)]
-                api.wait_for(task_id, "PROGRESS")
+                api.wait(task_id, "PROGRESS")
                 assert worker.stop(signal.SIGTERM) == 0
                 assert b"STOPPING=1" in iter(lambda: systemd.recv(200), b"")
                 assert api.status(task_id)["status"] == "SUCCESS"
@@ -199,7 +200,7 @@ def test_log_level_of_the_command_line_wins(redis_server: RedisServer, tmp_path:
         f"example_agent_task.delay('id', {{'password': '{CANARY}'}})"
     )
     Program([sys.executable, "-c", enqueue], tmp_path / "enqueue.log", env).process.wait(10)
-    wait_until(lambda: redis_server.client(13).keys("celery-task-meta-*"))
+    wait_for(lambda: redis_server.client(13).keys("celery-task-meta-*"))
     assert quiet.stop() == loud.stop() == 0
     assert "INFO" not in quiet.output()
     assert {"DEBUG"} < {line["level"] for line in loud.log_lines()}

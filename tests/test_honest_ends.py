@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import INLINE, REPOSITORY, free_port
+from celery_durable.testing import free_port
+from tests.support import INLINE, REPOSITORY
 
 pytestmark = pytest.mark.timeout(180)
 

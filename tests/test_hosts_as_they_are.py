@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from celery_durable.testing import RedisServer
 from hosttools import preflight, web
-from tests.support import INLINE, REPOSITORY, RedisServer
+from tests.support import INLINE, REPOSITORY
 
 TASK_FILES = sorted(
     file

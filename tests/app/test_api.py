@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED
 from celery_durable.task_ids import new_task_id
+from celery_durable.testing import RedisServer, free_port, wait_for
 from celery_durable.web.rate_limit import MAX_CLIENTS, RateLimiter
 from durable_console.web.body import READ_BUDGET
-from tests.support import REPOSITORY, Api, Program, RedisServer, free_port, wait_until
+from tests.support import REPOSITORY, Api, Program
 
 JSON = {"content-type": "application/json"}
 
@@ -45,7 +46,7 @@ def uuid7(age: float) -> str:
 
 def post(api: Api, body: bytes | Iterator[bytes], **headers: str) -> httpx.Response:
     """Enqueue raw bytes."""
-    return api.client.post("/tasks/enqueue", content=body, headers={**JSON, **headers})
+    return api.post("/tasks/enqueue", content=body, headers={**JSON, **headers})
 
 
 def assert_refused(response: httpx.Response, status: int, words: str) -> None:
@@ -97,7 +98,7 @@ class TestEnqueue:
     """A task that is accepted is in the queue."""
 
     def test_accepted(self, lonely_api: Api, redis_server: RedisServer) -> None:
-        response = lonely_api.client.post("/tasks/enqueue", json={"data": {"key": "value"}})
+        response = lonely_api.post("/tasks/enqueue", json={"data": {"key": "value"}})
         assert response.status_code == 202
         answer = response.json()
         task_id = uuid.UUID(answer.pop("task_id"))
@@ -115,9 +116,9 @@ class TestEnqueue:
         api = Api(tmp_path / "api.log", env)
         try:
             answers = [
-                api.client.post("/tasks/enqueue", json={"task": "agent_run", "data": {}}),
-                api.client.post("/tasks/enqueue/batch", json=several),
-                api.client.post("/tasks/enqueue", json={"task": "example_agent_task", "data": {}}),
+                api.post("/tasks/enqueue", json={"task": "agent_run", "data": {}}),
+                api.post("/tasks/enqueue/batch", json=several),
+                api.post("/tasks/enqueue", json={"task": "example_agent_task", "data": {}}),
             ]
             assert [answer.status_code for answer in answers] == [202] * 3
             entries = {
@@ -135,7 +136,7 @@ class TestEnqueue:
     def test_an_idempotency_key_is_one_tasks(self, lonely_api: Api) -> None:
         bodies = [{"data": {}}, {"data": {}, "task": "agent_run"}, {"data": {}, "task": "example_agent_task"}]
         first, other, same = (
-            lonely_api.client.post("/tasks/enqueue", json=body, headers={"Idempotency-Key": "of-two"}).json()["task_id"]
+            lonely_api.post("/tasks/enqueue", json=body, headers={"Idempotency-Key": "of-two"}).json()["task_id"]
             for body in bodies
         )
         assert first == same != other
@@ -167,7 +168,7 @@ class TestEnqueue:
     def test_many_at_once(self, lonely_api: Api, redis_server: RedisServer) -> None:
         async def flood() -> list[int]:
             async with httpx.AsyncClient(
-                base_url=lonely_api.url, headers=lonely_api.client.headers, limits=httpx.Limits(max_connections=300)
+                base_url=lonely_api.url, headers=lonely_api.headers, limits=httpx.Limits(max_connections=300)
             ) as client:
                 posts = (client.post("/tasks/enqueue", json={"data": {}}, timeout=20) for _ in range(300))
                 return [response.status_code for response in await asyncio.gather(*posts)]
@@ -176,14 +177,14 @@ class TestEnqueue:
         assert redis_server.client(0).llen(DEFAULT_QUEUE) == 300
 
     def test_request_id_is_kept_when_sane(self, lonely_api: Api, redis_server: RedisServer) -> None:
-        response = lonely_api.client.post("/tasks/enqueue", json={"data": {}}, headers={"X-Request-ID": "me.1-2_3"})
+        response = lonely_api.post("/tasks/enqueue", json={"data": {}}, headers={"X-Request-ID": "me.1-2_3"})
         assert response.headers["X-Request-ID"] == "me.1-2_3"
         [entry] = redis_server.client(0).lrange(DEFAULT_QUEUE, 0, -1)
         assert json.loads(entry)["headers"]["request_id"] == "me.1-2_3"
 
     @pytest.mark.parametrize("request_id", ["two words", "x" * 129, "new{}line"])
     def test_request_id_is_replaced_when_odd(self, lonely_api: Api, request_id: str) -> None:
-        response = lonely_api.client.get("/health", headers={"X-Request-ID": request_id})
+        response = lonely_api.get("/health", headers={"X-Request-ID": request_id})
         assert response.headers["X-Request-ID"] not in ("", request_id)
 
 
@@ -393,7 +394,7 @@ class TestKey:
         assert httpx.get(f"{api.url}/metrics/celery").status_code == 200
 
     def test_it_is_in_no_log(self, refusing: Api) -> None:
-        assert refusing.client.get(f"/tasks/{refusing.key}?key={refusing.key}").status_code == 404
+        assert refusing.get(f"/tasks/{refusing.key}?key={refusing.key}").status_code == 404
         refusing.program.wait_for_output("/tasks/**?key=**")
         assert refusing.key not in refusing.program.output()
 
@@ -462,7 +463,7 @@ class TestLimits:
     def test_a_window_ends(self) -> None:
         limiter = RateLimiter("1/second")
         assert [limiter.hit("client"), limiter.hit("client"), limiter.hit("other")] == [0, 1, 0]
-        assert wait_until(lambda: limiter.hit("client") == 0, timeout=1.2)
+        assert wait_for(lambda: limiter.hit("client") == 0, seconds=1.2)
 
     def test_its_memory_is_bounded(self) -> None:
         limiter = RateLimiter("1/hour")
@@ -486,11 +487,11 @@ class TestHeaders:
         ],
     )
     def test_they_are_everywhere(self, lonely_api: Api, method: str, path: str) -> None:
-        assert_guarded(lonely_api.client.request(method, path))
+        assert_guarded(lonely_api.request(method, path))
         assert_guarded(httpx.request(method, lonely_api.url + path))
 
     def test_the_documentation_runs_its_own_scripts_alone(self, lonely_api: Api) -> None:
-        page = lonely_api.client.get("/docs")
+        page = lonely_api.get("/docs")
         policy = page.headers["Content-Security-Policy"]
         [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -515,11 +516,11 @@ class TestStatus:
         assert lonely_api.status(task_id)["status"] == "PENDING"
 
     def test_expired(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.client.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
+        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
 
     @pytest.mark.parametrize("age", [0, 3500, -3700])
     def test_never_accepted(self, lonely_api: Api, age: float) -> None:
-        assert_refused(lonely_api.client.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
+        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
 
     @pytest.mark.parametrize(
         "task_id",
@@ -527,10 +528,10 @@ class TestStatus:
         ids=["word", "version-4", "zeros", "braces", "nul", "slash", "euro", "no-utf-8"],
     )
     def test_any_text_can_be_an_id(self, lonely_api: Api, task_id: str) -> None:
-        assert_refused(lonely_api.client.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
+        assert_refused(lonely_api.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
 
     def test_too_long(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.client.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
+        assert_refused(lonely_api.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
 
     @pytest.mark.parametrize(
         ("state", "error", "line"),
@@ -587,34 +588,34 @@ class TestHealth:
     """With Redis, without workers."""
 
     def test_lives_and_is_ready(self, lonely_api: Api) -> None:
-        assert lonely_api.client.get("/health").json() == {"status": "healthy"}
-        assert lonely_api.client.get("/health/ready").json() == {"status": "ready"}
+        assert lonely_api.get("/health").json() == {"status": "healthy"}
+        assert lonely_api.get("/health/ready").json() == {"status": "ready"}
 
     @pytest.mark.parametrize("path", ["/health", "/health/ready"])
     def test_it_can_be_asked_for_the_head_alone(self, lonely_api: Api, path: str) -> None:
-        response = lonely_api.client.head(path)
+        response = lonely_api.head(path)
         assert (response.status_code, response.content) == (200, b"")
 
     def test_drained_it_is_not_ready_and_goes_on_serving(self, own: Own, tmp_path: Path) -> None:
         flag = tmp_path / "drained"
         api = own(DRAIN_FILE=str(flag))
-        assert api.client.get("/health/ready").status_code == 200
+        assert api.get("/health/ready").status_code == 200
         flag.touch()
-        response = api.client.get("/health/ready")
+        response = api.get("/health/ready")
         assert_refused(response, 503, "taken out of the balancer")
-        assert api.client.head("/health/ready").status_code == 503
-        assert api.client.get("/health").status_code == 200
-        assert api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202
+        assert api.head("/health/ready").status_code == 503
+        assert api.get("/health").status_code == 200
+        assert api.post("/tasks/enqueue", json={"data": {}}).status_code == 202
         flag.unlink()
-        assert api.client.get("/health/ready").status_code == 200
+        assert api.get("/health/ready").status_code == 200
 
     def test_no_workers(self, lonely_api: Api) -> None:
-        response = lonely_api.client.get("/health/celery")
+        response = lonely_api.get("/health/celery")
         assert response.status_code == 503
         assert response.json() == {"status": "unhealthy", "workers": [], "active_tasks": 0}
         assert "Retry-After" in response.headers
         assert response.elapsed.total_seconds() < 0.5
-        metrics = lonely_api.client.get("/metrics/celery")
+        metrics = lonely_api.get("/metrics/celery")
         assert metrics.json() == {"workers": {"count": 0, "names": []}, "tasks": {"active": 0, "scheduled": 0}}
 
 
@@ -622,17 +623,17 @@ class TestSurface:
     """Shape of everything else."""
 
     def test_unknown_route_and_method(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.client.get("/nothing"), 404, "Not Found")
-        assert_refused(lonely_api.client.get("/tasks/enqueue"), 405, "Method Not Allowed")
+        assert_refused(lonely_api.get("/nothing"), 404, "Not Found")
+        assert_refused(lonely_api.get("/tasks/enqueue"), 405, "Method Not Allowed")
 
     def test_documentation(self, lonely_api: Api) -> None:
-        page = lonely_api.client.get("/docs")
+        page = lonely_api.get("/docs")
         assert page.status_code == 200
         # The browser may reach this host alone.
         assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
         assert len(assets) >= 3
-        assert [lonely_api.client.get(asset).status_code for asset in assets] == [200] * len(assets)
-        paths = lonely_api.client.get("/openapi.json").json()["paths"]
+        assert [lonely_api.get(asset).status_code for asset in assets] == [200] * len(assets)
+        paths = lonely_api.get("/openapi.json").json()["paths"]
         enqueue = paths["/tasks/enqueue"]["post"]
         schema = enqueue["requestBody"]["content"]["application/json"]["schema"]
         assert schema["properties"]["data"]["type"] == "object"
@@ -651,13 +652,13 @@ class TestSurface:
     def test_documentation_can_be_switched_off(self, own: Own) -> None:
         api = own(API_DOCS="false")
         for path in ("/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui-bundle.js"):
-            assert_refused(api.client.get(path), 404, "Not Found")
+            assert_refused(api.get(path), 404, "Not Found")
         api.enqueue({})
 
     def test_internal_error_shows_no_trace(self, redis_server: RedisServer, tmp_path: Path) -> None:
         api = Api(tmp_path / "api.log", redis_server.environment(0, 1), app="tests.app.broken_api:app")
         try:
-            response = api.client.get("/broken", headers={"X-Request-ID": "find-me"})
+            response = api.get("/broken", headers={"X-Request-ID": "find-me"})
             assert_refused(response, 500, "find-me")
             assert response.headers["X-Request-ID"] == "find-me"
             assert_guarded(response)
@@ -689,14 +690,14 @@ class TestRedisGone:
 
     @staticmethod
     def _assert_unavailable(api: Api) -> None:
-        answers = [api.client.post("/tasks/enqueue", json={"data": {}})]
+        answers = [api.post("/tasks/enqueue", json={"data": {}})]
         paths = (f"/tasks/status/{uuid7(0)}", "/health/ready", "/health/celery", "/metrics/celery")
-        answers += [api.client.get(path) for path in paths]
+        answers += [api.get(path) for path in paths]
         for response in answers:
             assert response.status_code == 503, response.url
             assert response.headers["Retry-After"]
             assert response.elapsed.total_seconds() < 1, response.url
-        assert api.client.get("/health").status_code == 200
+        assert api.get("/health").status_code == 200
 
     def test_down_and_back(self, own_api: Api, own_redis: RedisServer) -> None:
         own_api.enqueue({})

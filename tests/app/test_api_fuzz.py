@@ -18,7 +18,8 @@ import schemathesis
 from app.api.body import _find_problem
 from app.api.models import VISIBLE_ASCII
 from app.api.tasks import LONGEST_WAIT
-from tests.support import REPOSITORY, Api, RedisServer, start_worker
+from celery_durable.testing import RedisServer
+from tests.support import REPOSITORY, Api, start_worker
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("answers as documented")]
 

@@ -21,6 +21,7 @@ from celery_durable.aio.publisher import NewTask, Publisher
 from celery_durable.keys import ACCEPTED, IDEMPOTENCY
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
+from celery_durable.testing import RedisServer, wait_for
 from tests.app.test_api import assert_guarded, assert_refused, uuid7
 from tests.app.test_enqueue_safety import (
     _append_only_file,
@@ -30,7 +31,7 @@ from tests.app.test_enqueue_safety import (
     running_api,
     running_redis,
 )
-from tests.support import REPOSITORY, Api, RedisServer, start_worker, wait_until
+from tests.support import REPOSITORY, Api, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +56,7 @@ def api(redis: RedisServer, lonely_api: Api) -> Api:
 def batch(api: Api, *tasks: Any, **headers: str) -> httpx.Response:
     """Enqueue tasks, each its data, or a whole entry."""
     entries = [task if isinstance(task, dict) and "data" in task else {"data": task} for task in tasks]
-    return api.client.post("/tasks/enqueue/batch", json={"tasks": entries}, headers=headers)
+    return api.post("/tasks/enqueue/batch", json={"tasks": entries}, headers=headers)
 
 
 def keyed(key: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -106,15 +107,15 @@ class TestEnqueue:
         api, worker = Api(tmp_path / "api.log", env), start_worker(tmp_path / "worker.log", env)
         try:
             ids = batch(api, {"a": 1}, keyed("sar-b", {"b": 2})).json()["task_ids"]
-            assert [api.wait_for(task_id, "SUCCESS")["result"]["data"] for task_id in ids] == [{"a": 1}, {"b": 2}]
-            wait_until(lambda: redis.client(0).hlen(ACCEPTED) == 0)
+            assert [api.wait(task_id)["result"]["data"] for task_id in ids] == [{"a": 1}, {"b": 2}]
+            wait_for(lambda: redis.client(0).hlen(ACCEPTED) == 0)
         finally:
             api.stop()
             worker.stop()
 
     def test_counted(self, api: Api) -> None:
         def enqueued() -> float:
-            page = api.client.get("/metrics").text
+            page = api.get("/metrics").text
             return sum(float(line.split()[1]) for line in page.splitlines() if "celery_tasks_enqueued_total{" in line)
 
         before = enqueued()
@@ -199,7 +200,7 @@ class TestNothing:
         ],
     )
     def test_a_wrong_entry(self, api: Api, redis: RedisServer, tasks: list[Any], words: str) -> None:
-        assert_refused(api.client.post("/tasks/enqueue/batch", json={"tasks": tasks}), 422, words)
+        assert_refused(api.post("/tasks/enqueue/batch", json={"tasks": tasks}), 422, words)
         assert nothing_is_there(redis)
 
     def test_a_large_body(self, api: Api, redis: RedisServer) -> None:
@@ -245,7 +246,7 @@ def test_a_batch_that_redis_forgets_is_back_once(redis: RedisServer, tmp_path: P
         size = _append_only_file(broker).stat().st_size
         lost = batch(api, {}, keyed("abtrfibo-a", {})).json()["task_ids"]
         lose_tail(broker, size)
-        wait_until(lambda: set(lost) <= set(queued(broker)))
+        wait_for(lambda: set(lost) <= set(queued(broker)))
         assert sorted(queued(broker)) == sorted(kept + lost)
         assert batch(api, keyed("abtrfibo-a", {})).json()["task_ids"] == lost[1:]
 
@@ -301,7 +302,7 @@ def test_the_rights_of_the_api_are_enough(restricted: Api) -> None:
 
 def statuses(api: Api, *task_ids: str) -> list[dict[str, Any]]:
     """Return what is answered about several tasks."""
-    response = api.client.post("/tasks/status", json={"task_ids": task_ids})
+    response = api.post("/tasks/status", json={"task_ids": task_ids})
     assert response.status_code == 200, response.text
     assert_guarded(response)
     answer = response.json()
@@ -328,7 +329,7 @@ class TestStatus:
         answers = statuses(api, *ids)
         assert [answer["code"] for answer in answers] == [200] * 5 + [404, 200, 410, 404, 200, 200]
         for task_id, answer in zip(ids, answers, strict=True):
-            single = api.client.get(f"/tasks/status/{task_id}")
+            single = api.get(f"/tasks/status/{task_id}")
             assert answer.pop("code") == single.status_code
             assert answer.pop("task_id") == (task_id.lower() if task_id == pending.upper() else task_id)
             expected = single.json()
@@ -359,7 +360,7 @@ class TestStatus:
         ],
     )
     def test_refused(self, api: Api, ids: list[Any], words: str) -> None:
-        assert_refused(api.client.post("/tasks/status", json={"task_ids": ids}), 422, words)
+        assert_refused(api.post("/tasks/status", json={"task_ids": ids}), 422, words)
 
     @pytest.mark.parametrize("gone", ["broker", "results"])
     def test_unavailable(self, tmp_path: Path, gone: str) -> None:
@@ -371,5 +372,5 @@ class TestStatus:
             task_id = api.enqueue({})
             {"broker": broker, "results": results}[gone].hang()
             began = time.monotonic()
-            assert_come_back_later(api.client.post("/tasks/status", json={"task_ids": [task_id]}), 503, "")
+            assert_come_back_later(api.post("/tasks/status", json={"task_ids": [task_id]}), 503, "")
             assert time.monotonic() - began < 1

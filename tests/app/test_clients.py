@@ -75,10 +75,10 @@ def test_a_wrong_proxy_is_rejected() -> None:
 @pytest.mark.integration
 def test_invented_methods_share_their_counters(lonely_api: Api) -> None:
     """The metrics' labels are a table of this kind, too."""
-    before = lonely_api.client.get("/metrics").text
+    before = lonely_api.get("/metrics").text
     for number in range(50):
         assert httpx.request(f"M{number}", f"{lonely_api.url}/health").status_code == 405
         assert httpx.request(f"M{number}", f"{lonely_api.url}/nowhere/{number}").status_code == 404
-    after = lonely_api.client.get("/metrics").text
+    after = lonely_api.get("/metrics").text
     assert len(after.splitlines()) < len(before.splitlines()) + 60
     assert set(re.findall(r'method="(\w+)"', after)) <= {*METHODS, "OTHER"}

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from app.api import connections
+from celery_durable.testing import RedisServer, wait_for
 from durable_console.flower import gate
 from test_flower import start_flower
-from tests.support import Api, Program, RedisServer, wait_until
+from tests.support import Api, Program
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("limits for connections, for each client and for headers")]
 
@@ -141,7 +142,7 @@ def test_headers_must_arrive_in_time(server: Api, sockets: ExitStack) -> None:
                 waiting.remove(entry)
         return not waiting
 
-    wait_until(all_closed, connections.HEADERS_BUDGET + 5, interval=0.5)
+    wait_for(all_closed, seconds=connections.HEADERS_BUDGET + 5)
     # Idle ones go after uvicorn's 5 s.
     assert time.monotonic() - began > connections.HEADERS_BUDGET - 1
 
@@ -174,7 +175,7 @@ def test_flower_serves_others_too(redis_server: RedisServer, sockets: ExitStack,
             if number % 100 == 0:
                 assert httpx.get(f"{url}/healthcheck", timeout=5).status_code == 200
         assert connections_of(program) < gate.MAX_CONNECTIONS + 50
-        wait_until(lambda: is_closed(opened[-1]), connections.HEADERS_BUDGET + 5, interval=0.5)
+        wait_for(lambda: is_closed(opened[-1]), seconds=connections.HEADERS_BUDGET + 5)
         large = b"POST /tasks/datatable HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (gate.MAX_BODY + 1)
         assert b"400 Bad Request" in connect(sockets, url, CLIENT, large).recv(4096)
     finally:

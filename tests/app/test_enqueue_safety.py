@@ -20,7 +20,8 @@ import redis
 
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, IDEMPOTENCY, LEASES, unacked_list
-from tests.support import Api, Program, RedisServer, start_worker, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +73,7 @@ def running_api(broker: RedisServer, results: RedisServer, directory: Path, **se
 
 def enqueue(api: Api, body: dict[str, Any] | None = None, **headers: str) -> httpx.Response:
     """Try to enqueue a task."""
-    return api.client.post("/tasks/enqueue", json=body or {"data": {}}, headers=headers)
+    return api.post("/tasks/enqueue", json=body or {"data": {}}, headers=headers)
 
 
 def with_key(api: Api, key: str, data: dict[str, Any] | None = None) -> httpx.Response:
@@ -120,7 +121,7 @@ class TestIdempotencyKey:
     @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "new\tline", "\xfc"])
     def test_malformed(self, api: Api, broker: RedisServer, key: str) -> None:
         headers = [(b"Idempotency-Key", key.encode("latin-1"))]
-        refused = api.client.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
         assert refused.status_code == 422
         assert "visible ASCII" in refused.json()["detail"]
         assert queued(broker) == []
@@ -128,7 +129,7 @@ class TestIdempotencyKey:
     def test_more_than_one(self, api: Api, broker: RedisServer) -> None:
         """Nobody knows which of them the client will repeat."""
         headers = [(b"Idempotency-Key", b"one"), (b"Idempotency-Key", b"two")]
-        refused = api.client.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
         assert (refused.status_code, refused.json()["detail"]) == (422, "Idempotency-Key: must be sent once.")
         assert queued(broker) == []
 
@@ -148,7 +149,7 @@ class TestIdempotencyKey:
         broker.hang()
         assert with_key(api, "order-1").status_code == 503
         wake(broker)
-        wait_until(lambda: queued(broker))
+        wait_for(lambda: queued(broker))
         assert [with_key(api, "order-1").json()["task_id"]] == queued(broker)
 
 
@@ -161,7 +162,7 @@ class TestFullQueue:
             assert_come_back_later(enqueue(api), 429, "The queue is full, 5 tasks wait")
             assert len(queued(broker)) == 5
             broker.client(0).ltrim(DEFAULT_QUEUE, 0, 3)
-            wait_until(lambda: enqueue(api).status_code == 202, timeout=2)
+            wait_for(lambda: enqueue(api).status_code == 202, seconds=2)
 
     def test_a_flood_does_not_get_beyond(self, broker: RedisServer, results: RedisServer, tmp_path: Path) -> None:
         with running_api(broker, results, tmp_path, QUEUE_MAX_LENGTH="100") as api:
@@ -190,7 +191,7 @@ class TestFullMemory:
         client = broker.client(0)
         client.config_set("maxmemory", 20 * MEGABYTE)
         client.config_resetstat()
-        wait_until(lambda: client.info("commandstats").get("cmdstat_zrange", {}).get("calls", 0) >= 2)  # the API knows
+        wait_for(lambda: client.info("commandstats").get("cmdstat_zrange", {}).get("calls", 0) >= 2)  # the API knows
         client.config_resetstat()
         accepted = self._flood(api)
         # Where nothing is evicted the sizes of single keys, which take time to measure, say nothing.
@@ -202,7 +203,7 @@ class TestFullMemory:
         assert client.info("memory")["used_memory"] < 0.9 * 20 * MEGABYTE
         client.lmove(DEFAULT_QUEUE, unacked_list("one", DEFAULT_QUEUE))  # a worker goes on
         client.delete(DEFAULT_QUEUE, unacked_list("one", DEFAULT_QUEUE))
-        wait_until(lambda: enqueue(api).status_code == 202, timeout=2)
+        wait_for(lambda: enqueue(api).status_code == 202, seconds=2)
 
     def test_shared_with_results(self, broker: RedisServer, tmp_path: Path) -> None:
         client = broker.client(0)
@@ -224,7 +225,7 @@ class TestFullMemory:
             store_results(range(1000), pause=0)
             assert evicted() > 0
             # As in earnest, where memory holds the results of minutes; what is new is not taken then.
-            wait_until(lambda: stored.object("idletime", "celery-task-meta-999") >= 3)
+            wait_for(lambda: stored.object("idletime", "celery-task-meta-999") >= 3)
             # Nobody uses these while the test runs; they look idle.
             client.lpush(held, "x")
             client.zadd(LEASES, {held: time.time()})
@@ -233,16 +234,16 @@ class TestFullMemory:
             storing = worker.submit(store_results, count(1000), pause=0.01)
             try:
                 before = evicted()
-                wait_until(lambda: evicted() > before + 50)
+                wait_for(lambda: evicted() > before + 50)
                 accepted = self._flood(api)
-                wait_until(lambda: evicted() > before + 1000)
+                wait_for(lambda: evicted() > before + 1000)
             finally:
                 done.set()
             storing.result()
             assert len(queued(broker)) == client.hlen(ACCEPTED) == accepted > 10
             assert client.exists(held, LEASES, DEAD_LETTERS) == 3
             client.delete(DEFAULT_QUEUE)
-            wait_until(lambda: enqueue(api).status_code == 202, timeout=2)
+            wait_for(lambda: enqueue(api).status_code == 202, seconds=2)
 
 
 class TestForgetfulRedis:
@@ -251,7 +252,7 @@ class TestForgetfulRedis:
     @staticmethod
     def _size(broker: RedisServer) -> int:
         """Return the size of the append-only file when it holds everything; Redis lags behind a slow disk."""
-        wait_until(lambda: broker.client(0).info("persistence")["aof_buffer_length"] == 0)
+        wait_for(lambda: broker.client(0).info("persistence")["aof_buffer_length"] == 0)
         return _append_only_file(broker).stat().st_size
 
     @staticmethod
@@ -269,7 +270,7 @@ class TestForgetfulRedis:
         assert api.status(kept)["status"] == "PENDING"
         assert api.status(keyed)["status"] == "PENDING"
         assert with_key(api, "order-1").json()["task_id"] == keyed
-        wait_until(lambda: {lost, keyed} <= set(queued(broker)))
+        wait_for(lambda: {lost, keyed} <= set(queued(broker)))
         new = api.enqueue({"new": True})
         assert sorted(queued(broker)) == sorted([kept, lost, keyed, new])
         assert broker.client(0).hgetall(ACCEPTED) == dict.fromkeys([kept, lost, keyed, new], "1")
@@ -281,7 +282,7 @@ class TestForgetfulRedis:
             size = self._size(broker)
             lost = api.enqueue({})
             lose_tail(broker, size)
-            wait_until(partial(self._is_queued, broker, lost))
+            wait_for(partial(self._is_queued, broker, lost))
         assert len(queued(broker)) == 3
 
     def test_running_task_is_not_run_twice(
@@ -292,12 +293,12 @@ class TestForgetfulRedis:
         try:
             size = self._size(broker)
             running = api.enqueue({})
-            api.wait_for(running, "PROGRESS")
+            api.wait(running, "PROGRESS")
             lose_tail(broker, size)
-            api.wait_for(running, "SUCCESS")
+            api.wait(running)
             after = api.enqueue({})
-            api.wait_for(after, "SUCCESS")
-            wait_until(lambda: broker.client(0).hlen(ACCEPTED) == 0)
+            api.wait(after)
+            wait_for(lambda: broker.client(0).hlen(ACCEPTED) == 0)
             assert queued(broker) == []
             assert worker.output().count("Task started") == 2
         finally:
@@ -311,10 +312,10 @@ class TestForgetfulRedis:
         env = {"CELERY_BROKER_URL": broker.url(0), "CELERY_RESULT_BACKEND": results.url(1)}
         worker = start_worker(tmp_path / "worker.log", env)
         try:
-            wait_until(lambda: broker.client(0).hlen(ACCEPTED) == 0)
+            wait_for(lambda: broker.client(0).hlen(ACCEPTED) == 0)
             lose_tail(broker, size)
-            wait_until(lambda: worker.output().count(f"[{done}] received") == 2)
-            wait_until(lambda: broker.client(0).hlen(ACCEPTED) == 0)
+            wait_for(lambda: worker.output().count(f"[{done}] received") == 2)
+            wait_for(lambda: broker.client(0).hlen(ACCEPTED) == 0)
             assert worker.output().count("Task started") == 1
         finally:
             worker.stop()
@@ -331,7 +332,7 @@ class TestForgetfulRedis:
         new = api.enqueue({})
         assert lost not in queued(broker)
         results.start()
-        wait_until(lambda: lost in queued(broker))
+        wait_for(lambda: lost in queued(broker))
         assert queued(broker)[1:] == [new, lost]
 
     def test_loading(self, api: Api, broker: RedisServer) -> None:
@@ -348,11 +349,11 @@ class TestForgetfulRedis:
         broker.program.wait_for_output("Server initialized")
         with pytest.raises(redis.BusyLoadingError):
             broker.client(0).llen(DEFAULT_QUEUE)
-        for response in (enqueue(api), api.client.get(f"/tasks/status/{lost}")):
+        for response in (enqueue(api), api.get(f"/tasks/status/{lost}")):
             assert_come_back_later(response, 503, "")
             assert response.elapsed.total_seconds() < 1
         broker.program.wait_for_output("Ready to accept connections")
-        wait_until(lambda: lost in queued(broker))
+        wait_for(lambda: lost in queued(broker))
 
 
 class TestStatus:
@@ -363,7 +364,7 @@ class TestStatus:
     def test_unavailable(self, api: Api, broker: RedisServer, results: RedisServer, gone: str, way: str) -> None:
         task_id = api.enqueue({})
         getattr({"broker": broker, "results": results}[gone], way)()
-        response = api.client.get(f"/tasks/status/{task_id}")
+        response = api.get(f"/tasks/status/{task_id}")
         assert_come_back_later(response, 503, "")
         assert response.elapsed.total_seconds() < 1
 
@@ -380,7 +381,7 @@ class TestStatus:
         with ThreadPoolExecutor(1) as worker:
             working = worker.submit(work)
             for task_id in tasks:
-                api.wait_for(task_id, "SUCCESS")  # fails on any answer but 200
+                api.wait(task_id)  # fails on any answer but 200
             working.result()
 
 
@@ -399,7 +400,7 @@ class TestOutage:
         assert sorted(seconds for _, seconds in answers)[296] < 1 + usual
         before = time.monotonic()
         broker.start() if way == "stop" else wake(broker)
-        wait_until(lambda: enqueue(api).status_code == 202, timeout=2)
+        wait_for(lambda: enqueue(api).status_code == 202, seconds=2)
         assert time.monotonic() - before < 2
 
 
@@ -408,7 +409,7 @@ async def parallel(api: Api, requests: int) -> list[tuple[int, float]]:
 
     By hand: 300 requests of a real client take longer to write than the server takes to answer.
     """
-    host, port = api.client.base_url.host, api.client.base_url.port
+    host, port = api.base_url.host, api.base_url.port
     content = b'{"data": {}}'
     head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {api.key}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
@@ -437,7 +438,7 @@ def _append_only_file(server: RedisServer) -> Path:
 def kill_and_cut(server: RedisServer, size: int) -> None:
     """Kill Redis and leave the first ``size`` bytes of its file and a torn command."""
     torn = size + 10
-    wait_until(lambda: _append_only_file(server).stat().st_size > torn)
+    wait_for(lambda: _append_only_file(server).stat().st_size > torn)
     server.stop()
     with _append_only_file(server).open("r+b") as file:
         file.truncate(torn)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_durable.testing import RedisServer
 from celery_durable.web import access_log
 from test_flower import start_flower
-from tests.support import Api, RedisServer
+from tests.support import Api
 
 LONG = 60_000
 
@@ -61,7 +62,7 @@ def test_a_flood_of_long_paths(redis_server: RedisServer, tmp_path: Path) -> Non
                 client.get("/health", params={"q": "z" * LONG})
                 client.request("M" * 10_000, "/health", headers={"X-Request-ID": "\x7f" * 5000, "Upgrade": "w" * 1000})
         seconds = time.monotonic() - began
-        known = [api.client.get(f"/tasks/status/{number}").request.url.path for number in range(100)]
+        known = [api.get(f"/tasks/status/{number}").request.url.path for number in range(100)]
         written = api.program.log.stat().st_size - before
         assert written < 1024 * 500 * (seconds / 18 + 1)
         lines = [line["message"] for line in api.program.log_lines()]

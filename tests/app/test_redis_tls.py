@@ -49,12 +49,12 @@ def api(server: TlsRedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_a_task_runs_to_its_end(api: Api) -> None:
-    assert api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")["result"]["status"] == "completed"
-    assert api.client.get("/health/celery").json()["workers"] != []
+    assert api.wait(api.enqueue({"key": "value"}))["result"]["status"] == "completed"
+    assert api.get("/health/celery").json()["workers"] != []
 
 
 def test_flower_sees_all(server: TlsRedisServer, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({}), "SUCCESS")
+    api.wait(api.enqueue({}))
     assert_flower_sees_all(tmp_path, server.environment(0, 1), api.key)
 
 
@@ -80,7 +80,7 @@ def test_a_server_that_proves_nothing_gets_no_password(
     api = Api(tmp_path / "api.log", environment)
     command = [sys.executable, "-m", "celery", "-A", "app.agents.worker", "worker", "-c", "1"]
     worker = Program(command, tmp_path / "worker.log", environment)
-    answer = api.client.post("/tasks/enqueue", json={"data": {}})
+    answer = api.post("/tasks/enqueue", json={"data": {}})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     worker.wait_for_output("CERTIFICATE_VERIFY_FAILED")
     api.stop()

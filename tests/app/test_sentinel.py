@@ -19,18 +19,8 @@ from app.settings import Settings
 from celery_durable import connection
 from celery_durable.aio import clients
 from celery_durable.options import Options
-from tests.support import (
-    ADMIN,
-    REPOSITORY,
-    Api,
-    Program,
-    RedisServer,
-    assert_flower_sees_all,
-    free_port,
-    of_the_console,
-    start_worker,
-    wait_until,
-)
+from celery_durable.testing import RedisServer, free_port, wait_for
+from tests.support import ADMIN, REPOSITORY, Api, Program, assert_flower_sees_all, of_the_console, start_worker
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -54,7 +44,7 @@ class Cluster:
         self.password, self.own_password = password, secrets.token_hex(16)
         self.ports = [free_port() for _ in range(3)]
         self.sentinels = [self._sentinel(directory / f"sentinel-{port}", port) for port in self.ports]
-        wait_until(lambda: all(self._knows_all(port) for port in self.ports), 30)
+        wait_for(lambda: all(self._knows_all(port) for port in self.ports), seconds=30)
 
     def _sentinel(self, directory: Path, port: int) -> Program:
         directory.mkdir()
@@ -99,13 +89,13 @@ class Cluster:
 
     def switch_over(self) -> None:
         """Make another server the primary; again when the sentinel gave up, as after a pause of 2 s (tilt)."""
-        wait_until(self.sees_replicas, 30)
+        wait_for(self.sees_replicas, seconds=30)
         former = self.primary()
         for _ in range(3):
             with contextlib.suppress(redis.ResponseError):  # It is still at it.
                 self.ask(self.ports[0]).sentinel_failover(PRIMARY)
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: self.primary() is not former, 15)
+                wait_for(lambda: self.primary() is not former, seconds=15)
                 return
         raise AssertionError("\n".join(sentinel.output() for sentinel in self.sentinels))
 
@@ -165,7 +155,7 @@ def load(api: Api, seconds: float, until_back: bool = False) -> tuple[list[str],
     deadline = last + seconds
     while time.monotonic() < deadline:
         try:
-            response = api.client.post("/tasks/enqueue", json={"data": {}})
+            response = api.post("/tasks/enqueue", json={"data": {}})
         except httpx.TransportError:
             continue
         assert response.status_code in {202, 503}, response.text
@@ -180,12 +170,12 @@ def load(api: Api, seconds: float, until_back: bool = False) -> tuple[list[str],
 
 
 def test_a_task_runs_to_its_end(api: Api) -> None:
-    assert api.wait_for(api.enqueue({"key": "value"}), "SUCCESS")["result"]["status"] == "completed"
-    assert api.client.get("/health/celery").json()["workers"] != []
+    assert api.wait(api.enqueue({"key": "value"}))["result"]["status"] == "completed"
+    assert api.get("/health/celery").json()["workers"] != []
 
 
 def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluster, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({}), "SUCCESS")
+    api.wait(api.enqueue({}))
     command = [*ADMIN, "inspect", "stats", "--json", "--timeout=5"]
     program = Program(command, tmp_path / "log", of_the_console(cluster.environment()), stderr=subprocess.STDOUT)
     assert program.process.wait(30) == 0, program.output()
@@ -194,7 +184,7 @@ def test_a_worker_tells_of_itself_without_the_sentinels_password(cluster: Cluste
 
 
 def test_flower_sees_all(cluster: Cluster, api: Api, tmp_path: Path) -> None:
-    api.wait_for(api.enqueue({}), "SUCCESS")
+    api.wait(api.enqueue({}))
     assert_flower_sees_all(tmp_path, cluster.environment(), api.key)
 
 
@@ -211,34 +201,34 @@ def test_nothing_accepted_is_lost_when_the_primary_dies(cluster: Cluster, api: A
     after, stalled = load(api, 30, until_back=True)
     assert after, "no task was accepted within 30 s"
     assert stalled < BACK_WITHIN
-    wait_until(lambda: cluster.primary() is not former)
+    wait_for(lambda: cluster.primary() is not former)
     for task_id in accepted + after:
-        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
+        api.wait(task_id, seconds=60, through_outages=True)
     former.start()
-    wait_until(lambda: whole(cluster), 30)
+    wait_for(lambda: whole(cluster), seconds=30)
     assert former.client(0).info("replication")["role"] == "slave"
 
 
 def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
     cluster.switch_over()
     # The former primary does not know it yet; who asks the sentinels again finds the new one.
-    wait_until(lambda: api.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202, 5)
+    wait_for(lambda: api.post("/tasks/enqueue", json={"data": {}}).status_code == 202, seconds=5)
     accepted, _ = load(api, 3)
     assert accepted
     for task_id in accepted:
-        api.wait_for(task_id, "SUCCESS", 60, through_outages=True)
-    wait_until(lambda: whole(cluster), 30)
+        api.wait(task_id, seconds=60, through_outages=True)
+    wait_for(lambda: whole(cluster), seconds=30)
 
 
 def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     marking = Api(tmp_path / "api.log", {**cluster.environment(), "BROKER_UNREPLICATED": "mark"})
     replicas = cluster.replicas()
-    wait_until(lambda: marking.client.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
+    wait_for(lambda: marking.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
     for replica in replicas:
         replica.hang()
     try:
-        refused = api.client.post("/tasks/enqueue", json={"data": {}})
-        marked = marking.client.post("/tasks/enqueue", json={"data": {}})
+        refused = api.post("/tasks/enqueue", json={"data": {}})
+        marked = marking.post("/tasks/enqueue", json={"data": {}})
     finally:
         for replica in replicas:
             replica.program.process.send_signal(signal.SIGCONT)
@@ -246,8 +236,8 @@ def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tm
     assert (refused.status_code, refused.elapsed.total_seconds() < 1) == (503, True)
     assert "Retry-After" in refused.headers
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
-    wait_until(lambda: whole(cluster), 30)
-    assert "replicated" not in api.client.post("/tasks/enqueue", json={"data": {}}).json()
+    wait_for(lambda: whole(cluster), seconds=30)
+    assert "replicated" not in api.post("/tasks/enqueue", json={"data": {}}).json()
 
 
 @pytest.fixture
@@ -306,7 +296,7 @@ def test_a_server_waits_for_a_majority(cluster: Cluster, tmp_path: Path) -> None
     output = tmp_path / "role"
     absent = free_port()
     program = role(cluster, "127.0.0.1:1", output, [cluster.ports[0], absent, absent])
-    wait_until(lambda: "No majority" in program.output())
+    wait_for(lambda: "No majority" in program.output())
     assert f"127.0.0.1:{cluster.ports[0]}: 127.0.0.1:{cluster.primary().port}" in program.output()
     assert f"127.0.0.1:{absent}: [Errno 111] Connection refused" in program.output()
     time.sleep(2)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from celery_durable.stored_results import UNKNOWN, state_of
 from celery_durable.task_ids import new_task_id
-from tests.support import Api, RedisServer
+from celery_durable.testing import RedisServer
+from tests.support import Api
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +61,7 @@ def plain(redis_server: RedisServer) -> Celery:
 
 def ask(api: Api, task_id: str) -> dict[str, Any]:
     """Return the status of a task with any id."""
-    response = api.client.get(f"/tasks/status/{quote(task_id, safe='')}")
+    response = api.get(f"/tasks/status/{quote(task_id, safe='')}")
     assert response.status_code == 200, response.text
     told: dict[str, Any] = response.json()
     return told
@@ -134,7 +135,7 @@ def test_deep_results(lonely_api: Api, redis_server: RedisServer, depth: int) ->
     """As deep as a worker's stack lets Celery write it."""
     deep = "[" * depth + "]" * depth
     redis_server.client(1).set("celery-task-meta-deep", f'{{"status": "SUCCESS", "result": {deep}}}')
-    response = lonely_api.client.get("/tasks/status/deep")
+    response = lonely_api.get("/tasks/status/deep")
     assert response.status_code == 200
     assert deep in response.text
 

@@ -16,10 +16,11 @@ import pytest
 
 from app.api.tasks import LONGEST_WAIT, WAITERS
 from celery_durable.aio.lookup import Lookup
+from celery_durable.testing import RedisServer, wait_for
 from tests.app.test_api import assert_guarded, assert_refused
 from tests.app.test_batches import batch, restricted
 from tests.app.test_enqueue_safety import running_api, running_redis, wake
-from tests.support import Api, RedisServer, start_worker, wait_until
+from tests.support import Api, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +78,7 @@ def begin(clients: ThreadPoolExecutor, redis: RedisServer, api: Api, *task_ids: 
     """Let clients wait, and return when they do."""
     before = heard(redis)
     waiting = [clients.submit(wait, api, task_id) for task_id in task_ids]
-    wait_until(lambda: heard(redis) == before + len(set(task_ids)))
+    wait_for(lambda: heard(redis) == before + len(set(task_ids)))
     time.sleep(0.1)  # the read after the subscription
     return waiting
 
@@ -94,10 +95,10 @@ def test_the_end_is_answered_at_once(api: Api, redis: RedisServer, clients: Thre
     assert time.monotonic() - stored_at < 1
     assert_guarded(ours.result())
     assert not later.done()
-    wait_until(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 1)
     store(redis, other, "no JSON")
     assert later.result().json()["status"] == "UNKNOWN"
-    wait_until(lambda: heard(redis) == 0)
+    wait_for(lambda: heard(redis) == 0)
 
 
 @pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
@@ -113,7 +114,7 @@ def test_the_present_state_at_the_time_limit(api: Api, redis: RedisServer, clien
     task_id = api.enqueue({})
     began = time.monotonic()
     waiting = clients.submit(wait, api, task_id, 1)
-    wait_until(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 1)
     store(redis, task_id, '{"status": "PROGRESS", "result": {"current": 1}}')
     response = waiting.result()
     assert (response.status_code, response.json()["status"]) == (200, "PROGRESS")
@@ -155,7 +156,7 @@ def test_whoever_is_one_too_many_is_answered_at_once(api: Api, redis: RedisServe
     response = wait(api, ids[-1])
     assert (response.status_code, response.json()["status"], response.headers["Retry-After"]) == (200, "PENDING", "2")
     # Others are served as ever.
-    assert api.client.get("/health").status_code == 200
+    assert api.get("/health").status_code == 200
     assert batch(api, {}).status_code == 202
     assert time.monotonic() - began < 1
     for task_id in ids:
@@ -178,8 +179,8 @@ def test_a_client_that_goes_away_makes_room(api: Api, redis: RedisServer) -> Non
         task_id = api.enqueue({})
         head = f"GET /tasks/status/{task_id}?wait=10 HTTP/1.1\r\nHost: {url.host}\r\nX-API-Key: {api.key}\r\n\r\n"
         connection.sendall(head.encode())
-        wait_until(lambda: heard(redis) == 1)
-    wait_until(lambda: heard(redis) == 0, timeout=2)
+        wait_for(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 0, seconds=2)
     assert [line for line in api.program.log_lines() if line["level"] == "ERROR"] == []
 
 
@@ -191,7 +192,7 @@ def test_redis_is_restarted_meanwhile(api: Api, redis: RedisServer, clients: Thr
     store(redis, unheard, publish=False)
     assert first.result().json()["status"] == "SUCCESS"
     assert not second.done()
-    wait_until(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 1)
     began = time.monotonic()
     store(redis, later)
     assert second.result().json()["status"] == "SUCCESS"
@@ -205,7 +206,7 @@ def test_redis_hangs_meanwhile(api: Api, redis: RedisServer, clients: ThreadPool
     redis.hang()
     api.program.wait_for_output("Results are not heard of at the moment")
     wake(redis)
-    wait_until(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 1)
     began = time.monotonic()
     store(redis, task_id)
     assert waiting.result().json()["status"] == "SUCCESS"
@@ -214,7 +215,7 @@ def test_redis_hangs_meanwhile(api: Api, redis: RedisServer, clients: ThreadPool
 
 def test_redis_is_gone_at_the_time_limit(api: Api, redis: RedisServer, clients: ThreadPoolExecutor) -> None:
     waiting = clients.submit(wait, api, api.enqueue({}), 2)
-    wait_until(lambda: heard(redis) == 1)
+    wait_for(lambda: heard(redis) == 1)
     redis.stop()
     assert waiting.result().status_code == 503
 
@@ -232,7 +233,7 @@ def test_a_stop_answers_all(api: Api, redis: RedisServer, clients: ThreadPoolExe
 
 @pytest.mark.parametrize("seconds", ["-1", str(LONGEST_WAIT + 1), "x", "", "nan", "1e9"])
 def test_rejected(lonely_api: Api, seconds: str) -> None:
-    assert_refused(lonely_api.client.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
+    assert_refused(lonely_api.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
 
 
 def test_the_rights_of_the_api_are_enough(restricted: Api) -> None:

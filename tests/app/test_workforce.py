@@ -10,7 +10,8 @@ import pytest
 
 from celery_durable.aio import workforce
 from celery_durable.metrics import WORKERS
-from tests.support import Api, RedisServer, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Api
 
 pytestmark = pytest.mark.integration
 REPORT = json.dumps({"pool": "prefork", "size": 4, "busy": 0, "held": 0, "began": 1})
@@ -31,14 +32,14 @@ def start(tmp_path: Path, redis: RedisServer, **env: str) -> Api:
 
 def ready(api: Api) -> dict[str, Any]:
     """It stays ready, whatever workers do: whoever has its results must be able to ask."""
-    response = api.client.get("/health/ready")
+    response = api.get("/health/ready")
     assert response.status_code == 200
     answer: dict[str, Any] = response.json()
     return answer
 
 
 def accepts(api: Api) -> bool:
-    response = api.client.post("/tasks/enqueue", json={"data": {}})
+    response = api.post("/tasks/enqueue", json={"data": {}})
     assert response.status_code in (202, 503), response.text
     if response.status_code == 503:
         assert response.json()["detail"].startswith("No worker has reported for ")
@@ -58,12 +59,12 @@ def test_workers_that_never_came_and_come_back(tmp_path: Path, redis: RedisServe
     try:
         began = time.monotonic()
         assert accepts(api)
-        wait_until(lambda: "tasks wait" in ready(api).get("detail", ""), LIMIT + 5)
-        wait_until(lambda: not accepts(api), LIMIT + 2 * workforce.LOOK_INTERVAL)
+        wait_for(lambda: "tasks wait" in ready(api).get("detail", ""), seconds=LIMIT + 5)
+        wait_for(lambda: not accepts(api), seconds=LIMIT + 2 * workforce.LOOK_INTERVAL)
         assert time.monotonic() - began > LIMIT - 3
         assert "2 are expected; tasks are rejected" in ready(api)["detail"]
         report(redis)
-        wait_until(lambda: accepts(api), 2 * workforce.LOOK_INTERVAL)
+        wait_for(lambda: accepts(api), seconds=2 * workforce.LOOK_INTERVAL)
         assert ready(api) == {"status": "ready"}
     finally:
         api.stop()

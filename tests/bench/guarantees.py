@@ -22,7 +22,8 @@ import trustme
 from rich.console import Console
 from rich.table import Table
 
-from tests.support import Program, RedisServer, TlsRedisServer, free_port, wait_until
+from celery_durable.testing import RedisServer, free_port, wait_for
+from tests.support import Program, TlsRedisServer
 
 TASKS = 6000
 CONNECTIONS = 64
@@ -106,7 +107,7 @@ def measure_enqueue(variant: Variant, env: dict[str, str], log: Path) -> float:
     limits = {"QUEUE_MAX_LENGTH": "1000000", "RATE_LIMIT": "1000000/second", "BACKEND_API_KEY": API_KEY}
     api = Program(command, log, {**env, **limits, "LOG_LEVEL": "warning"})
     try:
-        wait_until(lambda: _listens(port))
+        wait_for(lambda: _listens(port))
         return asyncio.run(_load(port))
     finally:
         api.stop()
@@ -142,9 +143,9 @@ def measure(variant: Variant, directory: Path) -> Measured:
     worker = Program([sys.executable, "-m", *command], directory / "worker.log", env)
     broker, clients = servers[0].client(0), [server.client(0) for server in servers]
     try:
-        wait_until(lambda: broker.llen("celery") <= FROM * TASKS, timeout=120, interval=0.01)
+        wait_for(lambda: broker.llen("celery") <= FROM * TASKS, seconds=120)
         left, calls, began = broker.llen("celery"), _calls(clients), time.monotonic()
-        wait_until(lambda: broker.llen("celery") <= TO * TASKS, timeout=300, interval=0.01)
+        wait_for(lambda: broker.llen("celery") <= TO * TASKS, seconds=300)
         done = left - broker.llen("celery")
         seconds, calls = time.monotonic() - began, _calls(clients) - calls
         worker.stop(signal.SIGKILL)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.host import PROJECT, ChaosError, Host, podman, wait_until
+from celery_durable.testing import wait_for
+from tests.chaos.host import PROJECT, ChaosError, Host, podman
 
 # Seconds from the end of a fault until the next task must start.
 RECOVERY_LIMIT = 15.0
@@ -77,7 +78,7 @@ def _kill_worker(host: Host) -> str:
 
 
 def _new_worker(host: Host, old: str) -> str:
-    new = wait_until(lambda: (pid := host.worker_pid()) != int(old) and pid, "another main process of the worker", 90)
+    new = wait_for(lambda: (pid := host.worker_pid()) != int(old) and pid, "another main process of the worker", 90)
     return f"main process {old}, then {new}"
 
 
@@ -90,7 +91,7 @@ def _busy_child(host: Host) -> int:
 
 
 def _kill_child(host: Host) -> str:
-    pid = wait_until(lambda: _busy_child(host), "a child that runs a task", 10)
+    pid = wait_for(lambda: _busy_child(host), "a child that runs a task", 10)
     main = host.worker_pid()
     if pid == main:
         raise ChaosError("the pool has no child processes")
@@ -100,7 +101,7 @@ def _kill_child(host: Host) -> str:
 
 def _child_is_gone(host: Host, seen: str) -> str:
     child, _, main = seen.partition(" of ")
-    wait_until(lambda: host.process_state(int(child)) in {"", "Z"}, "the child's end", 10)
+    wait_for(lambda: host.process_state(int(child)) in {"", "Z"}, "the child's end", 10)
     if host.worker_pid() != int(main):
         raise ChaosError("the main process has changed too")
     return f"child {child} gone, main process {main} the same"
@@ -109,7 +110,7 @@ def _child_is_gone(host: Host, seen: str) -> str:
 def _stop_worker_process(host: Host) -> str:
     pid = host.worker_pid()
     host.run(f"kill -STOP {pid}")
-    wait_until(lambda: host.process_state(pid) == "T", "the stopped state", 5)
+    wait_for(lambda: host.process_state(pid) == "T", "the stopped state", 5)
     return f"main process {pid} in state T"
 
 
@@ -153,7 +154,7 @@ def _restart_both(host: Host) -> str:
 
 
 def _redis_is_back(host: Host, seen: str) -> None:  # noqa: ARG001 - one signature for all
-    wait_until(host.redis_answers, "both Redis answer", 30)
+    wait_for(host.redis_answers, "both Redis answer", 30)
 
 
 def _kill_broker(host: Host) -> str:
@@ -212,7 +213,7 @@ def _move_broker_to_small_disk(host: Host) -> None:
       cp -a {ASIDE}/. {BROKER_DATA}
       systemctl start redis-server@broker
     """)
-    wait_until(host.is_healthy, "the stack on the small disk", 60)
+    wait_for(host.is_healthy, "the stack on the small disk", 60)
 
 
 def _move_broker_back(host: Host) -> None:
@@ -238,12 +239,12 @@ def _fill_disk(host: Host) -> str:
         answer = host.redis(BROKER, "SET chaos:probe 1")
         return "" if answer == "OK" else answer
 
-    return f"Redis said: {wait_until(refusal, 'a refusal of Redis', 15)[:60]}"
+    return f"Redis said: {wait_for(refusal, 'a refusal of Redis', 15)[:60]}"
 
 
 def _free_disk(host: Host, seen: str) -> None:  # noqa: ARG001 - one signature for all
     host.run(f"rm {BROKER_DATA}/filler")
-    wait_until(lambda: host.redis(BROKER, "DEL chaos:probe").isdigit(), "the broker takes writes", 30)
+    wait_for(lambda: host.redis(BROKER, "DEL chaos:probe").isdigit(), "the broker takes writes", 30)
 
 
 def _truncate_log(host: Host) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from celery_durable.testing import wait_for
 
 PROJECT = Path(__file__).parents[2]
 LEDGER = "/var/lib/chaos/ledger/ledger.jsonl"
 API_KEY = "/etc/typesafe/secrets/api/BACKEND_API_KEY"
 REDIS_CONFIGS = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
-
-Value = TypeVar("Value")
 
 # Process 1 of each host, as this machine numbers it.
 _PIDS: dict[str, str] = {}
@@ -25,20 +23,6 @@ _PIDS: dict[str, str] = {}
 
 class ChaosError(Exception):
     """The harness could not do or see what the row is about."""
-
-
-def wait_until(condition: Callable[[], Value], what: str, seconds: float) -> Value:
-    """Return the first true value of ``condition``, asked about five times a second.
-
-    Raises:
-        ChaosError: there was none within ``seconds``.
-    """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise ChaosError(f"{what}: not within {seconds:.0f} s")
 
 
 def command(*words: str | Path, stdin: str = "", check: bool = True, seconds: float = 60) -> str:
@@ -132,7 +116,7 @@ class Host:
     def wait_for_boot(self) -> None:
         """Wait until systemd has started everything."""
         booted = ("running", "degraded")
-        wait_until(lambda: self.run("systemctl is-system-running", check=False) in booted, "the end of the boot", 90)
+        wait_for(lambda: self.run("systemctl is-system-running", check=False) in booted, "the end of the boot", 90)
 
     # Redis
 

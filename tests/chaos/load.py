@@ -12,6 +12,8 @@ from typing import Self
 
 import httpx
 
+from tests.api_client import ApiClient
+
 # Seconds after which a client gives up on one request, and pauses before it repeats one.
 REQUEST_TIMEOUT = 5.0
 PAUSE = 1.0
@@ -86,8 +88,7 @@ class Load:
 def not_successful(url: str, key: str, ids: set[str]) -> set[str]:
     """Return those tasks that the API does not call SUCCESS; an API that does not answer knows of none."""
     left = set(ids)
-    session = httpx.Client(base_url=url, headers={"X-API-Key": key}, timeout=REQUEST_TIMEOUT)
-    with session as client, suppress(httpx.TransportError):
+    with ApiClient(url, key) as client, suppress(httpx.TransportError):
         for task_id in ids:
             answer = client.get(f"/tasks/status/{task_id}")
             if answer.status_code == 200 and answer.json()["status"] == "SUCCESS":

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from celery_durable.testing import wait_for
 from tests.chaos.faults import Fault
-from tests.chaos.host import ChaosError, Host, wait_until
+from tests.chaos.host import ChaosError, Host
 from tests.chaos.load import Load, not_successful
 
 # Seconds that a row waits for the first task after the fault before it gives up on it.
@@ -66,14 +67,14 @@ def run(host: Host, fault: Fault, pace: Pace) -> Result:
     began = time.monotonic()
     try:
         _run(host, fault, pace, result)
-    except ChaosError as error:
+    except (ChaosError, AssertionError) as error:
         result.problems.append(str(error))
     result.seconds = time.monotonic() - began
     return result
 
 
 def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
-    wait_until(host.is_healthy, "Redis, API, worker and Flower healthy before the row", 60)
+    wait_for(host.is_healthy, "Redis, API, worker and Flower healthy before the row", 60)
     fault.prepare(host)
     try:
         host.forget_ledger()
@@ -101,7 +102,7 @@ def _inject(host: Host, fault: Fault, result: Result) -> float:
         fault.heal(host, seen)
         healed = time.time()
         result.proof = fault.proof(host, seen)
-    except ChaosError as error:
+    except (ChaosError, AssertionError) as error:
         result.problems.append(f"The fault did not happen: {error}")
         healed = time.time()
     return issued if fault.over_at_once else healed

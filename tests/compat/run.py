@@ -23,7 +23,8 @@ from xml.etree import ElementTree as ET
 import redis
 import yaml
 
-from tests.support import REPOSITORY, Program, free_port
+from celery_durable.testing import free_port
+from tests.support import REPOSITORY, Program
 
 # Test (a pattern of its name) -> why the platform differs. A row that nothing needs any more fails the run.
 EXCEPTIONS: dict[str, str] = {}

@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import REPOSITORY, free_port, wait_until
+from celery_durable.testing import free_port, wait_for
+from tests.api_client import ApiClient
+from tests.support import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -133,32 +135,14 @@ class Compose:
         health = self.inspect(container)["State"]["Health"]
         return health["Status"] == "healthy", health["Log"][-1]["Output"] if health["Log"] else ""
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        """Ask the API."""
-        return httpx.get(
-            f"http://127.0.0.1:{self.api_port}{path}", headers={"X-API-Key": self.key}, timeout=10, **options
-        )
-
-    def enqueue(self) -> str:
-        """Send a task; return its id."""
-        url = f"http://127.0.0.1:{self.api_port}/tasks/enqueue"
-        answer = httpx.post(url, headers={"X-API-Key": self.key}, json={"data": {"key": "value"}}, timeout=10)
-        assert answer.status_code == 202, answer.text
-        task_id: str = answer.json()["task_id"]
-        return task_id
-
-    def state(self, task_id: str) -> str:
-        """Return a task's state."""
-        state: str = self.get(f"/tasks/status/{task_id}").json()["status"]
-        return state
-
-    def wait_for(self, task_ids: list[str], timeout: float = 60) -> None:
-        """Wait until all of them have succeeded."""
-        wait_until(lambda: all(self.state(task_id) == "SUCCESS" for task_id in task_ids), timeout, interval=0.5)
+    @property
+    def api(self) -> ApiClient:
+        """A client of the API."""
+        return ApiClient(f"http://127.0.0.1:{self.api_port}", self.key)
 
     def workers(self) -> list[str]:
         """Return the names of the workers that answer."""
-        names: list[str] = self.get("/health/celery").json().get("workers", [])
+        names: list[str] = self.api.get("/health/celery").json().get("workers", [])
         return names
 
 
@@ -175,7 +159,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
-    stack.wait_for([stack.enqueue()])
+    stack.api.wait(stack.api.enqueue(), seconds=60)
     api = f"http://127.0.0.1:{stack.api_port}/tasks/enqueue"
     assert httpx.post(api, headers={"X-API-Key": "wrong"}, json={"data": {}}).status_code == 401
     flower = f"http://127.0.0.1:{stack.flower_port}/flower/"
@@ -213,7 +197,7 @@ def test_the_guides_commands_answer(stack: Compose) -> None:
     assert stack.compose("exec", "-T", "redis", "redis-cli", "ping") == "PONG\n"
     assert "ready" in stack.compose("logs", "celery-worker")
     assert "celery-worker" in stack.compose("ps")
-    assert stack.get("/health").json()["status"] == "healthy"
+    assert stack.api.get("/health").json()["status"] == "healthy"
 
 
 def test_each_redis_has_its_policy(stack: Compose) -> None:
@@ -312,48 +296,49 @@ def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> Non
 
 
 def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
-    task = stack.enqueue()
-    wait_until(lambda: stack.state(task) == "PROGRESS")
+    task = stack.api.enqueue()
+    wait_for(lambda: stack.api.state(task) == "PROGRESS")
     stack.compose("stop", "celery-worker")
-    assert stack.state(task) == "SUCCESS"
+    assert stack.api.state(task) == "SUCCESS"
     stack.compose("start", "celery-worker")
-    wait_until(lambda: len(stack.workers()) == 1, timeout=40)
+    wait_for(lambda: len(stack.workers()) == 1, seconds=40)
 
 
 def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
     stack.compose("up", "--detach", "--scale", "celery-worker=4")
-    wait_until(lambda: len(stack.workers()) == 4, timeout=60)
+    wait_for(lambda: len(stack.workers()) == 4, seconds=60)
     assert len(set(stack.workers())) == 4
     killed, lost, *_ = stack.containers("celery-worker")
     process = stack.inspect(killed)["State"]["Pid"]
-    tasks = [stack.enqueue() for _ in range(24)]
+    tasks = [stack.api.enqueue() for _ in range(24)]
     # Three rounds of two in each of the four: all of them are busy from the first on.
-    wait_until(lambda: sum(stack.state(task) == "PROGRESS" for task in tasks) >= 4)
+    wait_for(lambda: sum(stack.api.state(task) == "PROGRESS" for task in tasks) >= 4)
     # One comes back as what it was, and one never does.
     os.kill(process, signal.SIGKILL)
     stack.run(ENGINE, "rm", "--force", *(["--time", "0"] if ENGINE == "podman" else []), lost)
     held = f"unacked:default@{lost[:12]}:celery"
     assert int(stack.compose("exec", "-T", "redis-broker", "redis-cli", "llen", held)) > 0
-    stack.wait_for(tasks, timeout=90)
-    wait_until(lambda: len(stack.workers()) == 3, timeout=30)
+    for task in tasks:
+        stack.api.wait(task, seconds=90)
+    wait_for(lambda: len(stack.workers()) == 3, seconds=30)
 
 
 def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     container = stack.containers("celery-worker")[0]
-    wait_until(lambda: stack.probe(container)[0], timeout=60)
+    wait_for(lambda: stack.probe(container)[0], seconds=60)
     before = stack.inspect(container)["State"]["StartedAt"]
     # PID 1 is tini; its only child is the worker.
     init = stack.inspect(container)["State"]["Pid"]
     worker = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
-    wait_until(
+    wait_for(
         lambda: (
             "No sign of life" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
         ),
-        20,
+        seconds=20,
     )
-    wait_until(lambda: stack.inspect(container)["State"]["StartedAt"] != before, timeout=30)
-    wait_until(lambda: stack.probe(container)[0], timeout=60)
+    wait_for(lambda: stack.inspect(container)["State"]["StartedAt"] != before, seconds=30)
+    wait_for(lambda: stack.probe(container)[0], seconds=60)
 
 
 def test_down_takes_all_of_it_away_but_the_data(stack: Compose) -> None:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.support import REPOSITORY, Program, Stack, free_port, wait_until
+from celery_durable.testing import free_port, wait_for
+from tests.support import REPOSITORY, Program, Stack
 
 SOURCE = REPOSITORY / "examples/shop"
 INVENTORY = REPOSITORY / "inventories/example-app"
@@ -118,9 +119,9 @@ def test_orders_are_done_with_the_inventorys_variables(shop: Shop) -> None:
     assert is_done(api, number, 11)
 
     lost = order(api, "tea", "unknown")
-    wait_until(lambda: api.get(f"/orders/{lost}").json()["status"] == "failed")
+    wait_for(lambda: api.get(f"/orders/{lost}").json()["status"] == "failed")
     assert api.post("/reports").status_code == 202
-    wait_until((shop.directory / "uploads/report.txt").exists)
+    wait_for((shop.directory / "uploads/report.txt").exists)
     assert (shop.directory / "uploads/report.txt").read_text() == "done 1\nfailed 1\n"
     assert not (SOURCE / "dev.sqlite3").exists()
 
@@ -130,13 +131,13 @@ def test_no_order_is_lost_by_a_killed_worker(shop: Shop) -> None:
     api = shop.api()
     first = shop.worker()
     numbers = [order(api, "tea", "bread", "milk") for _ in range(4)]
-    wait_until(lambda: api.get(f"/orders/{numbers[0]}").json()["status"] == "pricing")
+    wait_for(lambda: api.get(f"/orders/{numbers[0]}").json()["status"] == "pricing")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait(10)
     assert not all(is_done(api, number, 12) for number in numbers)
     shop.worker()
     for number in numbers:
-        wait_until(lambda number=number: is_done(api, number, 12), 60)  # type: ignore[misc]
+        wait_for(lambda number=number: is_done(api, number, 12), seconds=60)  # type: ignore[misc]
     assert shop.stack.redis.client(0).llen("dead_letters") == 0
 
 

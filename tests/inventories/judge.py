@@ -27,7 +27,8 @@ from dotenv import dotenv_values
 from app.agents.config import celery_config
 from app.settings import Settings
 from celery_durable.address import RedisAddress
-from tests.support import REPOSITORY, Program, ansible_report, free_port, load_plugin
+from celery_durable.testing import free_port
+from tests.support import REPOSITORY, Program, ansible_report, load_plugin
 
 HERE = Path(__file__).parent
 sentinel_config = load_plugin("roles/redis_sentinel/library/redis_sentinel_config.py")

@@ -18,7 +18,7 @@ import yaml
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from tests.support import free_port, wait_until
+from celery_durable.testing import free_port, wait_for
 
 Manifest = dict[str, Any]
 
@@ -243,7 +243,7 @@ def serving(cluster: ClusterApi) -> Iterator[ClusterApi]:
     server = uvicorn.Server(uvicorn.Config(cluster.application(), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_until(lambda: server.started, 10)
+    wait_for(lambda: server.started, seconds=10)
     cluster.url = f"http://127.0.0.1:{port}"
     try:
         yield cluster

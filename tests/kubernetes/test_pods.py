@@ -18,8 +18,9 @@ import httpx
 import pytest
 import yaml
 
+from celery_durable.testing import wait_for
+from tests.api_client import ApiClient
 from tests.kubernetes.manifests import ROOT, Manifest, named, playbook, random_secrets, read, render, workloads
-from tests.support import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -152,7 +153,7 @@ class Cluster:
 
     def wait_for(self, name: str, probe: str) -> None:
         """Wait until a probe succeeds."""
-        wait_until(lambda: self.probe(name, probe) == 0, 60, 0.3)
+        wait_for(lambda: self.probe(name, probe) == 0, seconds=60)
 
     def address(self, name: str) -> str:
         """Return a pod's address."""
@@ -169,32 +170,6 @@ class Cluster:
             podman("pod", "rm", "--force", "--time", "0", pod, check=False)
         podman("network", "rm", "--force", self.network, check=False)
         podman("image", "prune", "--force", f"--filter=label=org.opencontainers.image.title={STAGE}", check=False)
-
-
-class Api:
-    """The API as a client sees it."""
-
-    def __init__(self, address: str, key: str) -> None:
-        """Talk to the pod at this address."""
-        self._client = httpx.Client(base_url=f"http://{address}:8000", headers={"X-API-Key": key}, timeout=10)
-
-    def get(self, path: str) -> httpx.Response:
-        """Ask for a path."""
-        return self._client.get(path)
-
-    def send(self) -> str:
-        """Enqueue a task that takes TASK_SECONDS; return its id."""
-        answer = self._client.post("/tasks/enqueue", json={"data": {"key": "value"}})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["task_id"])
-
-    def status(self, task: str) -> str:
-        """Return a task's state."""
-        return str(self.get(f"/tasks/status/{task}").json()["status"])
-
-    def wait_for(self, tasks: list[str], state: str = "SUCCESS", timeout: float = 60) -> None:
-        """Wait until all of these tasks are in a state."""
-        wait_until(lambda: all(self.status(task) == state for task in tasks), timeout, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +200,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) ->
 
 
 @pytest.fixture(scope="module")
-def api(cluster: Cluster, values: dict[str, Any]) -> Api:
+def api(cluster: Cluster, values: dict[str, Any]) -> ApiClient:
     """The API, as soon as it can take work."""
-    api = Api(cluster.address("api"), values["backend_api_key"])
+    api = ApiClient(f"http://{cluster.address('api')}:8000", values["backend_api_key"])
 
     def ready() -> bool:
         try:
@@ -235,23 +210,23 @@ def api(cluster: Cluster, values: dict[str, Any]) -> Api:
         except httpx.HTTPError:
             return False
 
-    wait_until(ready, 60, 0.3)
+    wait_for(ready, seconds=60)
     cluster.wait_for("celery-worker", "startupProbe")
     return api
 
 
-def running(api: Api, task: str) -> None:
+def running(api: ApiClient, task: str) -> None:
     """Wait until a worker is in the middle of a task."""
-    wait_until(lambda: api.status(task) in {"STARTED", "PROGRESS"}, 30, 0.05)
+    wait_for(lambda: api.state(task) in {"STARTED", "PROGRESS"}, seconds=30)
 
 
-def test_a_task_goes_through(api: Api) -> None:
-    task = api.send()
-    api.wait_for([task])
+def test_a_task_goes_through(api: ApiClient) -> None:
+    task = api.enqueue()
+    api.wait(task, seconds=60)
     assert api.get("/health/celery").json()["workers"] == ["default@celery-worker-0"]
 
 
-def test_the_probes_answer(cluster: Cluster, api: Api) -> None:
+def test_the_probes_answer(cluster: Cluster, api: ApiClient) -> None:
     for name in ("redis", "redis-broker"):
         assert cluster.probe(name, "livenessProbe") == 0
     for name in ("script-keeper", "celery-worker"):
@@ -262,7 +237,7 @@ def test_the_probes_answer(cluster: Cluster, api: Api) -> None:
     assert httpx.get(f"http://{cluster.address('flower')}:5555/flower/").status_code == 401
 
 
-def test_the_containers_have_no_rights(cluster: Cluster, api: Api) -> None:  # noqa: ARG001 - all of them run
+def test_the_containers_have_no_rights(cluster: Cluster, api: ApiClient) -> None:  # noqa: ARG001 - all of them run
     for name in cluster.pods:
         status = podman("exec", cluster.container(name), "cat", "/proc/1/status")
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -275,46 +250,52 @@ def test_the_containers_have_no_rights(cluster: Cluster, api: Api) -> None:  # n
         assert written.returncode != 0, name
 
 
-def test_no_secret_is_in_the_environment_or_an_argument(cluster: Cluster, api: Api, values: dict[str, Any]) -> None:  # noqa: ARG001
+def test_no_secret_is_in_the_environment_or_an_argument(
+    cluster: Cluster,
+    api: ApiClient,  # noqa: ARG001 - all of them run
+    values: dict[str, Any],
+) -> None:
     flat = [*values["redis_user_passwords"].values(), values["backend_api_key"], values["redis_password"]]
     for name in cluster.pods:
         seen = podman("exec", cluster.container(name), "cat", "/proc/1/environ", "/proc/1/cmdline")
         assert not any(value in seen for value in flat), name
 
 
-def test_a_worker_pod_killed_in_the_middle_of_its_tasks_loses_none(cluster: Cluster, api: Api) -> None:
-    tasks = [api.send() for _ in range(6)]
+def test_a_worker_pod_killed_in_the_middle_of_its_tasks_loses_none(cluster: Cluster, api: ApiClient) -> None:
+    tasks = [api.enqueue() for _ in range(6)]
     running(api, tasks[0])
     podman("pod", "rm", "--force", "--time", "0", cluster.pods["celery-worker"])
     time.sleep(TASK_SECONDS)  # nobody else finishes them meanwhile
-    assert any(api.status(task) != "SUCCESS" for task in tasks)
+    assert any(api.state(task) != "SUCCESS" for task in tasks)
     # As a StatefulSet does it: under the same name.
     cluster.start("celery-worker")
     began = time.monotonic()
-    api.wait_for(tasks)
+    for task in tasks:
+        api.wait(task, seconds=60)
     # At once, and not when the dead worker's lease has run out (task_time_limit and 15 s).
     assert time.monotonic() - began < 45
     assert "celery_dead_letters 0.0" in api.get("/metrics").text
 
 
-def test_a_stop_lets_running_tasks_end(cluster: Cluster, api: Api) -> None:
+def test_a_stop_lets_running_tasks_end(cluster: Cluster, api: ApiClient) -> None:
     cluster.wait_for("celery-worker", "startupProbe")
-    task = api.send()
+    task = api.enqueue()
     running(api, task)
     # TERM to process 1 and the grace period, as the kubelet does it.
     podman("stop", "--time", "90", cluster.container("celery-worker"))
-    assert api.status(task) == "SUCCESS"
+    assert api.state(task) == "SUCCESS"
     state = json.loads(podman("inspect", cluster.container("celery-worker")))[0]["State"]
     assert state["ExitCode"] == 0
     podman("pod", "rm", "--force", "--time", "0", cluster.pods["celery-worker"])
 
 
-def test_what_waits_survives_a_new_broker_pod(cluster: Cluster, api: Api) -> None:
-    tasks = [api.send() for _ in range(5)]
+def test_what_waits_survives_a_new_broker_pod(cluster: Cluster, api: ApiClient) -> None:
+    tasks = [api.enqueue() for _ in range(5)]
     podman("pod", "rm", "--force", "--time", "0", cluster.pods["redis-broker"])
     assert api.get("/health/ready").status_code == 503
     cluster.start("redis-broker")
     cluster.wait_for("redis-broker", "readinessProbe")
     cluster.start("celery-worker")
-    wait_until(lambda: api.get("/health/ready").status_code == 200, 30, 0.3)
-    api.wait_for(tasks)
+    wait_for(lambda: api.get("/health/ready").status_code == 200, seconds=30)
+    for task in tasks:
+        api.wait(task, seconds=60)

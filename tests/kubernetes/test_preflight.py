@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from celery_durable.testing import free_port
 from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, serving
 from tests.kubernetes.manifests import ROOT, VERSIONS, playbook, random_secrets
-from tests.support import INLINE, free_port
+from tests.support import INLINE
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "good": ({}, []),

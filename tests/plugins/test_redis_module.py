@@ -19,7 +19,8 @@ import pytest
 import trustme
 import yaml
 
-from tests.support import REPOSITORY, free_port
+from celery_durable.testing import free_port
+from tests.support import REPOSITORY
 
 ROLE = REPOSITORY / "roles/redis"
 PASSWORD = "Test-only-" + "pass-0123456789"

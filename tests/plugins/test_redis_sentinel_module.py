@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support import Program, RedisServer, free_port, load_plugin, wait_until
+from celery_durable.testing import RedisServer, free_port, wait_for
+from tests.support import Program, load_plugin
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +58,7 @@ def test_what_sentinel_has_rewritten_is_no_difference(server: RedisServer, tmp_p
             return False
         return bool(state["is_master"] and not state["is_sdown"])
 
-    wait_until(sees)
+    wait_for(sees)
     client.execute_command("SENTINEL", "FLUSHCONFIG")  # type: ignore[no-untyped-call]
     sentinel.stop(signal.SIGKILL)
     now = module.parse(file.read_text())

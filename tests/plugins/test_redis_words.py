@@ -12,7 +12,8 @@ import pytest
 import redis
 import yaml
 
-from tests.support import REPOSITORY, Program, free_port, load_plugin
+from celery_durable.testing import free_port
+from tests.support import REPOSITORY, Program, load_plugin
 
 judge = load_plugin("roles/redis/filter_plugins/redis_words.py")
 reserved = load_plugin("roles/redis/filter_plugins/redis_values.py").RESERVED_SETTINGS

@@ -17,7 +17,8 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from tests.support import REPOSITORY, free_port, load_plugin
+from celery_durable.testing import free_port
+from tests.support import REPOSITORY, load_plugin
 
 
 def test_setup_stops_when_the_package_index_cannot_be_reached(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from conftest import CURL, Api, Process, security_exposure, wait_for
+from conftest import CURL, Api, Process, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 UNIT = "typesafe-api.service"
 
 
 def test_it_answers_on_the_loopback_address_alone(host: Host, api: Api) -> None:
-    assert api.call("GET", "/health")[0] == 200
+    assert api.get("/health").status_code == 200
     listeners = host.check_output("ss --no-header --listening --tcp --numeric 'sport = :8000'").splitlines()
     assert [line.split()[3] for line in listeners] == ["127.0.0.1:8000"]
 
@@ -45,9 +47,9 @@ def test_it_may_connect_to_redis_but_not_outwards(host: Host) -> None:
 
 def test_a_task_goes_through_and_a_bad_one_does_not(api: Api) -> None:
     api.wait(api.enqueue())
-    assert api.call("POST", "/tasks/enqueue", {"data": "not an object"})[0] == 422
-    assert api.call("GET", "/tasks/status/not-an-id")[0] == 404
-    assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
+    assert api.post("/tasks/enqueue", json={"data": "not an object"}).status_code == 422
+    assert api.get("/tasks/status/not-an-id").status_code == 404
+    assert api.get("/metrics/celery").json()["workers"]["count"] == 1
 
 
 def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: Api) -> None:
@@ -62,7 +64,7 @@ def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: A
 
     task = 'task="app.agents.tasks.example_task.example_agent_task"'
     ended = f'celery_tasks_ended_total{{outcome="succeeded",{task}}}'
-    wait_for(lambda: numbers().get(ended, 0) >= len(before), "the worker's counts")
+    wait_for(lambda: numbers().get(ended, 0) >= len(before), "the worker's counts", 30)
     # Whichever process answers, it knows of all requests.
     seen = {numbers()[f"celery_tasks_enqueued_total{{{task}}}"] for _ in range(6)}
     assert len(seen) == 1
@@ -88,11 +90,11 @@ def test_without_its_broker_it_says_so_at_once(host: Host, api: Api) -> None:
         assert "retry-after:" in answer.lower()
         # Half a second; a busy machine takes longer.
         assert float(answer.rsplit("}", 1)[1]) < 3
-        assert api.call("GET", "/health")[0] == 200
-        assert api.call("GET", "/health/ready")[0] == 503
+        assert api.get("/health").status_code == 200
+        assert api.get("/health/ready").status_code == 503
     finally:
         host.run_expect([0], "systemctl start redis-server@broker")
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready again")
+    wait_for(lambda: api.get("/health/ready").status_code == 200, "ready again", 30)
     api.wait(api.enqueue(), seconds=60)
 
 
@@ -117,4 +119,4 @@ def test_every_line_of_the_log_is_json_and_holds_no_password(host: Host, secret:
 
 def test_it_is_there_after_a_reboot(api: Api, reboot: Callable[[], None]) -> None:
     reboot()
-    wait_for(lambda: api.call("GET", "/health/ready")[0] == 200, "ready after the reboot")
+    wait_for(lambda: api.get("/health/ready").status_code == 200, "ready after the reboot", 30)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from conftest import EPHEMERAL, PROJECT, Api
 from testinfra.host import Host
 
+from celery_durable.testing import wait_for
 from plugins.lookup.hosttools import program
 
 BACKUPS = EPHEMERAL / "backups"
@@ -128,11 +129,11 @@ def kept() -> dict[str, Any]:
 
 
 def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str, Any]) -> None:
-    done = [api.enqueue(number=number) for number in range(3)]
+    done = [api.enqueue({"number": number}) for number in range(3)]
     for task in done:
         api.wait(task)
     host.check_output("systemctl stop typesafe-celery")
-    waiting = [api.enqueue(number=number) for number in range(5)]
+    waiting = [api.enqueue({"number": number}) for number in range(5)]
     run = kept["run"] = back_up()
     archives = sorted(run.iterdir())
     assert [archive.name for archive in archives] == [f"{HOST}-broker.tar.gz", f"{HOST}-main.tar.gz"]
@@ -166,7 +167,7 @@ def test_everything_is_lost_and_comes_back(host: Host, api: Api, kept: dict[str,
 
 def test_what_is_written_meanwhile_is_there_in_whole_transactions(host: Host, kept: dict[str, Any]) -> None:
     host.run_expect([0], f"cat >/run/writer.py <<'END'\n{WRITER}END\nsystemd-run --unit=writer python3 /run/writer.py")
-    wait_for(lambda: int(ask(host, "main", "GET app:count") or 0) > 2000, "a load")
+    wait_for(lambda: int(ask(host, "main", "GET app:count") or 0) > 2000, "a load", 30)
     before = int(ask(host, "main", "GET app:count"))
     kept["load"] = back_up()
     after = int(ask(host, "main", "GET app:count"))
@@ -194,7 +195,7 @@ def test_an_encrypted_backup_is_restored_with_the_key_alone(host: Host, api: Api
     made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
     key, recipient = made.stdout.splitlines()[-1], made.stderr.split()[-1]
     host.check_output("systemctl stop typesafe-celery")
-    waiting = api.enqueue(number=1)
+    waiting = api.enqueue({"number": 1})
     run = back_up(backup_encrypted=True, backup_recipient=recipient)
     archives = sorted(run.iterdir())
     assert [archive.name for archive in archives] == [f"{HOST}-broker.tar.gz.age", f"{HOST}-main.tar.gz.age"]

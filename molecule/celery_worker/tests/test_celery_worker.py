@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import Api, Process, security_exposure, wait_for
+from conftest import Api, Process, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 LOG_FILE = "/var/log/typesafe/celery-worker.log"
@@ -57,7 +59,7 @@ def test_the_worker_is_not_root_and_has_the_concurrency_of_the_inventory(host: H
 def test_a_task_runs_and_the_log_tells_its_id(api: Api, worker: Supervision) -> None:
     task = api.enqueue()
     api.wait(task)
-    wait_for(lambda: task in worker.log(), "the task's id in the log")
+    wait_for(lambda: task in worker.log(), "the task's id in the log", 30)
 
 
 def test_a_worker_that_is_stopped_during_a_task_finishes_it(api: Api, worker: Supervision) -> None:
@@ -67,7 +69,7 @@ def test_a_worker_that_is_stopped_during_a_task_finishes_it(api: Api, worker: Su
     try:
         assert worker.pid() == 0
         assert api.state(running) == "SUCCESS"
-        assert api.call("GET", "/health/celery")[0] == 503
+        assert api.get("/health/celery").status_code == 503
         waiting = api.enqueue()
         assert api.state(waiting) == "PENDING"
     finally:
@@ -78,7 +80,7 @@ def test_a_worker_that_is_stopped_during_a_task_finishes_it(api: Api, worker: Su
 def test_a_killed_worker_comes_back(host: Host, api: Api, worker: Supervision) -> None:
     before = worker.pid()
     host.run(f"kill -9 {before}")
-    wait_for(lambda: worker.pid() not in (0, before), "a new worker")
+    wait_for(lambda: worker.pid() not in (0, before), "a new worker", 30)
     api.wait(api.enqueue())
 
 
@@ -152,7 +154,7 @@ def test_the_log_files_are_bounded_and_the_worker_logs_on_after_a_rotation(
     assert host.file(f"{LOG_FILE}.1").size > 0
     task = api.enqueue()
     api.wait(task)
-    wait_for(lambda: task in worker.log(), "the task's id in the new log file")
+    wait_for(lambda: task in worker.log(), "the task's id in the new log file", 30)
     assert worker.pid() == before
     assert host.run(f"sudo -u nobody cat {LOG_FILE}").failed
 
@@ -195,7 +197,7 @@ def test_a_task_that_waits_while_the_host_reboots_runs_after_it(
     api: Api, worker: Supervision, reboot: Callable[[], None]
 ) -> None:
     worker.do("stop")
-    waiting = [api.enqueue(number=number) for number in range(3)]
+    waiting = [api.enqueue({"number": number}) for number in range(3)]
     reboot()
     for task in waiting:
         api.wait(task, seconds=60)
@@ -214,5 +216,5 @@ def test_the_supervision_can_be_changed(
         result = converge(celery_worker_supervision=chosen)
         assert result.returncode == 0, result.stdout
         assert supervision.pid() > 0
-        wait_for(lambda: api.call("GET", "/health/celery")[1]["workers"] == [name], "one worker alone")
+        wait_for(lambda: api.get("/health/celery").json()["workers"] == [name], "one worker alone", 30)
         assert len(host.check_output("pgrep --full -- '--hostname=[d]efault@'").split()) == 3, "main and two children"

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, wait_for
+from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory
 from shared.releases import release
 
+from celery_durable.testing import wait_for
 from tests.chaos.host import Host, podman
 from tests.chaos.load import Load, not_successful
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from conftest import EPHEMERAL, PROJECT, Api
 from shared import portscan
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 CANARIES = "/run/canaries"
 PYTHON = "/opt/typesafe/backend/venv/bin/python"
@@ -235,7 +237,7 @@ def test_a_message_from_elsewhere_becomes_a_dead_letter(
     put("/run/push.py", PUSH, "644")
     command = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", name, PYTHON, "/run/push.py"]
     subprocess.run(command, input=forged.encode(), check=True)
-    wait_for(lambda: "\n1 dead letters" in "\n" + host.check_output(f"{letters} list"), "the dead letter")
+    wait_for(lambda: "\n1 dead letters" in "\n" + host.check_output(f"{letters} list"), "the dead letter", 30)
     api.wait(api.enqueue())
     assert not host.file("/tmp/unpickled").exists  # noqa: S108
     assert "is deleted" in host.check_output(f"{letters} drop --all")
@@ -249,7 +251,7 @@ def test_only_the_declared_ports_answer_a_stranger(host: Host, name: str) -> Non
     """SSH alone: everything else listens on loopback, and the firewall is closed besides."""
     host.run("systemd-run --unit=foreign-service python3 -m http.server 9999")
     try:
-        wait_for(lambda: host.socket("tcp://0.0.0.0:9999").is_listening, "a service that nobody declared")
+        wait_for(lambda: host.socket("tcp://0.0.0.0:9999").is_listening, "a service that nobody declared", 30)
         with portscan.stranger(f"{name}-stranger") as stranger:
             assert stranger.scan(portscan.address(host)).answers == {22}
     finally:
@@ -281,7 +283,7 @@ def reach(host: Host, put: Callable[..., None]) -> Iterator[Callable[[str, list[
     host.check_output(f"ip address add {METADATA}/32 dev lo")
     host.check_output("systemd-run --quiet --unit=foreign-service python3 -m http.server --bind :: 9999")
     try:
-        wait_for(lambda: ":9999" in host.check_output("ss -Hltn"), "a service that nobody declared")
+        wait_for(lambda: ":9999" in host.check_output("ss -Hltn"), "a service that nobody declared", 30)
         yield lambda user, targets: json.loads(
             host.check_output(f"cd / && sudo -u {user} python3 /run/reach.py '{json.dumps(targets)}'")
         )
@@ -300,7 +302,9 @@ def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbour
     closed += [("127.0.0.1", 8000), ("127.0.0.1", 5555), ("127.0.0.1", 22), (other, 22)]
     redis = [("127.0.0.1", 6379), ("127.0.0.1", 6380)]
     # Nothing but the rules is in the way.
-    wait_for(lambda: set(reach("typesafe-operator", closed + redis)) == {"open"}, "every service answers the operator")
+    wait_for(
+        lambda: set(reach("typesafe-operator", closed + redis)) == {"open"}, "every service answers the operator", 30
+    )
 
     def refused() -> int:
         table = host.check_output("nft list counter inet platform egress_refused")
@@ -329,4 +333,4 @@ def test_guessing_a_key_is_slowed_down(host: Host, api: Api) -> None:
     answers = host.run(guess).stdout.split()
     assert set(answers) <= {"401", "429"}
     assert "429" in answers
-    assert api.call("GET", "/metrics/celery")[0] == 200
+    assert api.get("/metrics/celery").status_code == 200

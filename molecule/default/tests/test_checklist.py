@@ -95,8 +95,8 @@ def test_automatic_worker_restart_after_n_tasks_1000_default(celery_settings: di
 
 
 def test_monitoring_and_alerting_configured(host: Host, api: Api) -> None:
-    assert api.call("GET", "/metrics/celery")[1]["workers"]["count"] == 1
-    assert api.call("GET", "/health/celery")[1]["status"] == "healthy"
+    assert api.get("/metrics/celery").json()["workers"]["count"] == 1
+    assert api.get("/health/celery").json()["status"] == "healthy"
     login = "$(cat /etc/typesafe-flower/FLOWER_BASIC_AUTH)"
     workers = host.check_output(f'curl -s -u "{login}" http://127.0.0.1:5555/flower/api/workers')
     assert list(json.loads(workers)) == [f"default@{host.check_output('hostname')}"]

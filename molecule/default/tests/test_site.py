@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Api, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 # A run that changes nothing takes about 0.15 s for each task.
@@ -93,7 +95,7 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
     login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
     host.run_expect([0], f"{login}; redis-cli -p 6380 LPUSH celery poison")
     api.wait(api.enqueue())
-    wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter")
+    wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter", 30)
     assert dead_letters(verb="drop").startswith("failed")
     assert "is deleted" in dead_letters(verb="drop", letters="all")
     assert "0 dead letters." in dead_letters()
@@ -101,9 +103,9 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
 
 def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Api, reboot: Callable[[], None]) -> None:
     host.run_expect([0], "systemctl stop typesafe-celery")
-    waiting = [api.enqueue(number=number) for number in range(5)]
+    waiting = [api.enqueue({"number": number}) for number in range(5)]
     reboot()
-    wait_for(lambda: api.call("GET", "/health/celery")[0] == 200, "a worker after the reboot", 60)
+    wait_for(lambda: api.get("/health/celery").status_code == 200, "a worker after the reboot", 60)
     for task in waiting:
         api.wait(task, seconds=60)
 
@@ -156,7 +158,7 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
     assert added.returncode == 0, added.stdout[-4000:]
     assert "~reports" in rights()
     host.check_output("systemctl stop typesafe-celery")
-    waiting = api.enqueue(key="value")
+    waiting = api.enqueue({"key": "value"})
     refused = converge()
     assert refused.returncode != 0
     assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout

@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Process, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Process, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 UNIT = "typesafe-flower.service"
 URL = "http://127.0.0.1:5555/flower"
@@ -63,9 +65,9 @@ def test_it_remembers_tasks_over_a_restart(host: Host) -> None:
         "cd /opt/typesafe/backend && sudo -u typesafe venv/bin/celery -A app.agents.worker call "
         "app.agents.tasks.example_task.example_agent_task --args='[\"from-the-test\", {}]'"
     )
-    wait_for(lambda: task in page(), "the task in Flower")
+    wait_for(lambda: task in page(), "the task in Flower", 30)
     host.run_expect([0], f"systemctl restart {UNIT}")
-    wait_for(lambda: status(host, "/healthcheck") == 200, "Flower after its restart")
+    wait_for(lambda: status(host, "/healthcheck") == 200, "Flower after its restart", 30)
     assert task in page()
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Process, ask, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Process, ask, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 URL = "http://127.0.0.1:8000"
@@ -115,18 +117,18 @@ def test_an_order_is_done(host: Host, shop: Shop, secret: Callable[[str], str]) 
     assert re.findall(r"data: (\w+)", events)[-1] == "done"
     assert shop.is_done(number, 11)
     receipt = hmac.new(secret("receipt_key").encode(), str(number).encode(), hashlib.sha256).hexdigest()[:8]
-    wait_for(lambda: f"receipt of order {number}: {receipt}" in shop.journal("shop-celery"), "the receipt")
+    wait_for(lambda: f"receipt of order {number}: {receipt}" in shop.journal("shop-celery"), "the receipt", 30)
 
 
 def test_a_task_that_fails_for_good_is_written_into_its_order(shop: Shop) -> None:
     (number,) = shop.order("tea", "unknown")
-    wait_for(lambda: shop.status(number) == "failed", "the failure")
+    wait_for(lambda: shop.status(number) == "failed", "the failure", 30)
 
 
 def test_reports_have_a_worker_of_their_own(host: Host, shop: Shop) -> None:
     task = json.loads(host.check_output(f"curl -sS --fail -X POST {URL}/reports"))["task"]
-    wait_for(lambda: task in shop.journal("shop-celery-reports"), "the report's worker")
-    wait_for(lambda: host.file(f"{STATE}/uploads/report.txt").exists, "the report")
+    wait_for(lambda: task in shop.journal("shop-celery-reports"), "the report's worker", 30)
+    wait_for(lambda: host.file(f"{STATE}/uploads/report.txt").exists, "the report", 30)
     assert task not in shop.journal("shop-celery")
 
 
@@ -137,7 +139,7 @@ def test_flower_sees_both_workers(host: Host) -> None:
         page = host.check_output(f"curl -sS {login} 'http://127.0.0.1:5555/flower/workers?json=1'")
         return all(f"{pool}@foreign-host" in page for pool in ("default", "reports"))
 
-    wait_for(seen, "both workers")
+    wait_for(seen, "both workers", 30)
 
 
 # The application has none of this itself
@@ -159,7 +161,7 @@ def test_the_console_is_as_tightly_sandboxed_as_the_rest(host: Host) -> None:
 
 def test_queues_and_workers_are_counted_for_who_has_a_key(host: Host, shop: Shop) -> None:
     (number,) = shop.order("tea")
-    wait_for(lambda: shop.is_done(number, 3), "the order")
+    wait_for(lambda: shop.is_done(number, 3), "the order", 30)
     assert host.check_output(f"curl -sS -o /dev/null -w '%{{http_code}}' {CONSOLE}/metrics") == "401"
 
     def counted() -> bool:
@@ -170,7 +172,7 @@ def test_queues_and_workers_are_counted_for_who_has_a_key(host: Host, shop: Shop
         done = re.search(r'celery_tasks_ended_total\{outcome="succeeded",task="[^"]+"\} [1-9]', page)
         return all([*queues, *workers, done])
 
-    wait_for(counted, "queues, workers and tasks in /metrics")
+    wait_for(counted, "queues, workers and tasks in /metrics", 30)
 
 
 def test_the_monitoring_key_opens_no_page_for_people(host: Host) -> None:
@@ -201,7 +203,7 @@ def test_a_killed_worker_loses_no_order(host: Host, shop: Shop) -> None:
     articles = [f"article-{number}" for number in range(20)]
     before = Process(host, "shop-celery").pid
     numbers = shop.order(*articles, times=10)
-    wait_for(lambda: shop.status(numbers[0]) == "pricing", "the first order")
+    wait_for(lambda: shop.status(numbers[0]) == "pricing", "the first order", 30)
     host.run_expect([0], "systemctl kill --kill-whom=all --signal=KILL shop-celery")
     assert shop.status(numbers[-1]) != "done"
     total = sum(map(len, articles))
@@ -264,7 +266,7 @@ def test_beat_sends_what_is_due(host: Host, shop: Shop) -> None:
         return "report" in redis(host, 6380, "--raw HGETALL durable:beat_runs:shop").splitlines()
 
     wait_for(sent, "a run that beat has claimed", 90)
-    wait_for(lambda: "Sending due task report" in shop.journal("shop-beat"), "beat's log")
+    wait_for(lambda: "Sending due task report" in shop.journal("shop-beat"), "beat's log", 30)
 
 
 def test_a_beat_that_is_stopped_is_told(host: Host) -> None:
@@ -275,15 +277,15 @@ def test_a_beat_that_is_stopped_is_told(host: Host) -> None:
     def active(figure: float) -> bool:
         return f"celery_beat_active {figure}" in look(host, "/metrics", "METRICS_API_KEY")[1]
 
-    wait_for(lambda: active(1.0), "the lease in /metrics")
+    wait_for(lambda: active(1.0), "the lease in /metrics", 30)
     host.check_output("systemctl stop shop-beat")
     try:
-        wait_for(lambda: active(0.0), "the lack of a lease in /metrics")
+        wait_for(lambda: active(0.0), "the lack of a lease in /metrics", 30)
         if "SHORT_RUN" not in os.environ:
             wait_for(lambda: "BeatMissing" in firing(), "the alert", 150)
     finally:
         host.check_output("systemctl start shop-beat")
-    wait_for(lambda: active(1.0), "the lease in /metrics")
+    wait_for(lambda: active(1.0), "the lease in /metrics", 30)
 
 
 # What outlives a release
@@ -313,7 +315,7 @@ def test_another_release_migrates_once_and_finds_what_was_there(
     assert shop.rows("select count(*) from orders where customer is null") == orders
     assert host.file(f"{RELEASE}/uploads/kept.txt").content_string == "of an earlier release\n"
     (number,) = shop.order("tea")
-    wait_for(lambda: shop.is_done(number, 3), "an order of the new release")
+    wait_for(lambda: shop.is_done(number, 3), "an order of the new release", 30)
 
     again = converge(**new)
     assert again.returncode == 0, again.stdout[-4000:]

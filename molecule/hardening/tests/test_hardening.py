@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import EPHEMERAL, security_exposure, wait_for
+from conftest import EPHEMERAL, security_exposure
 from shared import portscan
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 Converge = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.timeout(300)
@@ -53,7 +55,7 @@ def listening(host: Host) -> None:
     """Something listens on every interesting port of the host, on all addresses."""
     if host.run("systemctl is-active listeners").failed:
         host.check_output("systemd-run --unit=listeners python3 -c %s", SERVER)
-        wait_for(lambda: "0.0.0.0:9999" in host.check_output("ss -Hltn"), "listeners")
+        wait_for(lambda: "0.0.0.0:9999" in host.check_output("ss -Hltn"), "listeners", 30)
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_one_address_has_so_many_connections_and_others_have_theirs(
     assert stranger.hold(address, 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT
     assert portscan.Scanner(PEER[name]).hold(address, 8000, 5) == 5
     # What was closed does not count any longer.
-    wait_for(lambda: stranger.hold(address, 8000, 5) == 5, "new connections")
+    wait_for(lambda: stranger.hold(address, 8000, 5) == 5, "new connections", 30)
     assert portscan.Scanner(name).hold("127.0.0.1", 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
     assert portscan.Scanner(PEER[name]).hold(address, 6380, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
 
@@ -165,9 +167,9 @@ def test_tables_of_other_programs_are_left_alone(host: Host, converge: Converge)
 def test_debians_own_firewall_service_does_not_open_the_host(host: Host, verb: str) -> None:
     # Its file begins with "flush ruleset".
     host.check_output("systemctl start nftables")
-    wait_for(lambda: "dport 22" in rules(host), "the platform's rules after nftables.service started")
+    wait_for(lambda: "dport 22" in rules(host), "the platform's rules after nftables.service started", 30)
     host.check_output(f"systemctl {verb} nftables")
-    wait_for(lambda: "dport 22" in rules(host), f"the platform's rules after a {verb} of nftables.service")
+    wait_for(lambda: "dport 22" in rules(host), f"the platform's rules after a {verb} of nftables.service", 30)
     host.check_output("systemctl stop nftables; nft flush ruleset; systemctl restart platform-firewall")
 
 

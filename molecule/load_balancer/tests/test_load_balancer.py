@@ -18,8 +18,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EPHEMERAL, PROJECT, look_as_told, runbook_pages, wait_for
+from conftest import EPHEMERAL, PROJECT, look_as_told, runbook_pages
 
+from celery_durable.testing import wait_for
 from tests.chaos.host import Host, podman
 
 ADDRESSES = {"balancer-1": "10.213.2.1", "balancer-2": "10.213.2.2"}

@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, Api, security_exposure, wait_for
+from conftest import EPHEMERAL, PROJECT, Api, security_exposure
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 PORT = 19532
 
@@ -48,7 +50,7 @@ def test_the_receiver_tells_a_story_alone(sender: Host, receiver: Host) -> None:
     task = api.enqueue()
     api.wait(task)
     found = f"journalctl --merge --quiet --output=cat --grep='{task}' | grep -q 'Task finished'"
-    wait_for(lambda: receiver.run(found).succeeded, "the task's end on the receiver")
+    wait_for(lambda: receiver.run(found).succeeded, "the task's end on the receiver", 30)
     told = story(task, "--limit=localhost,logs-receiver")
     # The worker may be faster than the API, which writes its line when Redis has answered.
     assert max(told.index("Task accepted"), told.index("Task started")) < told.index("Task finished")

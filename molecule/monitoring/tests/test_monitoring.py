@@ -24,9 +24,10 @@ from conftest import (
     metrics,
     runbook_pages,
     security_exposure,
-    wait_for,
 )
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -75,9 +76,9 @@ def test_everybody_is_asked_and_answers(main: Host) -> None:
         ("redis", "monitoring-main", "broker", "up"),
     }
     wait_for(lambda: targets() == wanted, "all targets up", 60)
-    wait_for(lambda: value(main, "min(redis_up)") == 1, "both Redis seen")
+    wait_for(lambda: value(main, "min(redis_up)") == 1, "both Redis seen", 30)
     assert value(main, "max(celery_workers_expected)") == 3
-    wait_for(lambda: value(main, "max(celery_workers_alive)") == 3, "all workers seen")
+    wait_for(lambda: value(main, "max(celery_workers_alive)") == 3, "all workers seen", 30)
 
 
 def test_nobody_else_may_look(main: Host, worker_host: Host) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, ask, assert_alerts_fire, firing, look_as_told, metrics, runbook_pages, wait_for
+from conftest import EPHEMERAL, PROJECT, ask, assert_alerts_fire, firing, look_as_told, metrics, runbook_pages
 from shared.drills.hosts import present_hosts
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,7 +38,7 @@ def test_every_metric_of_an_alert_of_replication_exists(watch: Host) -> None:
     (group,) = (group for group in ask(watch, "rules")["groups"] if group["name"] == "replication")
     wanted = {name for rule in group["rules"] for name in metrics(rule["query"])}
     assert len(wanted) >= 6
-    wait_for(lambda: wanted <= set(ask(watch, "label/__name__/values")), f"all of {wanted}")
+    wait_for(lambda: wanted <= set(ask(watch, "label/__name__/values")), f"all of {wanted}", 30)
 
 
 def test_the_alerts_of_replication_know_when_to_fire() -> None:

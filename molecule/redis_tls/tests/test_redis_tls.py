@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, Api, wait_for
+from conftest import EPHEMERAL, PROJECT, Api
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 PORTS = (6379, 6380)
 SENTINEL = 26379
@@ -81,8 +83,8 @@ def all_follow(hosts: list[Host], primary: int) -> bool:
 
 def test_a_task_runs_across_the_hosts(app_host: Host) -> None:
     api = Api(app_host)
-    api.wait(api.enqueue(key="value"))
-    assert api.call("GET", "/health/celery")[0] == 200
+    api.wait(api.enqueue({"key": "value"}))
+    assert api.get("/health/celery").status_code == 200
 
 
 def test_the_doctor_sees_nothing() -> None:
@@ -117,7 +119,7 @@ def test_nothing_is_answered_in_plain_text(app_host: Host, port: int) -> None:
 
 
 def test_an_operator_on_the_host_uses_redis_cli_and_replicas_follow(redis_hosts: list[Host]) -> None:
-    wait_for(lambda: all_follow(redis_hosts, primary=0), "all follow the first")
+    wait_for(lambda: all_follow(redis_hosts, primary=0), "all follow the first", 30)
 
 
 def test_the_key_is_for_redis_alone(redis_host: Host) -> None:
@@ -131,7 +133,7 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
     for host in redis_hosts:
         host.check_output(f"rm {CERTIFICATES}/*.pem")
     api = Api(app_host)
-    tasks = [api.enqueue(number=number) for number in range(5)]
+    tasks = [api.enqueue({"number": number}) for number in range(5)]
     assert "PRIVATE KEY" not in playbook("site/redis")
     after = {handshake(app_host, port) for port in PORTS}
     assert len(after) == 1
@@ -144,15 +146,15 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
 
 def task_id(api: Api) -> str | None:
     """Hand in a task; return its id, None when it is refused, as for some seconds after a switchover."""
-    status, answer = api.call("POST", "/tasks/enqueue", {"data": {}})
-    return answer["task_id"] if status == 202 else None
+    answer = api.post("/tasks/enqueue", json={"data": {}})
+    return answer.json()["task_id"] if answer.status_code == 202 else None
 
 
 def test_another_primary_is_followed(redis_hosts: list[Host], app_host: Host) -> None:
     playbook("ops/promote_redis", to="tls-redis-2")
-    wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second")
+    wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second", 30)
     api = Api(app_host)
-    accepted = wait_for(lambda: task_id(api), "a task that is accepted")
+    accepted = wait_for(lambda: task_id(api), "a task that is accepted", 30)
     api.wait(accepted, seconds=60)
 
 

@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import EPHEMERAL, PROJECT, Api, VaultInventory, wait_for
+from conftest import EPHEMERAL, PROJECT, Api, VaultInventory
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 HOST = "rotation-host"
 INVENTORY = VaultInventory(EPHEMERAL / "rotation")

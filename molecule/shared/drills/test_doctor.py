@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from conftest import EPHEMERAL, PROJECT, SCENARIO, wait_for
+from conftest import EPHEMERAL, PROJECT, SCENARIO
 from shared.drills.hosts import bash, present_hosts
+
+from celery_durable.testing import wait_for
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 

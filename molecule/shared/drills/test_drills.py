@@ -16,9 +16,11 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, ask, firing, wait_for
+from conftest import EPHEMERAL, PROJECT, SCENARIO, VaultInventory, ask, firing
 from shared.drills.hosts import PLATFORMS, bash, present_hosts
 from testinfra.host import Host
+
+from celery_durable.testing import wait_for
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 CASES = yaml.safe_load((SCENARIO / "tests/drills.yml").read_text())

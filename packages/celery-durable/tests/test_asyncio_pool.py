@@ -17,7 +17,8 @@ from celery import Celery
 
 from celery_durable.keys import DEAD_LETTERS
 from celery_durable.redelivery import MAX_REDELIVERIES
-from tests.support import Program, Stack, wait_until
+from celery_durable.testing import wait_for
+from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +72,7 @@ class Farm:
         def all_have_begun() -> bool:
             return {*names} <= {line.split()[0] for line in self.noted("start")}
 
-        wait_until(all_have_begun)
+        wait_for(all_have_begun)
 
     def starts(self) -> Counter[str]:
         """Return how often each task of ``waiting`` has begun."""
@@ -85,7 +86,7 @@ class Farm:
 
     def stats(self) -> dict[str, Any]:
         """Return what the worker reports of its pool."""
-        answer = wait_until(self.inspect().stats)
+        answer = wait_for(self.inspect().stats)
         return dict(answer["test@host"]["pool"])
 
     def inspect(self) -> Any:
@@ -141,7 +142,7 @@ def test_coroutines_end_alike_in_every_pool(farm: Farm, pool: str) -> None:
     assert farm.result(own) == [8, "own"]
     assert farm.noted("handled") == [f"{own} 8"]
     assert farm.result(called) == "called well"
-    wait_until(farm.stack.nothing_waits)
+    wait_for(farm.stack.nothing_waits)
     assert farm.starts() == {how: 2 if how in ("retry", "requeue") else 1 for how in ids}
     if pool != "solo":  # a slot for each that is waited for
         assert farm.result(farm.send("awaiting")) == ["PROGRESS", 3, 6, "on purpose"]
@@ -175,19 +176,19 @@ def test_the_soft_limit_is_raised_inside_the_coroutine(farm: Farm, pool: str) ->
     assert farm.error(inside) == "SoftTimeLimitExceeded"
     assert {*farm.noted("soft")} == {"return", "raise", "inside"}
     # Not left behind on the loop.
-    wait_until(lambda: farm.noted("part") == ["ended"])
+    wait_for(lambda: farm.noted("part") == ["ended"])
 
 
 @pytest.mark.parametrize("pool", ["asyncio", "prefork"])
 def test_what_is_requeued_at_its_limit_becomes_a_dead_letter(farm: Farm, pool: str) -> None:
     farm.start_worker(*(["-c", "1"] if pool == "prefork" else []), pool=pool)
     overdue = farm.send("overdue", returns=MAX_REDELIVERIES - 1)
-    wait_until(lambda: farm.stack.redis.client(0).llen(DEAD_LETTERS))
+    wait_for(lambda: farm.stack.redis.client(0).llen(DEAD_LETTERS))
     assert farm.starts() == {"overdue": 2}
     assert farm.error(overdue) == "TimeLimitExceeded"
     (letter,) = farm.stack.redis.client(0).lrange(DEAD_LETTERS, 0, -1)
     assert "hit its hard time limit in each of 11 runs" in str(letter)
-    wait_until(farm.stack.nothing_waits)
+    wait_for(farm.stack.nothing_waits)
 
 
 def test_a_worker_has_limits_of_its_own(farm: Farm) -> None:
@@ -229,7 +230,7 @@ class Neighbours:
             now = {*self.farm.processes()}
             return len(now) == len(self.before) and {*self.before} - now == {pid}
 
-        wait_until(replaced)
+        wait_for(replaced)
 
 
 @pytest.mark.parametrize("how", ["raise", "late"])
@@ -283,7 +284,7 @@ def test_a_run_that_exits_is_retried_and_in_the_end_a_dead_letter(shared: Farm) 
     assert shared.error(always) == "WorkerLostError"
     assert [shared.result(task) for task in neighbours.ids] == [[name, 0] for name in neighbours.names]
     assert shared.failed().isdisjoint([*neighbours.ids, once])
-    wait_until(shared.stack.nothing_waits)
+    wait_for(shared.stack.nothing_waits)
     letters = shared.stack.dead_letters("list")
     assert f"{always}" in letters
     assert once not in letters
@@ -295,9 +296,9 @@ def test_what_ends_processes_from_a_thread_is_found_by_isolation(shared: Farm) -
     assert shared.error(poison) == "NeighbourLostError"
     assert [shared.stack.result(task)["status"] for task in ids] == ["SUCCESS"] * len(ids)
     assert shared.failed().isdisjoint(ids)
-    wait_until(shared.stack.nothing_waits)
+    wait_for(shared.stack.nothing_waits)
     assert poison in shared.stack.dead_letters("list")
-    wait_until(lambda: len(shared.processes()) == 2)
+    wait_for(lambda: len(shared.processes()) == 2)
 
 
 def test_a_task_that_forks_copies_no_run(shared: Farm) -> None:
@@ -315,18 +316,18 @@ def test_a_revoked_run_is_cancelled_alone(shared: Farm, how: str) -> None:
     neighbours = Neighbours(shared, f"revoked-{how}", 3)
     cancelled = shared.noted("cancelled").count(how)
     task = shared.send("limited", how, task_id=f"revoked-{how}")
-    wait_until(lambda: shared.starts()[how] > cancelled)
+    wait_for(lambda: shared.starts()[how] > cancelled)
     shared.client.control.revoke(task, terminate=True)
     shared.stack.result(task, "REVOKED")
-    wait_until(lambda: shared.noted("cancelled").count(how) > cancelled)
+    wait_for(lambda: shared.noted("cancelled").count(how) > cancelled)
     if how == "raise":
         assert [shared.result(one) for one in neighbours.ids] == [[name, 0] for name in neighbours.names]
         assert shared.processes() == neighbours.before
     else:
-        wait_until(lambda: neighbours.before != shared.processes())
+        wait_for(lambda: neighbours.before != shared.processes())
         (pid,) = {*neighbours.before} - {*shared.processes()}
         neighbours.run_again(pid)
-    wait_until(shared.stack.nothing_waits)
+    wait_for(shared.stack.nothing_waits)
     assert shared.stack.result(task, "REVOKED")["status"] == "REVOKED"
 
 
@@ -337,7 +338,7 @@ def test_a_blocked_loop_is_reported_with_task_and_stack_and_counted(shared: Farm
     assert re.search(rf"WARNING.*is blocked by task asyncio_worker.lagging\[{task}\]", output)
     assert "time.sleep(1.8)" in output
     field = "loop_lag\x1fasyncio_worker.lagging\x1f2.0"
-    wait_until(lambda: shared.stack.redis.client(0).hget("figures", field) == "1")
+    wait_for(lambda: shared.stack.redis.client(0).hget("figures", field) == "1")
 
 
 def test_a_loop_that_is_blocked_until_its_process_is_replaced_is_counted(shared: Farm) -> None:
@@ -347,7 +348,7 @@ def test_a_loop_that_is_blocked_until_its_process_is_replaced_is_counted(shared:
 
     before = blocked()
     assert shared.error(shared.send("limited", "block", time_limit=0.3)) == "TimeLimitExceeded"
-    wait_until(lambda: blocked() == before + 1)
+    wait_for(lambda: blocked() == before + 1)
 
 
 def test_neither_progress_nor_sending_holds_the_loop_while_redis_hangs(shared: Farm) -> None:
@@ -355,7 +356,7 @@ def test_neither_progress_nor_sending_holds_the_loop_while_redis_hangs(shared: F
     tasks = [shared.send("waiting", f"hold-{number}", 0) for number in range(2)]
     assert all(shared.result(task) for task in tasks)
     reports = [shared.send("reporting", f"r{number}") for number in range(4)]
-    wait_until(lambda: len(shared.noted("held")) == 4)
+    wait_for(lambda: len(shared.noted("held")) == 4)
     shared.stack.redis.hang()
     time.sleep(2)  # the runs end meanwhile
     shared.stack.redis.program.process.send_signal(signal.SIGCONT)
@@ -401,7 +402,7 @@ def test_operators_see_and_resize_it(farm: Farm) -> None:
     assert len(active) == 2
     assert {task["worker_pid"] for task in active} == {*farm.processes()}
     assert farm.stats()["max-concurrency"] == 2
-    reported: Any = wait_until(lambda: farm.stack.redis.client(0).hget("workers", "test@host"))
+    reported: Any = wait_for(lambda: farm.stack.redis.client(0).hget("workers", "test@host"))
     state = json.loads(reported.partition(" ")[2])
     assert (state["pool"], state["size"]) == ("asyncio", 2)
     control.pool_grow(2, destination=["test@host"], reply=True)
@@ -423,7 +424,7 @@ def test_a_process_is_drained_before_it_is_replaced(farm: Farm) -> None:
     assert max(runs.values()) == 5
     assert len(runs) > 2  # the next ones run beside them
     assert [farm.result(task) for task in ids] == [[name, 0] for name in names]
-    wait_until(lambda: len(farm.processes()) == 2 and full.isdisjoint(farm.processes()))
+    wait_for(lambda: len(farm.processes()) == 2 and full.isdisjoint(farm.processes()))
     assert {*farm.starts().values()} == {1}
     assert "has ended" not in worker.output()
 
@@ -471,7 +472,7 @@ def test_no_process_outlives_its_worker(farm: Farm) -> None:
     farm.send("waiting", "n", 100)
     farm.wait_for_start("n")
     worker.stop(signal.SIGKILL)
-    wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
+    wait_for(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
 
 
 def test_celerys_own_door_leads_to_it(farm: Farm) -> None:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from celery_durable import options
 from celery_durable.control import FORGED, FRESH, HIDDEN, QUESTIONS, signed
 from celery_durable.envelope import envelope
-from tests.support import Program, RedisServer, start_worker, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Program, start_worker
 
 KEY, FOREIGN_KEY = "k" * 32, "f" * 32
 NODE = "test@" + subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
@@ -174,10 +175,10 @@ class TestChanges:
             return program.process.wait(20), program.output()
 
         assert control("add_consumer", "slow")[0] == 0
-        wait_until(lambda: worker.pools()["queues"] == ["celery", "slow"])
+        wait_for(lambda: worker.pools()["queues"] == ["celery", "slow"])
         code, _ = control("cancel_consumer", "slow")
         assert code == 0
-        wait_until(lambda: worker.pools()["queues"] == ["celery"])
+        wait_for(lambda: worker.pools()["queues"] == ["celery"])
         stranger = {**worker.env, "CONTROL_SIGNING_KEY": ""}
         worker.env, own = stranger, worker.env
         try:
@@ -195,7 +196,7 @@ class TestQuestions:
         call = "from faulty_worker import *; print(sleeping.apply_async(['a secret'], countdown=600).id)"
         sender = Program([sys.executable, "-c", call], worker.redis.directory / "send.log", worker.env)
         assert sender.process.wait(20) == 0
-        found = wait_until(lambda: worker.ask(command("scheduled")), 10)
+        found = wait_for(lambda: worker.ask(command("scheduled")), seconds=10)
         assert found[0]["request"]["args"] == HIDDEN
         assert "a secret" not in json.dumps([found, worker.ask(command("query_task", ids=[sender.output().strip()]))])
         assert worker.ask(signed(command("scheduled")))[0]["request"]["args"] == ["a secret"]

@@ -4,12 +4,18 @@ import base64
 import json
 from typing import Any
 
+from celery import Celery
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.agents.tasks.example_task import example_agent_task as task
 from celery_durable.envelope import task_message
 from celery_durable.task_ids import new_task_id
+
+
+@Celery().task(soft_time_limit=50, time_limit=60)
+def task(task_id: str, data: dict[str, Any]) -> None:
+    """Be sent."""
+
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

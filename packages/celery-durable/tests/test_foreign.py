@@ -16,7 +16,8 @@ import pytest
 from celery import Celery
 
 from celery_durable.options import OptionError, Options
-from tests.support import REPOSITORY, Program, Stack, free_port, wait_until
+from celery_durable.testing import free_port, wait_for
+from tests.support import REPOSITORY, Program, Stack
 
 HERE = REPOSITORY / "tests/foreign"
 LOADER = {"CELERY_LOADER": "celery_durable.loader:load"}
@@ -93,17 +94,17 @@ def test_an_unchanged_application_works(shop: Shop, way: str, producer: dict[str
     chord = "from celery import chord; print(chord(order.s(n) for n in range(5))(total.s()).get(timeout=20))"
     assert shop.run(chord, **producer) == "10"
     assert shop.run("print(mail.delay('a@example.com').get(timeout=20))", **producer) == "a@example.com"
-    wait_until(shop.nothing_waits)
+    wait_for(shop.nothing_waits)
 
 
 @pytest.mark.integration
 def test_a_killed_worker_loses_nothing(shop: Shop) -> None:
     first = shop.worker()
     shop.run("[order.delay(n, 0.5) for n in range(8)]")
-    wait_until(lambda: "start 1" in shop.noted())
+    wait_for(lambda: "start 1" in shop.noted())
     first.stop(signal.SIGKILL)
     shop.worker()
-    wait_until(shop.nothing_waits, 60)
+    wait_for(shop.nothing_waits, seconds=60)
     assert {f"end {n}" for n in range(8)} <= set(shop.noted())
 
 
@@ -112,10 +113,10 @@ def test_a_task_without_a_limit_goes_to_another_worker_of_the_host_at_once(shop:
     first = shop.worker()
     shop.worker(name="other@host")
     shop.run("[order.delay(n, 3) for n in range(4)]")
-    wait_until(lambda: len(shop.noted()) == 4)
+    wait_for(lambda: len(shop.noted()) == 4)
     first.stop(signal.SIGKILL)
-    wait_until(lambda: {f"end {n}" for n in range(4)} <= set(shop.noted()), 25)
-    wait_until(shop.nothing_waits)
+    wait_for(lambda: {f"end {n}" for n in range(4)} <= set(shop.noted()), seconds=25)
+    wait_for(shop.nothing_waits)
     assert len([word for word in shop.noted() if word.startswith("end")]) == 4
 
 
@@ -124,7 +125,7 @@ def test_what_acknowledges_early_runs_at_most_once_and_the_rest_is_retried(shop:
     shop.worker()
     shop.run("once.delay(7)")
     assert shop.run("print(dies_first.apply_async(countdown=0).get(timeout=60))") == "survived"
-    wait_until(shop.nothing_waits)
+    wait_for(shop.nothing_waits)
     assert shop.noted().count("start 7") == 1
 
 
@@ -134,11 +135,11 @@ def test_without_a_result_backend(shop: Shop) -> None:
     shop.env["RESULTS_URL"] = ""
     first = shop.worker()
     shop.run("order.delay(1, 1)")
-    wait_until(lambda: "start 1" in shop.noted())
+    wait_for(lambda: "start 1" in shop.noted())
     first.stop(signal.SIGKILL)
     shop.worker()
-    wait_until(lambda: "end 1" in shop.noted(), 30)
-    wait_until(shop.nothing_waits)
+    wait_for(lambda: "end 1" in shop.noted(), seconds=30)
+    wait_for(shop.nothing_waits)
 
 
 PICKLES = {"accept_content": ["pickle", "json"]}
@@ -174,22 +175,22 @@ def test_what_applications_configure_works(shop: Shop, variant: str, producer: d
     env, call = VARIANTS[variant]
     shop.worker(DURABLE, C_FORCE_ROOT="yes", **env)
     assert shop.run(f"print({call}.get(timeout=20))", **env, **producer) == "1"
-    wait_until(shop.nothing_waits)
+    wait_for(shop.nothing_waits)
 
 
 @pytest.mark.integration
 def test_a_priority_of_a_plain_producer_leads_nowhere_else(shop: Shop) -> None:
     shop.run("[order.apply_async((n,), priority=n) for n in range(10)]")
     shop.worker()
-    wait_until(lambda: {f"end {n}" for n in range(10)} <= set(shop.noted()), 20)
-    wait_until(shop.nothing_waits)
+    wait_for(lambda: {f"end {n}" for n in range(10)} <= set(shop.noted()), seconds=20)
+    wait_for(shop.nothing_waits)
 
 
 @pytest.mark.integration
 def test_beat_sends(shop: Shop) -> None:
     shop.worker()
     shop.start(*DURABLE, "-A", "shop.jobs", "beat", "--schedule", str(shop.directory / "schedule"))
-    wait_until(lambda: shop.noted().count("tick") >= 2)
+    wait_for(lambda: shop.noted().count("tick") >= 2)
 
 
 @pytest.mark.integration
@@ -198,10 +199,10 @@ def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop) -> None:
     beats = [
         shop.start(*DURABLE, "-A", "shop.jobs", "beat", "-l", "info", "--pidfile=", DURABLE_BEAT="shop") for _ in "ab"
     ]
-    wait_until(lambda: any("sends from now on" in beat.output() for beat in beats))
+    wait_for(lambda: any("sends from now on" in beat.output() for beat in beats))
     sending, waiting = sorted(beats, key=lambda beat: "sends from now on" not in beat.output())
     began, before = time.monotonic(), shop.noted().count("tick")
-    wait_until(lambda: shop.noted().count("tick") >= before + 5)
+    wait_for(lambda: shop.noted().count("tick") >= before + 5)
     assert shop.noted().count("tick") - before <= time.monotonic() - began + 2
     assert "Sending due task" not in waiting.output()
 
@@ -215,7 +216,7 @@ def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop) -> None:
 
     # An orderly end leaves the lease to the other one.
     assert waiting.stop(signal.SIGTERM) == 0
-    wait_until(lambda: sending.output().count("this one sends from now on") == 2, 5)
+    wait_for(lambda: sending.output().count("this one sends from now on") == 2, seconds=5)
 
 
 @pytest.mark.integration
@@ -224,7 +225,7 @@ def test_where_messages_are_signed_a_plain_producer_gets_no_task_in(shop: Shop) 
     shop.worker(DURABLE, **key)
     assert shop.run("print(order.delay(1).get(timeout=20))", **LOADER, **key) == "1"
     shop.run("order.delay(2)")
-    wait_until(lambda: shop.stack.redis.client(0).llen("dead_letters") == 1)
+    wait_for(lambda: shop.stack.redis.client(0).llen("dead_letters") == 1)
     assert "start 2" not in shop.noted()
 
 
@@ -351,9 +352,9 @@ def test_a_project_of_djangos_works(shop: Shop, tmp_path: Path) -> None:
     shop.start(*DURABLE, "-A", "store", "worker", "-c", "1", "-l", "info").wait_for_output("ready")
     port = free_port()
     shop.start(*DURABLE, "exec", "--", sys.executable, "-m", "store.wsgi", str(port))
-    wait_until(lambda: answer(f"http://127.0.0.1:{port}/buy/milk") == "milk", 20)
+    wait_for(lambda: answer(f"http://127.0.0.1:{port}/buy/milk") == "milk", seconds=20)
     shop.start(*DURABLE, "-A", "store", "beat", "-l", "info", "--pidfile=")
-    wait_until(lambda: "end tea" in shop.noted(), 30)
+    wait_for(lambda: "end tea" in shop.noted(), seconds=30)
     assert shop.stack.redis.client(0).type("figures") == "hash"  # the worker is ours
 
 

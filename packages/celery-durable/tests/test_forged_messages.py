@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.tasks.example_task import example_agent_task
 from app.settings import Settings, get_settings
 from celery_durable import options, signing
 from celery_durable.dead_letter import KEPT_BYTES
 from celery_durable.envelope import task_message
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
+from celery_durable.queue_names import DEFAULT_QUEUE
+from celery_durable.testing import wait_for
 from test_task_safety import POISON, message
-from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
+from tests.support import ADMIN, Api, Program, Stack, of_the_console
 
 KEY, OLD_KEY, FOREIGN_KEY = (letter * 32 for letter in "kof")
 FUZZED = 1000
@@ -165,12 +166,12 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     victim_id = json.loads(victim)["headers"]["id"]
     broker.hset(ACCEPTED, victim_id, 1)
     broker.lpush("celery", *forged)
-    wait_until(lambda: len(letters(stack)) == len(forged))
+    wait_for(lambda: len(letters(stack)) == len(forged))
     assert {letter["reason"] for letter in letters(stack)} == {signing.FORGED}
     assert sorted(base64.b64decode(letter["message"]).decode() for letter in letters(stack)) == sorted(forged)
     assert broker.hgetall(ACCEPTED) == {victim_id: "1"}, "a forged message changes what is known of a task"
     broker.delete(ACCEPTED)
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("start") == ["honest"]
     assert not unpickled.exists()
     assert worker.process.poll() is None
@@ -185,9 +186,9 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     # What was made for one queue is not taken from another, and what is whole still runs.
     stack.start_worker("--queues=celery,second", name="second")
     broker.lpush("second", victim)
-    wait_until(lambda: len(letters(stack)) == len(forged) + 1)
+    wait_for(lambda: len(letters(stack)) == len(forged) + 1)
     broker.lpush("celery", victim)
-    wait_until(lambda: stack.events("end") == ["honest", "victim"])
+    wait_for(lambda: stack.events("end") == ["honest", "victim"])
 
 
 @pytest.mark.integration
@@ -199,7 +200,7 @@ def test_a_pickle_is_not_unpickled_without_a_key_either(stack: Stack) -> None:
         headers = {"task": "faulty_worker.sleeping", "id": content_type}
         entry = message(headers, pickled(unpickled), content_type=content_type)
         stack.redis.client(0).lpush("celery", entry)
-    wait_until(lambda: len(letters(stack)) == 2)
+    wait_for(lambda: len(letters(stack)) == 2)
     stack.result(*stack.send("sleeping.delay(0)"))
     assert not unpickled.exists()
     assert worker.process.poll() is None
@@ -213,12 +214,12 @@ def test_an_oversized_message_is_cut_and_stays_a_dead_letter(stack: Stack, key: 
     broker = stack.redis.client(0)
     large = message({"task": "faulty_worker.sleeping", "id": "large"}, "x" * 30_000_000)
     broker.lpush("celery", large)
-    (letter,) = wait_until(lambda: letters(stack))
+    (letter,) = wait_for(lambda: letters(stack))
     assert letter["reason"].startswith(f"It is {len(large)} bytes large, more than the 100000 bytes of MAX_MESSAGE")
     assert letter["reason"].endswith("Only its first 4096 bytes are kept.")
     assert letter["size"] == len(large)
     assert base64.b64decode(letter["message"]).decode() == large[:KEPT_BYTES]
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     refused = Program(
         [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", of_the_console(stack.env)
     )
@@ -237,12 +238,12 @@ def test_what_is_ours_runs_on_every_way(stack: Stack) -> None:
     try:
         ids = [api.enqueue({"key": "value"}), api.enqueue({"simulate_failure": True})]
         for task_id in ids:
-            api.wait_for(task_id, "SUCCESS")
+            api.wait(task_id)
         size = get_settings().max_body_bytes - len(b'{"data":{"":""}}')
         body = b'{"data":{"":"%s"}}' % (b"\x7f" * size)
-        response = api.client.post("/tasks/enqueue", content=body, headers={"Content-Type": "application/json"})
+        response = api.post("/tasks/enqueue", content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 202, response.text
-        api.wait_for(response.json()["task_id"], "SUCCESS")
+        api.wait(response.json()["task_id"])
     finally:
         api.stop()
     chord = "__import__('celery').chord([sleeping.s(0), sleeping.s(0)], sleeping.si(0))()"
@@ -250,22 +251,22 @@ def test_what_is_ours_runs_on_every_way(stack: Stack) -> None:
         stack.result(task_id)
 
     stack.send(f"recorded.delay('redelivered', '{stack.ledger}', 2)")
-    wait_until(lambda: stack.events("start") == ["redelivered"])
+    wait_for(lambda: stack.events("start") == ["redelivered"])
     worker.stop(signal.SIGKILL)
     stack.send(f"recorded.delay('old key', '{stack.ledger}', 0)")
     stack.env["TASK_SIGNING_KEY"] = f"{FOREIGN_KEY}\n{KEY}"
     stack.start_worker()
-    wait_until(lambda: sorted(stack.events("end")) == ["old key", "redelivered"])
+    wait_for(lambda: sorted(stack.events("end")) == ["old key", "redelivered"])
     stack.env["TASK_SIGNING_KEY"] = FOREIGN_KEY
     stack.result(*stack.send("sleeping.delay(0)"))
 
     (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
     stack.result(task_id, "FAILURE")
-    wait_until(lambda: len(letters(stack)) == 1)
+    wait_for(lambda: len(letters(stack)) == 1)
     (stack.directory / "mended").touch()
     stack.dead_letters("requeue", task_id)
     stack.result(task_id)
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert letters(stack) == []
 
 
@@ -277,7 +278,7 @@ def test_forged_messages_in_a_workers_own_list_do_not_run(stack: Stack) -> None:
     assert queue_of(unacked) == DEFAULT_QUEUE
     stack.redis.client(0).lpush(unacked, forged, "[" * 100_000)
     worker = stack.start_worker()
-    wait_until(lambda: [letter["reason"] for letter in letters(stack)] == [signing.FORGED] * 2)
+    wait_for(lambda: [letter["reason"] for letter in letters(stack)] == [signing.FORGED] * 2)
     stack.result(*stack.send("sleeping.delay(0)"))
     assert worker.process.poll() is None
 
@@ -386,9 +387,9 @@ def test_no_message_ends_a_worker(stack: Stack, key: str) -> None:
     for task_id in stack.send(*["sleeping.delay(0)"] * 10):
         stack.result(task_id, timeout=90)
     if key:
-        wait_until(lambda: broker.llen(DEAD_LETTERS) == FUZZED)
+        wait_for(lambda: broker.llen(DEAD_LETTERS) == FUZZED)
         assert {letter["reason"] for letter in letters(stack)} == {signing.FORGED}
-        wait_until(stack.nothing_waits)
+        wait_for(stack.nothing_waits)
     assert worker.process.poll() is None
     assert len([line for line in worker.log_lines() if line["message"].endswith("ready.")]) == 1, (
         "it lost its connection"

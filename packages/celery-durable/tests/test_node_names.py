@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import LEASES, OWNER
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.revocations import KEY
+from celery_durable.testing import wait_for
 from celery_durable.worker import node_owner
 from celery_durable.worker.node_owner import described, lives, token
-from tests.support import Program, Stack, wait_until
+from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -36,13 +37,13 @@ def owner_key(stack: Stack) -> str:
 def test_a_second_worker_of_a_name_is_refused_and_the_first_works_on(stack: Stack) -> None:
     first = stack.start_worker()
     stack.send(f"recorded.delay('a', '{stack.ledger}', 8)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     second = start_second(stack)
     assert second.process.wait(20) == 1
     assert f"process {first.process.pid} on host" in second.output()
     assert "Give each worker a name of its own" in second.output()
-    wait_until(lambda: stack.events("end") == ["a"])
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["a"])
+    wait_for(stack.nothing_waits)
     assert stack.events("start") == ["a"]
     assert first.stop() == 0
     assert not list(stack.redis.client(0).scan_iter(f"{OWNER}*"))
@@ -66,7 +67,7 @@ def test_a_name_of_another_machine_is_taken_over_when_its_worker_gives_no_sign_o
         set_owner()
         return refused.process.poll() is not None
 
-    wait_until(is_refused, 20, interval=0.5)
+    wait_for(is_refused, seconds=20)
     assert "process 1 on host elsewhere" in refused.output()
     stack.start_worker()
     assert elsewhere not in broker.zrange(key, 0, -1)
@@ -124,11 +125,11 @@ def test_neither_step_of_redis_clock_gives_away_what_runs_nor_keeps_what_is_dead
 
     dead_runs()
     stack.start_worker()
-    wait_until(dead_runs, 50, interval=0.5)
+    wait_for(dead_runs, seconds=50)
     assert stack.events("end") == ["dead"]
     # Now it gives no sign of life any more.
-    wait_until(lambda: stack.events("end") == ["dead", "alive"], 30)
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["dead", "alive"], seconds=30)
+    wait_for(stack.nothing_waits)
 
 
 def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None:
@@ -138,7 +139,7 @@ def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None
         f"recorded.apply_async(('stamp', '{stack.ledger}', 0), countdown=15, stamped_headers=['owner'], owner='bob')",
         f"recorded.apply_async(('other', '{stack.ledger}', 0), countdown=15)",
     )
-    wait_until(lambda: all(f"{name}] received" in worker.output() for name in (by_id, by_stamp, other)))
+    wait_for(lambda: all(f"{name}] received" in worker.output() for name in (by_id, by_stamp, other)))
     code = (
         f"from faulty_worker import celery_app as app; app.control.revoke({by_id!r});"
         "app.control.revoke_by_stamped_headers({'owner': ['bob']})"
@@ -146,16 +147,16 @@ def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None
     assert Program([sys.executable, "-c", code], stack.directory / "revoke.log", stack.env).process.wait(20) == 0
     broker = stack.redis.client(0)
     kept = {f"id:{by_id}", f"stamp:{json.dumps(['owner', 'bob'])}"}
-    wait_until(lambda: kept == set(broker.zrange(KEY, 0, -1)))
+    wait_for(lambda: kept == set(broker.zrange(KEY, 0, -1)))
     worker.stop(signal.SIGKILL)
     stack.start_worker(name="another").wait_for_output("ready")
     stack.start_worker()
     stack.result(other)
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("end") == ["other"]
     assert {stack.result(name, "REVOKED")["status"] for name in (by_id, by_stamp)} == {"REVOKED"}
     # What was heeded is forgotten: the id may be sent again.
-    wait_until(lambda: f"id:{by_id}" not in broker.zrange(KEY, 0, -1))
+    wait_for(lambda: f"id:{by_id}" not in broker.zrange(KEY, 0, -1))
 
 
 def test_a_process_that_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS
-from tests.support import Program, Stack, wait_until
+from celery_durable.queue_names import DEFAULT_QUEUE
+from celery_durable.testing import wait_for
+from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +32,7 @@ def test_what_is_purged_is_on_its_way_no_more(stack: Stack) -> None:
     assert stack.nothing_waits()
     stack.send("*[sleeping.delay(0) for _ in range(10)]")
     stack.start_worker("--purge")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_a_purge_without_the_right_to_it_fails(stack: Stack) -> None:
@@ -52,7 +53,7 @@ def test_tasks_of_the_first_protocol_are_signed_and_counted(stack: Stack) -> Non
     broker = stack.redis.client(0)
     assert broker.hlen(ACCEPTED) == 1
     stack.start_worker()
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("end") == ["a"]
     assert broker.llen(DEAD_LETTERS) == 0
 
@@ -62,8 +63,8 @@ def test_names_that_only_we_use_may_be_in_a_tasks_headers(stack: Stack) -> None:
     headers = {"made": "yesterday", "redeliveries": "many", "signature": "mine"}
     stack.result(*stack.send(f"sleeping.apply_async((0,), headers={headers})"))
     stack.send("celery_app.send_task('unknown')")
-    wait_until(lambda: "becomes a dead letter" in worker.output())
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: "becomes a dead letter" in worker.output())
+    wait_for(stack.nothing_waits)
     [letter] = [line["message"] for line in worker.log_lines() if "becomes a dead letter" in line["message"]]
     assert "knows no task named" in letter
 
@@ -89,7 +90,7 @@ def test_an_id_may_be_a_uuid(stack: Stack) -> None:
     for task_id in ids:
         stack.result(task_id)
     stack.result(revoked, "REVOKED")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
 
 

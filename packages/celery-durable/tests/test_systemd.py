@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, Program, RedisServer, start_worker, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import REPOSITORY, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -148,11 +149,11 @@ def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: P
     only_file = {"WORKER_HEARTBEAT_FILE": str(heartbeat)}
     worker = start_worker(tmp_path / "worker.log", {**redis.environment(0, 1), **only_file})
     try:
-        wait_until(lambda: probe().returncode == 0)
+        wait_for(lambda: probe().returncode == 0)
         worker.process.send_signal(signal.SIGSTOP)
-        assert "No sign of life" in wait_until(lambda: probe().stderr)
+        assert "No sign of life" in wait_for(lambda: probe().stderr)
         worker.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: probe().returncode == 0)
+        wait_for(lambda: probe().returncode == 0)
     finally:
         worker.stop(signal.SIGKILL)
     heartbeat.unlink()

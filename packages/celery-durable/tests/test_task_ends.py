@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from celery_durable.testing import wait_for
 from celery_durable.worker.transport import RECLAIM_INTERVAL
 from durable_console.known_scripts import known
-from tests.support import Stack, wait_until
+from tests.support import Stack
 
 pytestmark = pytest.mark.integration
 
@@ -42,8 +43,8 @@ def send_all(stack: Stack, ways: list[str]) -> dict[str, tuple[str, str]]:
 
 def wait_for_the_last(stack: Stack, cases: dict[str, tuple[str, str]]) -> None:
     """Wait until nothing is left, and check that all ran as often as they should."""
-    wait_until(lambda: "last" in stack.events("end"), 60)
-    wait_until(stack.nothing_waits, 60)
+    wait_for(lambda: "last" in stack.events("end"), seconds=60)
+    wait_for(stack.nothing_waits, seconds=60)
     assert stack.workers[0].process.poll() is None
     runs = Counter(stack.events("start"))
     # What was acknowledged early is not retried when its process dies.
@@ -92,7 +93,7 @@ def test_a_result_that_can_never_be_stored_ends_its_task_once(stack: Stack, faul
     worker = stack.start_worker()
     stack.env["CELERY_RESULT_BACKEND"] = stack.redis.url(1)
     stack.send(f"ends.apply_async(('success', '{stack.ledger}'), task_id='nightly')")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert "nightly" in stack.dead_letters("list")
     assert stack.events("start") in (["nightly"], [])
     assert worker.process.poll() is None
@@ -107,15 +108,15 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     stack.env["CELERY_BROKER_URL"] = f"redis://worker:secret@127.0.0.1:{stack.redis.port}/0"
     worker = stack.start_worker()
     stack.send("sleeping.delay(0)")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     admin.execute_command("ACL", "SETUSER", "worker", "-lrem")  # type: ignore[no-untyped-call]
     stack.send(f"recorded.delay('a', '{stack.ledger}', 0)")
     worker.wait_for_output("Redis cannot be told")
     stack.send(f"recorded.delay('b', '{stack.ledger}', 0)")
-    wait_until(lambda: stack.events("end") == ["a", "b"])
+    wait_for(lambda: stack.events("end") == ["a", "b"])
     time.sleep(2 * RECLAIM_INTERVAL)  # nothing may happen
     admin.execute_command("ACL", "SETUSER", "worker", "+lrem")  # type: ignore[no-untyped-call]
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
 
 
@@ -126,7 +127,7 @@ def test_an_error_that_cannot_be_restored_ends_its_task_and_not_the_worker(stack
     rejected, other, *_, failed, handled = stack.send(*[f"unrestorable.delay({how!r})" for how in ways])
     stack.result(failed, "FAILURE")
     stack.result(handled, "FAILURE")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     letters = stack.dead_letters("list")
     assert f"{rejected}" in letters
     assert f"{other}" in letters
@@ -140,5 +141,5 @@ def test_a_retry_that_cannot_be_sent_ends_its_task(stack: Stack) -> None:
     stack.start_worker()
     (task,) = stack.send("growing.delay('x')")
     assert "MAX_MESSAGE_BYTES" in str(stack.result(task, "FAILURE")["result"])
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert task in stack.dead_letters("list")

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable import signing
 from celery_durable.keys import DEAD_LETTERS
 from celery_durable.options import current
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES, REDELIVERIES
+from celery_durable.testing import wait_for
 from celery_durable.worker.delivery import Deliveries
-from tests.support import Stack, wait_until
+from tests.support import Stack
 
 pytestmark = pytest.mark.integration
 
@@ -33,13 +34,13 @@ def test_a_task_that_only_waits_dies_with_nobody(stack: Stack) -> None:
     name = send_with_one_death_left(stack, f"recorded.apply_async(('a', '{stack.ledger}', 0), countdown=25)")
     worker = stack.start_worker()
     for times in range(3):
-        wait_until(lambda: worker.output().count(f"{name}] received") > times)  # noqa: B023 - called at once
+        wait_for(lambda: worker.output().count(f"{name}] received") > times)  # noqa: B023 - called at once
         stack.redis.client(0).client_kill_filter(_type="normal", skipme=True)
     worker.stop(signal.SIGKILL)
     stack.start_worker()
     stack.result(name, "SUCCESS", "FAILURE")
     assert stack.events("end") == ["a"]
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_the_task_that_ran_is_what_killed_its_worker_and_not_the_one_behind_it(stack: Stack) -> None:
@@ -47,14 +48,14 @@ def test_the_task_that_ran_is_what_killed_its_worker_and_not_the_one_behind_it(s
     behind = send_with_one_death_left(stack, f"recorded.delay('behind', '{stack.ledger}', 0)")
     options = "--pool=threads", "--concurrency=1", "--prefetch-multiplier=4"
     worker = stack.start_worker(*options)
-    wait_until(lambda: stack.redis.client(0).smembers(f"unacked_idle:{hostname(stack)}:{DEFAULT_QUEUE}"))
+    wait_for(lambda: stack.redis.client(0).smembers(f"unacked_idle:{hostname(stack)}:{DEFAULT_QUEUE}"))
     worker.stop(signal.SIGKILL)
     stack.start_worker(*options)
     assert "workers died" in stack.result(culprit, "FAILURE")["result"]["exc_message"][0]
     stack.result(behind)
     assert stack.events("start") == ["culprit", "behind"]
     assert stack.redis.client(0).llen(DEAD_LETTERS) == 1
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def hostname(stack: Stack) -> str:
@@ -67,8 +68,8 @@ def hostname(stack: Stack) -> str:
 def test_a_task_that_rejects_its_message_once_runs_twice(stack: Stack, pool: str) -> None:
     stack.start_worker(f"--pool={pool}", "--prefetch-multiplier=4")
     ids = stack.send(f"*[rejecting_once.delay('{stack.ledger}') for _ in range(20)]")
-    wait_until(lambda: len(stack.events("start")) >= 2 * len(ids))
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: len(stack.events("start")) >= 2 * len(ids))
+    wait_for(stack.nothing_waits)
     assert Counter(stack.events("start")) == dict.fromkeys(ids, 2)
 
 
@@ -80,23 +81,23 @@ def test_an_id_that_is_sent_again_runs_again_but_a_message_that_comes_again_does
     [entry] = broker.lrange(DEFAULT_QUEUE, 0, -1)
     worker = stack.start_worker(f"--pool={pool}")
     stack.result("nightly")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     # Redis had not written that it was taken.
     broker.lpush(DEFAULT_QUEUE, entry)
     worker.wait_for_output("does not run again")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("end") == ["a"]
     stack.send(call)
-    wait_until(lambda: stack.events("end") == ["a", "a"])
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["a", "a"])
+    wait_for(stack.nothing_waits)
 
 
 def test_tasks_run_without_a_store_for_results(stack: Stack) -> None:
     stack.env["WITHOUT_RESULTS"] = "yes"
     stack.start_worker()
     stack.send(f"recorded.delay('a', '{stack.ledger}', 0)")
-    wait_until(lambda: stack.events("end") == ["a"])
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["a"])
+    wait_for(stack.nothing_waits)
     assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
 
 
@@ -108,11 +109,11 @@ def test_a_task_with_a_base_class_of_its_own_is_as_safe_as_any(stack: Stack) -> 
     )
     worker.wait_for_output("OwnRequest knows")
     stack.result(died, "FAILURE")
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert "Its process died in each of" in stack.dead_letters("list")
     counted = stack.redis.client(0)
     wanted = {f"ended\x1f{task}\x1fsucceeded" for task in ("own", "requesting")}
-    wait_until(lambda: wanted <= set(counted.hkeys("figures")))
+    wait_for(lambda: wanted <= set(counted.hkeys("figures")))
 
 
 @pytest.mark.parametrize("whom", ["process", "worker"])
@@ -124,7 +125,7 @@ def test_a_chord_hears_of_a_part_that_died_after_its_success(stack: Stack, whom:
         assert worker.process.wait(20) == -signal.SIGKILL
         stack.start_worker()
     assert stack.result(body)["result"] == ["part", "done"]
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert len(stack.events("start")) == 1
 
 

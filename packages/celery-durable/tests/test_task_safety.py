@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Task
 
-from app.agents.config import DEFAULT_MAX_RETRIES, DEFAULT_QUEUE
 from celery_durable.keys import DEAD_LETTERS, OWNER
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES
+from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker import node_owner
 from celery_durable.worker.transport import RECLAIM_INTERVAL
-from tests.support import Program, RedisServer, Stack, wait_until
+from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.integration
 def test_a_task_whose_process_was_killed_runs_again(stack: Stack) -> None:
     stack.start_worker()
     assert stack.result(*stack.send("dying.delay(1)"), "SUCCESS", "FAILURE")["result"] == "survived"
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_children_that_had_not_begun_end_with_their_worker(stack: Stack) -> None:
@@ -39,7 +41,7 @@ def test_children_that_had_not_begun_end_with_their_worker(stack: Stack) -> None
     worker.process.kill()
     worker.process.wait()
     assert children
-    wait_until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children))
+    wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children))
 
 
 def test_an_error_that_holds_a_secret_tells_it_to_nobody(stack: Stack) -> None:
@@ -48,13 +50,13 @@ def test_an_error_that_holds_a_secret_tells_it_to_nobody(stack: Stack) -> None:
         events.psubscribe("/0.celeryev/*")
         worker = stack.start_worker("--task-events")
         stored = stack.result(*stack.send("talkative.delay()"), "FAILURE")
-        wait_until(lambda: "Task failed" in worker.output())
+        wait_for(lambda: "Task failed" in worker.output())
 
         def heard() -> str:
             message: Any = events.get_message(ignore_subscribe_messages=True)
             return base64.b64decode(json.loads(message["data"])["body"]).decode() if message else ""
 
-        failed = wait_until(lambda: next((text for text in [heard()] if "task-failed" in text), ""))
+        failed = wait_for(lambda: next((text for text in [heard()] if "task-failed" in text), ""))
     for told in (json.dumps(stored), failed, worker.output()):
         assert "provider.example/?key=**" in told
         assert secret not in told
@@ -63,16 +65,16 @@ def test_an_error_that_holds_a_secret_tells_it_to_nobody(stack: Stack) -> None:
 def test_a_killed_worker_runs_its_tasks_again_as_soon_as_it_is_back(stack: Stack) -> None:
     worker = stack.start_worker()
     task_id, _ = stack.send(f"recorded.delay('a', '{stack.ledger}', 2)", f"recorded.delay('b', '{stack.ledger}', 2)")
-    wait_until(lambda: len(stack.events("start")) == 2)
+    wait_for(lambda: len(stack.events("start")) == 2)
     worker.stop(signal.SIGKILL)
     back = stack.start_worker()
-    wait_until(lambda: sorted(stack.events("end")) == ["a", "b"], timeout=4)
+    wait_for(lambda: sorted(stack.events("end")) == ["a", "b"], seconds=4)
     stack.result(task_id)
     returned = [line for line in back.log_lines() if "goes back to its queue" in line["message"]]
     assert task_id in [line["task_id"] for line in returned]
     assert {line["queue"] for line in returned} == {DEFAULT_QUEUE}
     assert sorted(stack.events("start")) == ["a", "a", "b", "b"]
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_a_worker_of_several_queues_takes_from_all_and_loses_nothing_of_them(stack: Stack) -> None:
@@ -81,24 +83,24 @@ def test_a_worker_of_several_queues_takes_from_all_and_loses_nothing_of_them(sta
 
     worker = stack.start_worker("--queues=empty,slow,fast")
     stack.send(*[call(f"fast{number}", "fast", 0) for number in range(50)], call("slow", "slow", 2))
-    wait_until(lambda: len(stack.events("end")) == 51, timeout=8)
+    wait_for(lambda: len(stack.events("end")) == 51, seconds=8)
     stack.send(call("killed", "slow", 2))
-    wait_until(lambda: stack.events("start")[-1] == "killed")
+    wait_for(lambda: stack.events("start")[-1] == "killed")
     worker.stop(signal.SIGKILL)
     stack.start_worker("--queues=empty,slow,fast")
-    wait_until(lambda: stack.events("end")[-1] == "killed", timeout=6)
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end")[-1] == "killed", seconds=6)
+    wait_for(stack.nothing_waits)
 
 
 def test_another_worker_of_the_host_takes_over_at_once(stack: Stack) -> None:
     """It sees that the process is gone: the hard limit need not pass."""
     worker = stack.start_worker(name="first")
     stack.send(f"recorded.delay('a', '{stack.ledger}', 3)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     worker.stop(signal.SIGKILL)
     stack.start_worker(name="second")
-    wait_until(lambda: stack.events("start") == ["a", "a"], timeout=20)  # the hard limit is 60 s
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("start") == ["a", "a"], seconds=20)  # the hard limit is 60 s
+    wait_for(stack.nothing_waits)
 
 
 def test_a_worker_of_another_host_takes_over_after_the_hard_limit(stack: Stack) -> None:
@@ -106,7 +108,7 @@ def test_a_worker_of_another_host_takes_over_after_the_hard_limit(stack: Stack) 
     stack.env |= {"TASK_SOFT_TIME_LIMIT": "3", "TASK_TIME_LIMIT": "4"}
     worker = stack.start_worker(name="first")
     stack.send(f"recorded.delay('a', '{stack.ledger}', 3)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     worker.stop(signal.SIGKILL)
     killed = time.monotonic()
     with stack.redis.client(0) as broker:
@@ -116,18 +118,18 @@ def test_a_worker_of_another_host_takes_over_after_the_hard_limit(stack: Stack) 
         broker.zadd(key, {node_owner.SEPARATOR.join([name, "another machine", *rest]): seen})
         broker.zrem(key, owner)
     stack.start_worker(name="second")
-    wait_until(lambda: stack.events("start") == ["a", "a"], timeout=4 + 30)
+    wait_for(lambda: stack.events("start") == ["a", "a"], seconds=4 + 30)
     assert time.monotonic() - killed > 4
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_a_task_that_runs_for_long_is_left_to_its_worker(stack: Stack) -> None:
     stack.env |= {"TASK_SOFT_TIME_LIMIT": "1", "TASK_TIME_LIMIT": "2"}
     stack.start_worker(name="first")
     stack.send(f"recorded.apply_async(('a', '{stack.ledger}', 26), time_limit=60, soft_time_limit=60)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     stack.start_worker(name="second")
-    wait_until(lambda: stack.events("end") == ["a"], timeout=40)
+    wait_for(lambda: stack.events("end") == ["a"], seconds=40)
     assert stack.events("start") == ["a"]
 
 
@@ -139,13 +141,13 @@ def test_killing_workers_under_full_load_loses_nothing(stack: Stack) -> None:
     for _ in range(kills):
         worker = stack.start_worker("--concurrency=4", "--prefetch-multiplier=8")
         done = len(stack.events("end"))
-        wait_until(lambda: len(stack.events("end")) > done)  # noqa: B023 - called at once
+        wait_for(lambda: len(stack.events("end")) > done)  # noqa: B023 - called at once
         time.sleep(random.uniform(0, 0.3))  # noqa: S311 - when it dies is left to chance
         worker.stop(signal.SIGKILL)
         assert len(set(stack.events("end"))) < tasks, "all done too early: nothing was under way when it was killed"
     stack.start_worker("--concurrency=4", "--prefetch-multiplier=8")
-    wait_until(lambda: len(set(stack.events("end"))) == tasks, timeout=150)
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: len(set(stack.events("end"))) == tasks, seconds=150)
+    wait_for(stack.nothing_waits)
     assert stack.redis.client(0).llen(DEAD_LETTERS) == 0
 
 
@@ -184,8 +186,8 @@ def test_a_task_that_a_child_was_just_given_stays_there_when_redis_restarts(stac
         worker.wait_for_output("Connection to broker lost")
         stack.redis.start()
         time.sleep(0.5)  # it forgets what it thinks that nobody runs; no log tells
-    wait_until(lambda: stack.events("end") == ["a"], 30)
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["a"], seconds=30)
+    wait_for(stack.nothing_waits)
     # A second time it would start beside the first, in another child.
     assert worker.output().count("recorded[") == 1
 
@@ -194,7 +196,7 @@ def test_a_task_that_a_child_was_just_given_stays_there_when_redis_restarts(stac
 def test_a_task_runs_once_whatever_redis_does(stack: Stack, fault: str) -> None:
     worker = stack.start_worker()
     task_id, *_ = stack.send(f"recorded.delay('a', '{stack.ledger}', 3)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     if fault == "cut":
         stack.redis.client(0).client_kill_filter(_type="normal", skipme=True)
     else:
@@ -202,7 +204,7 @@ def test_a_task_runs_once_whatever_redis_does(stack: Stack, fault: str) -> None:
         stack.redis.start()
     stack.result(task_id)
     stack.result(*stack.send(f"recorded.delay('b', '{stack.ledger}', 0)"), timeout=10)
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
     assert worker.process.poll() is None
 
@@ -211,30 +213,30 @@ def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(st
     stack.env["WORKER_WATCHDOG_SECONDS"] = "10"
     worker = stack.start_worker()
     stack.send(f"recorded.delay('a', '{stack.ledger}', 12)")
-    wait_until(lambda: stack.events("start") == ["a"])
+    wait_for(lambda: stack.events("start") == ["a"])
     stack.redis.hang()
     with pytest.raises(subprocess.TimeoutExpired):
         worker.process.wait(25)
     stack.redis.program.process.send_signal(signal.SIGCONT)
     stack.send(f"recorded.delay('b', '{stack.ledger}', 0)")
-    wait_until(lambda: stack.events("end") == ["a", "b"], timeout=10)
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: stack.events("end") == ["a", "b"], seconds=10)
+    wait_for(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
 
 
 def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:
     worker = stack.start_worker()
     task_id, other = stack.send(*[f"recorded.delay('{name}', '{stack.ledger}', 2)" for name in "ab"])
-    wait_until(lambda: len(stack.events("start")) == 2)
+    wait_for(lambda: len(stack.events("start")) == 2)
     admin = stack.redis.client(0)
     admin.config_set("min-replicas-to-write", 1)  # refuses every write, like a full disk
-    wait_until(lambda: len(stack.events("end")) == 2)
+    wait_for(lambda: len(stack.events("end")) == 2)
     worker.wait_for_output("Redis refuses")
     admin.config_set("min-replicas-to-write", 0)
     stack.result(task_id)
     stack.result(other)
     stack.result(*stack.send(f"recorded.delay('c', '{stack.ledger}', 0)"), timeout=10)
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert sorted(stack.events("start")) == ["a", "b", "c"]
     assert worker.process.poll() is None
 
@@ -245,13 +247,13 @@ def test_a_queue_that_fills_redis_is_worked_off(stack: Stack) -> None:
         stack.env["CELERY_RESULT_BACKEND"] = results.url(1)
         worker = stack.start_worker()
         stack.send(*[f"recorded.delay({number}, '{stack.ledger}', 1)" for number in range(6)])
-        wait_until(lambda: len(stack.events("start")) >= 2)
+        wait_for(lambda: len(stack.events("start")) >= 2)
         stack.redis.client(0).config_set("maxmemory", 1)
-        wait_until(lambda: len(stack.events("end")) == 6)
-        wait_until(stack.nothing_waits)
+        wait_for(lambda: len(stack.events("end")) == 6)
+        wait_for(stack.nothing_waits)
         stack.redis.client(0).config_set("maxmemory", 0)
         stack.send(f"recorded.delay('later', '{stack.ledger}', 0)")
-        wait_until(lambda: stack.events("end")[-1] == "later")
+        wait_for(lambda: stack.events("end")[-1] == "later")
         assert worker.process.poll() is None
     finally:
         results.stop()
@@ -291,8 +293,8 @@ def test_poison_becomes_dead_letters_and_stops_nobody(stack: Stack) -> None:
     for entry in POISON.values():
         broker.lpush(DEFAULT_QUEUE, entry)
     stack.result(*stack.send("sleeping.delay(0)"))
-    wait_until(lambda: broker.llen(DEAD_LETTERS) == len(POISON))
-    wait_until(stack.nothing_waits)
+    wait_for(lambda: broker.llen(DEAD_LETTERS) == len(POISON))
+    wait_for(stack.nothing_waits)
     assert worker.process.poll() is None
     listed = stack.dead_letters("list")
     assert "The worker knows no task named" in listed
@@ -300,7 +302,7 @@ def test_poison_becomes_dead_letters_and_stops_nobody(stack: Stack) -> None:
     stack.dead_letters("drop", "u1", "u4")
     assert broker.llen(DEAD_LETTERS) == len(POISON) - 2
     stack.dead_letters("requeue", "--all")
-    wait_until(lambda: broker.llen(DEAD_LETTERS) == len(POISON) - 2)
+    wait_for(lambda: broker.llen(DEAD_LETTERS) == len(POISON) - 2)
     stack.dead_letters("drop", "--all")
     assert broker.llen(DEAD_LETTERS) == 0
 
@@ -310,9 +312,9 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
     failed = stack.result(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "WorkerLostError"
-    assert failed["retries"] == DEFAULT_MAX_RETRIES
-    wait_until(lambda: stack.redis.client(0).llen(DEAD_LETTERS) == 1)
-    wait_until(stack.nothing_waits)
+    assert failed["retries"] == Task.max_retries
+    wait_for(lambda: stack.redis.client(0).llen(DEAD_LETTERS) == 1)
+    wait_for(stack.nothing_waits)
     [letter] = [line for line in worker.log_lines() if "becomes a dead letter" in line["message"]]
     assert letter["task_id"] == task_id
     stack.result(*stack.send("sleeping.delay(0)"))
@@ -320,7 +322,7 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     (stack.directory / "mended").touch()
     assert task_id in stack.dead_letters("requeue", task_id)
     assert stack.result(task_id)["result"] == "survived"
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_a_task_that_kills_every_worker_is_put_aside(stack: Stack) -> None:
@@ -333,7 +335,7 @@ def test_a_task_that_kills_every_worker_is_put_aside(stack: Stack) -> None:
         killed = stack.start_worker("--pool=threads")
         assert killed.process.wait(10) == -signal.SIGKILL
     worker = stack.start_worker("--pool=threads")
-    wait_until(lambda: broker.llen(DEAD_LETTERS) == 1)
+    wait_for(lambda: broker.llen(DEAD_LETTERS) == 1)
     assert task_id in stack.dead_letters("list")
     assert "workers died while they held it" in stack.result(task_id, "FAILURE")["result"]["exc_message"][0]
     stack.result(*stack.send("sleeping.delay(0)"))
@@ -344,5 +346,5 @@ def test_a_task_that_runs_out_of_memory_fails_alone(stack: Stack) -> None:
     worker = stack.start_worker()
     assert stack.result(*stack.send("greedy.delay()"), "FAILURE")["result"]["exc_type"] == "MemoryError"
     stack.result(*stack.send("sleeping.delay(0)"))
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
     assert worker.process.poll() is None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import REPOSITORY, RedisServer, wait_until
+from celery_durable.testing import RedisServer, wait_for
 
 pytestmark = pytest.mark.integration
 BOUND = 1.0
@@ -20,11 +20,16 @@ BOUND = 1.0
 PRODUCER = """
 import json, sys, time
 from kombu.exceptions import OperationalError
-from app.agents.tasks.example_task import example_agent_task
+from celery import Celery
+import celery_durable
+app = Celery("producer")
+celery_durable.install(app)
+@app.task
+def work(): ...
 for line in sys.stdin:
     began = time.monotonic()
     try:
-        example_agent_task.delay("id", {})
+        work.delay()
         told = "sent"
     except OperationalError:
         told = "unavailable"
@@ -37,10 +42,9 @@ class Producer:
 
     def __init__(self, redis: RedisServer) -> None:
         """Start it; it has not talked to Redis yet."""
-        env = {**os.environ, **redis.environment(0, 1), "CELERY_CLIENT_PROFILE": "web"}
+        env = {**os.environ, **redis.environment(0, 1), "DURABLE_CLIENT": "web"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PRODUCER],
-            cwd=REPOSITORY,
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -83,22 +87,22 @@ def test_redis_hangs_goes_and_comes_back(redis: RedisServer, producer: Producer)
     time.sleep(6)  # longer than health_check_interval: a connection is tried before it is used
     assert producer.send() == "unavailable"
     redis.program.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
     redis.stop()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.start()
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
 
 
 def test_redis_hangs_from_the_beginning(redis: RedisServer, producer: Producer) -> None:
     redis.hang()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.program.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")
 
 
 def test_nobody_listens_from_the_beginning(redis: RedisServer, producer: Producer) -> None:
     redis.stop()
     assert [producer.send() for _ in range(3)] == ["unavailable"] * 3
     redis.start()
-    wait_until(lambda: producer.send() == "sent")
+    wait_for(lambda: producer.send() == "sent")

@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from app.agents.config import DEFAULT_QUEUE
 from celery_durable import entries, keys, options, snapshot
 from celery_durable.aio.clients import broker_client
 from celery_durable.metrics import FAILURES, FIGURES, MINUTE, WORKERS
 from celery_durable.options import Options
+from celery_durable.queue_names import DEFAULT_QUEUE
+from celery_durable.testing import RedisServer
 from durable_console.admin import dead_letters, queues
 from durable_console.application import celery_app
 from durable_console.web import status
 from durable_console.web.alerts import Alert, Notification, _remember
 from durable_console.web.prometheus import Prometheus
-from tests.support import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import ADMIN, REPOSITORY, RedisServer, Stack, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import ADMIN, REPOSITORY, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -51,13 +52,13 @@ def test_a_worker_is_proven_to_run_tasks(stack: Stack) -> None:
         found = canary(stack, name)
         assert found.returncode == 0, found.stderr
         assert f"{name}@{platform.node()} has run" in found.stdout
-    wait_until(stack.nothing_waits)
+    wait_for(stack.nothing_waits)
 
 
 def test_a_busy_worker_is_not_proven(stack: Stack) -> None:
     stack.start_worker("--concurrency=1")
     stack.send("sleeping.delay(30)")
-    wait_until(lambda: stack.redis.client(0).llen("celery") == 0)
+    wait_for(lambda: stack.redis.client(0).llen("celery") == 0)
     late = canary(stack, "test", "--within=2")
     assert (late.returncode, late.stdout) == (1, "")
     assert "has run none of 4 tasks in time, and 4 wait" in late.stderr

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from celery_durable.testing import RedisServer, free_port, wait_for
 from durable_console.flower.__main__ import CONFIG
-from tests.support import ADMIN, REPOSITORY, Program, RedisServer, Stack, free_port, wait_until
+from tests.support import ADMIN, REPOSITORY, Program, Stack
 
 CONF = """
 import json
@@ -150,15 +151,15 @@ def test_it_shows_an_application_that_it_knows_nothing_of(stack: Stack, tmp_path
     assert httpx.get(f"{url}/health/celery").status_code == 503
     stack.redis.client(0).lpush("reports", b"no task of ours")
     stack.start_worker()
-    wait_until(lambda: httpx.get(f"{url}/health/celery").status_code == 200, 30)
+    wait_for(lambda: httpx.get(f"{url}/health/celery").status_code == 200, seconds=30)
 
     def counted(*lines: str) -> bool:
         return {*lines} <= {*httpx.get(f"{url}/metrics", headers=monitoring).text.splitlines()}
 
     counts = 'celery_queue_length{queue="reports"} 1.0', "celery_workers_alive 1.0", "celery_beat_active 0.0"
-    wait_until(lambda: counted(*counts), 30)
+    wait_for(lambda: counted(*counts), seconds=30)
     stack.redis.client(0).set("durable:beat:shop", "the token of one of the beats")
-    wait_until(lambda: counted("celery_beat_active 1.0"), 30)
+    wait_for(lambda: counted("celery_beat_active 1.0"), seconds=30)
     assert httpx.get(f"{url}/metrics").status_code == 401
     assert httpx.get(f"{url}/status", headers=monitoring).status_code == 401
     firing = {"status": "firing", "labels": {"alertname": "DiskFilling", "severity": "critical"}}
@@ -171,7 +172,7 @@ def test_it_shows_an_application_that_it_knows_nothing_of(stack: Stack, tmp_path
         assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
         return all(word in page.text for word in ("Console", "reports", "DiskFilling"))
 
-    wait_until(shown, 30)
+    wait_for(shown, seconds=30)
     # uvicorn ends in order, and then as if by the signal.
     assert console.stop() == -signal.SIGTERM
     assert not [key for key in KEYS.values() if key in console.output()]

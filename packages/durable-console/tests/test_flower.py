@@ -15,8 +15,9 @@ import pytest
 from flower.urls import handlers
 from tornado.web import RequestHandler
 
+from celery_durable.testing import RedisServer, free_port, wait_for
 from durable_console.flower.gate import FORWARDING_HEADERS, READING_POSTS
-from tests.support import Program, RedisServer, free_port, start_worker, wait_until
+from tests.support import Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -246,14 +247,14 @@ def test_no_page_shows_a_secret(redis_server: RedisServer, tmp_path: Path) -> No
     url, program = start_flower(tmp_path / "flower.log", env)
     try:
         with httpx.Client(auth=("admin", PASSWORD), base_url=url) as client:
-            wait_until(lambda: client.get("/api/workers", params={"refresh": "1"}).json())
+            wait_for(lambda: client.get("/api/workers", params={"refresh": "1"}).json())
             # Of tasks before that Flower would never hear.
             worker.wait_for_output("Events of group {task} enabled")
             code = "from app.agents.tasks.example_task import *; print(example_agent_task.delay('t', {}).id)"
             task = Program([sys.executable, "-c", code], tmp_path / "send.log", env)
             assert task.process.wait(20) == 0
             task_id = task.output().strip()
-            wait_until(lambda: client.get(f"/task/{task_id}").status_code == 200)
+            wait_for(lambda: client.get(f"/task/{task_id}").status_code == 200)
             (name,) = client.get("/api/workers").json()
             waiting = {path.removesuffix("x") + value for path in routes() for value in (name, task_id)} | {*routes()}
             seen: dict[str, str] = {}

@@ -16,9 +16,10 @@ from kombu.transport import redis as kombu_redis
 from redis.lock import Lock
 
 from celery_durable import scripts
+from celery_durable.testing import RedisServer, wait_for
 from durable_console.known_scripts import registered
 from durable_console.known_scripts import scripts as found_in
-from tests.support import REPOSITORY, Api, Program, RedisServer, load_plugin, start_worker, wait_until
+from tests.support import REPOSITORY, Api, Program, load_plugin, start_worker
 
 # What a client of the platform may do with scripts, beside everything that it needs for its work.
 RULES = ["+@all", "-@scripting", "+evalsha", "+script|exists"]
@@ -114,7 +115,7 @@ def test_known_scripts_are_all_that_a_service_needs(server: RedisServer, known: 
     worker = start_worker(tmp_path / "worker.log", as_service(server), app="faulty_worker")
     api = Api(tmp_path / "api.log", as_service(server))
     try:
-        api.wait_for(api.enqueue({"key": "value"}, **{"Idempotency-Key": "one"}), "SUCCESS")
+        api.wait(api.enqueue({"key": "value"}, **{"Idempotency-Key": "one"}))
         code = "from faulty_worker import *; from celery import chord"
         code += "; print(chord([sleeping.s(0), sleeping.s(0)])(collect.s()).get(timeout=20))"
         sender = Program([sys.executable, "-c", code], tmp_path / "chord.log", as_service(server))
@@ -141,19 +142,19 @@ def test_a_service_waits_for_scripts_and_never_loads_them(
     )
     api = Api(tmp_path / "api.log", as_service(server))
     try:
-        wait_until(lambda: scripts.MISSING in worker.output())
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}})
+        wait_for(lambda: scripts.MISSING in worker.output())
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}})
         assert response.status_code == 503, response.text
         assert scripts.MISSING in api.program.output()
         for text in known.values():
             admin.script_load(text)
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
 
         admin.script_flush()
-        assert api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
+        assert api.post("/tasks/enqueue", json={"data": {"key": "value"}}).status_code == 503
         for text in known.values():
             admin.script_load(text)
-        api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+        api.wait(api.enqueue({"key": "value"}), seconds=20)
         assert worker.process.poll() is None, worker.output()
         assert denied(server) == []
     finally:
@@ -169,7 +170,7 @@ def test_without_a_name_clients_load_what_is_missing(tmp_path: Path) -> None:
     try:
         for _ in range(2):
             server.client(0).script_flush()
-            api.wait_for(api.enqueue({"key": "value"}), "SUCCESS", timeout=20)
+            api.wait(api.enqueue({"key": "value"}), seconds=20)
     finally:
         api.stop()
         worker.stop()
@@ -188,7 +189,7 @@ def test_loaded_scripts_survive_becoming_a_replica_and_a_primary(tmp_path: Path)
     try:
         name = replica.client(0).script_load("return 1")
         replica.client(0).replicaof("127.0.0.1", primary.port)
-        wait_until(lambda: replica.client(0).info("replication").get("master_link_status") == "up")
+        wait_for(lambda: replica.client(0).info("replication").get("master_link_status") == "up")
         assert replica.client(0).script_exists(name) == [True]
         other = replica.client(0).script_load("return 2")  # as after its restart, while it is one
         replica.client(0).replicaof("NO", "ONE")
@@ -258,11 +259,11 @@ def test_a_keeper_gives_redis_its_scripts_again_after_a_restart(known: dict[str,
         return all(server.client(0).script_exists(*known))
 
     try:
-        wait_until(all_are_there, timeout=30)
+        wait_for(all_are_there, seconds=30)
         server.stop()
-        wait_until(lambda: "gets no scripts" in keeper.output())
+        wait_for(lambda: "gets no scripts" in keeper.output())
         server.start()
-        wait_until(all_are_there)
+        wait_for(all_are_there)
         assert (tmp_path / "heartbeat").exists()
         assert PASSWORD not in keeper.output()
     finally:

@@ -16,8 +16,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_durable.aio.workforce import ALIVE_SECONDS
+from celery_durable.testing import RedisServer, free_port, wait_for
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
-from tests.support import Api, Program, RedisServer, free_port, start_worker, wait_until
+from tests.support import Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +35,7 @@ class Figures(dict[tuple[str, str], float]):
 
 def scrape(api: Api) -> Figures:
     """Read /metrics as Prometheus does."""
-    answer = api.client.get("/metrics")
+    answer = api.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
     figures = Figures()
@@ -73,7 +74,7 @@ def test_a_key_is_needed(api: Api) -> None:
 def test_what_waits_is_counted_without_a_worker(api: Api) -> None:
     for _ in range(3):
         api.enqueue({})
-    seen = wait_until(lambda: (found := scrape(api)).of("celery_queue_length", "celery") == 3 and found, 10)
+    seen = wait_for(lambda: (found := scrape(api)).of("celery_queue_length", "celery") == 3 and found, seconds=10)
     assert isinstance(seen, Figures)
     assert 0 <= seen.of("celery_queue_oldest_seconds", "celery") < 10
     assert seen.of("celery_tasks_enqueued_total", TASK) == 3
@@ -87,10 +88,10 @@ def test_a_request_that_runs_is_in_flight(api: Api) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         head = f"POST /tasks/enqueue HTTP/1.1\r\nHost: api\r\nX-API-Key: {api.key}\r\nContent-Length: 12\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
-        wait_until(lambda: scrape(api).of("http_requests_inprogress") == 1)
+        wait_for(lambda: scrape(api).of("http_requests_inprogress") == 1)
         client.sendall(b'{"data": 12}')  # no task: others count them
         assert b" 422 " in client.recv(100)
-    wait_until(lambda: scrape(api).of("http_requests_inprogress") == 0)
+    wait_for(lambda: scrape(api).of("http_requests_inprogress") == 0)
 
 
 def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str], tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
         ]
         return seen if outcomes == [3, 1, 3, 1, 1] else None
 
-    seen = wait_until(ended, 60)
+    seen = wait_for(ended, seconds=60)
     assert seen is not None
     assert seen.of("celery_tasks_started_total", TASK) == 3
     # Prometheus sees the first of them only as an increase from 0.
@@ -130,11 +131,11 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
 
     worker.stop(signal.SIGKILL)
     worker = start_worker(tmp_path / "again.log", env, app="faulty_worker", name="one")
-    again = wait_until(lambda: (found := scrape(api)).of("celery_worker_starts_total", node) == 2 and found, 20)
+    again = wait_for(lambda: (found := scrape(api)).of("celery_worker_starts_total", node) == 2 and found, seconds=20)
     worker.stop(signal.SIGKILL)
     assert isinstance(again, Figures)
     assert again.of("celery_tasks_ended_total", "succeeded", TASK) == 3
-    wait_until(lambda: scrape(api).of("celery_workers_alive") == 0, ALIVE_SECONDS + 2 * SNAPSHOT_SECONDS)
+    wait_for(lambda: scrape(api).of("celery_workers_alive") == 0, seconds=ALIVE_SECONDS + 2 * SNAPSHOT_SECONDS)
 
 
 def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
@@ -144,14 +145,14 @@ def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
     worker = start_worker(tmp_path / "worker.log", env, app="faulty_worker", name="two")
     code = "from faulty_worker import *; sleeping.apply_async((0,), countdown=600)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
-    wait_until(lambda: scrape(api).of("celery_unacknowledged_tasks") == 1, 20)
+    wait_for(lambda: scrape(api).of("celery_unacknowledged_tasks") == 1, seconds=20)
     time.sleep(2 * SNAPSHOT_SECONDS)
     assert scrape(api).of(held) == 0  # it waits for its time
     code = "from faulty_worker import *; sleeping.delay(8)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
-    wait_until(lambda: scrape(api).of(held) > 0, 20)
+    wait_for(lambda: scrape(api).of(held) > 0, seconds=20)
     worker.stop(signal.SIGTERM)  # it gives the task back, and has no time to report that
-    wait_until(lambda: scrape(api).of(held) == 0, 2 * SNAPSHOT_SECONDS)
+    wait_for(lambda: scrape(api).of(held) == 0, seconds=2 * SNAPSHOT_SECONDS)
 
 
 def test_a_worker_that_dies_of_its_first_task_was_started(api: Api, env: dict[str, str], tmp_path: Path) -> None:
@@ -161,14 +162,14 @@ def test_a_worker_that_dies_of_its_first_task_was_started(api: Api, env: dict[st
     worker = Program([*command, "-Q", "lethal", "-n", "short@%h"], tmp_path / "worker.log", env)
     assert worker.process.wait(30) == -signal.SIGKILL
     node = f"short@{os.uname().nodename}"
-    wait_until(lambda: scrape(api).of("celery_worker_starts_total", node) == 1, 10)
+    wait_for(lambda: scrape(api).of("celery_worker_starts_total", node) == 1, seconds=10)
 
 
 def test_a_task_that_code_enqueues_has_an_age(api: Api, env: dict[str, str], redis: RedisServer) -> None:
     redis.client(0).delete("celery")
     code = "from faulty_worker import *; sleeping.delay(0)"  # Celery makes its id, which tells no time
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
-    wait_until(lambda: scrape(api).of("celery_queue_oldest_seconds", "celery") > 2, 15)
+    wait_for(lambda: scrape(api).of("celery_queue_oldest_seconds", "celery") > 2, seconds=15)
 
 
 def test_scrapes_ask_redis_no_more_often(api: Api, redis: RedisServer) -> None:
@@ -195,7 +196,7 @@ def test_several_processes_answer_as_one(env: dict[str, str], tmp_path: Path) ->
         except httpx.TransportError:
             return False
 
-    wait_until(answers)
+    wait_for(answers)
     for _ in range(40):  # each over a connection of its own, so that both processes get some
         assert httpx.post(f"{url}/tasks/enqueue", headers=headers, json={"data": {}}).status_code == 202
     assert len(list((tmp_path / "counts").glob("counter_*.db"))) == 2
@@ -209,7 +210,7 @@ def test_several_processes_answer_as_one(env: dict[str, str], tmp_path: Path) ->
 def test_without_redis_it_says_so(api: Api, redis: RedisServer) -> None:
     """Last in this file: its Redis is gone afterwards."""
     redis.stop()
-    seen = wait_until(lambda: (found := scrape(api)).of("celery_broker_up") == 0 and found, 2 * SNAPSHOT_SECONDS)
+    seen = wait_for(lambda: (found := scrape(api)).of("celery_broker_up") == 0 and found, seconds=2 * SNAPSHOT_SECONDS)
     assert isinstance(seen, Figures)
     assert math.isnan(seen.of("celery_queue_length", "celery"))
     assert seen.of("http_requests_total", "/tasks/enqueue", "POST", "2xx") >= 3

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from app.agents.config import DEFAULT_QUEUE
 from app.agents.worker import celery_app
 from celery_durable import options, snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.task_ids import new_task_id
+from celery_durable.testing import wait_for
 from test_task_safety import POISON
-from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
+from tests.support import ADMIN, Api, Program, Stack, of_the_console
 
 pytestmark = pytest.mark.integration
 
@@ -96,7 +97,7 @@ def test_deferred_tasks_stay_accepted_and_come_back_in_their_order(operator: Ope
     assert "260 tasks are in celery again" in operator.queues("resume")
     assert operator.ids(DEFAULT_QUEUE) == others + first + later
     operator.start_worker()
-    wait_until(operator.nothing_waits, timeout=30)
+    wait_for(operator.nothing_waits, seconds=30)
     assert sorted(map(int, operator.events("end"))) == list(range(260))
     assert operator.broker.llen(DEAD_LETTERS) == 0
 
@@ -110,8 +111,8 @@ def test_nothing_is_lost_or_doubled_while_workers_consume(operator: Operator) ->
         assert operator.broker.llen(DEFERRED) > 0, "all done too early"
         assert operator.broker.llen(DEFAULT_QUEUE) == 0
         operator.queues("resume")
-        wait_until(lambda: len(operator.events("end")) > done)  # noqa: B023 - called at once
-    wait_until(operator.nothing_waits, timeout=60)
+        wait_for(lambda: len(operator.events("end")) > done)  # noqa: B023 - called at once
+    wait_for(operator.nothing_waits, seconds=60)
     assert sorted(map(int, operator.events("start"))) == list(range(3000))
     assert operator.broker.llen(DEFERRED) == operator.broker.llen(DEAD_LETTERS) == 0
 
@@ -122,9 +123,9 @@ def test_a_dropped_task_says_so_and_never_runs(operator: Operator) -> None:
     dropped += operator.send_recorded(range(20, 60), seconds=0.2)
     kept = operator.send("sleeping.delay(0)")
     operator.start_worker()
-    wait_until(lambda: operator.events("start"))
+    wait_for(lambda: operator.events("start"))
     said = operator.queues("drop", "--task", RECORDED, "--reason", "Sent twice.")
-    wait_until(operator.nothing_waits)
+    wait_for(operator.nothing_waits)
     operator.result(*kept)
     ran = {int(number) for number in operator.events("start")}
     assert f"{60 - len(ran)} tasks of celery are ended" in said
@@ -141,7 +142,7 @@ def test_clients_are_told_what_became_of_deferred_and_dropped_tasks(operator: Op
         task_id, example = api.enqueue({}), "app.agents.tasks.example_task.example_agent_task"
         operator.queues("defer", "--task", example)
         assert api.status(task_id)["status"] == "PENDING"
-        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.client.get("/metrics").text
+        assert 'celery_deferred_tasks{queue="celery"} 1.0' in api.get("/metrics").text
         operator.queues("drop", "--task", example, "--reason", "Sent twice.")
         told = api.status(task_id)
         assert (told["status"], told["error"]) == ("REVOKED", "TaskRevokedError: Sent twice.")
@@ -173,9 +174,9 @@ def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
     operator.queues("defer", "--task", RECORDED)
     worker = operator.start_worker("--pool=threads")
     held, *_ = operator.send("sleeping.delay(60)", "sleeping.delay(60)")
-    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    wait_for(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     (waiting,) = operator.send("recorded.delay('x', '/dev/null', 0)")
-    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 1)
+    wait_for(lambda: operator.broker.llen(DEFAULT_QUEUE) == 1)
     (deferred,) = operator.ids(DEFERRED)
     for task_id in (held, waiting, deferred):
         assert "is a dead letter now" in operator.queues("bury", task_id, "--reason", "It hangs.")
@@ -188,8 +189,8 @@ def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
     assert "No message" not in operator.queues("bury", held, succeeds=False)  # an error goes to stderr
     worker.stop(signal.SIGKILL)
     operator.start_worker("--pool=threads")
-    wait_until(lambda: operator.broker.hlen(ACCEPTED) == 1)
-    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    wait_for(lambda: operator.broker.hlen(ACCEPTED) == 1)
+    wait_for(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     assert operator.result(held, "FAILURE")
 
 
@@ -197,7 +198,7 @@ def test_a_gone_workers_tasks_are_taken_back_at_once(operator: Operator) -> None
     gone = operator.start_worker(name="gone")
     node = f"gone@{socket.gethostname()}"
     operator.send_recorded(range(2), seconds=1)
-    wait_until(lambda: len(operator.events("start")) == 2)
+    wait_for(lambda: len(operator.events("start")) == 2)
     gone.stop(signal.SIGKILL)
     operator.queues("reclaim", node, succeeds=False)
     unacked = unacked_list(node, DEFAULT_QUEUE)
@@ -209,7 +210,7 @@ def test_a_gone_workers_tasks_are_taken_back_at_once(operator: Operator) -> None
         1
     }
     operator.start_worker(name="other")
-    wait_until(operator.nothing_waits)
+    wait_for(operator.nothing_waits)
     assert sorted(operator.events("end")) == ["0", "1"]
     operator.queues("reclaim", node, succeeds=False)
 
@@ -242,7 +243,7 @@ def test_tasks_move_to_another_queue_in_their_order(operator: Operator) -> None:
     assert operator.broker.llen(DEAD_LETTERS) == 1
     operator.queues("resume")
     operator.start_worker()
-    wait_until(operator.nothing_waits, timeout=30)
+    wait_for(operator.nothing_waits, seconds=30)
     assert [operator.result(task_id)["status"] for task_id in ids + again] == ["SUCCESS"] * 121
     assert sorted(map(int, operator.events("end"))) == list(range(120))
     for source, target in (("old", "old"), ("old", "unknown"), (DEFAULT_QUEUE, "accepted")):
@@ -259,14 +260,14 @@ def test_a_probe_goes_through_each_queue_and_comes_back(operator: Operator) -> N
     operator.queues("probe", "celery", "elsewhere", "--within=2", succeeds=False)
     # Not for want of workers.
     operator.send("sleeping.delay(60)")
-    wait_until(lambda: "1 of 1 slots busy" in operator.queues("list"))
+    wait_for(lambda: "1 of 1 slots busy" in operator.queues("list"))
     assert "Not proven: all workers of celery are busy" in operator.queues("probe", "celery", "--within=20")
     worker.stop(signal.SIGKILL)
     operator.broker.hdel("workers", f"test@{socket.gethostname()}")
     # Those of another queue do not count.
     operator.start_worker("--queues=reports", "--concurrency=1", name="reports")
     operator.send("sleeping.apply_async((60,), queue='reports')")
-    wait_until(lambda: "reports@" in operator.queues("list"))
+    wait_for(lambda: "reports@" in operator.queues("list"))
     operator.queues("probe", "celery", "--within=12", succeeds=False)
 
 
@@ -278,7 +279,7 @@ def test_a_task_that_waits_for_its_rate_is_not_stuck(operator: Operator) -> None
     # The probe has no limit.
     assert "a chord over all of them" in operator.queues("probe", "celery")
     limited, *_ = operator.send("sleeping.delay(0)")
-    wait_until(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
+    wait_for(lambda: operator.broker.llen(DEFAULT_QUEUE) == 0)
     time.sleep(3)
     (told,) = operator.broker.hgetall("workers").values()
     assert json.loads(str(told).partition(" ")[2])["held"] == 0, told
@@ -346,14 +347,14 @@ class TestVerdict:
     def test_nobody_takes_from_the_queue(self, operator: Operator) -> None:
         self._backlog(operator, 1)
         operator.start_worker("--queues=other")
-        wait_until(lambda: operator.broker.hlen("workers") == 1)
+        wait_for(lambda: operator.broker.hlen("workers") == 1)
         assert "No worker takes from the queue celery" in operator.asked("examine", "--seconds=0.1")["verdict"]
 
     def test_one_kind_floods(self, operator: Operator) -> None:
         operator.start_worker()
         operator.result(*operator.send("dying.delay(0)"))
         self._backlog(operator, 5)
-        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        wait_for(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), seconds=30)
         told = operator.asked("examine", "--seconds=0.1")
         assert (told["verb"], told["task"]) == ("defer", SLEEPING)
         operator.queues("defer", "--task", told["task"])
@@ -362,7 +363,7 @@ class TestVerdict:
     def test_too_few_slots(self, operator: Operator) -> None:
         operator.start_worker()
         self._backlog(operator, 5)
-        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        wait_for(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), seconds=30)
         told = operator.asked("examine", "--seconds=0.1")
         assert (told["verb"], told["slots"]) == ("scale", 2)
 
@@ -371,7 +372,7 @@ class TestVerdict:
         operator.start_worker("--queues=other", "--concurrency=8", name="free")
         assert full.process.poll() is None
         self._backlog(operator, 60)
-        wait_until(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), timeout=30)
+        wait_for(lambda: operator.asked("examine", "--seconds=0.1").get("verb"), seconds=30)
         told = operator.asked("examine", "--seconds=0.1")
         assert told["verdict"].startswith("There are too few slots for celery: 2 cannot keep up")
         assert (told["verb"], told["slots"]) == ("scale", 2)
@@ -380,10 +381,10 @@ class TestVerdict:
     def test_tasks_are_slower(self, operator: Operator) -> None:
         operator.start_worker("-c", "8")
         operator.send("*[sleeping.delay(0) for _ in range(30)]")
-        wait_until(operator.nothing_waits)
+        wait_for(operator.nothing_waits)
         time.sleep(2)
         self._backlog(operator, 1)
-        wait_until(lambda: "slower than before" in operator.asked("examine", "--seconds=2")["verdict"], timeout=20)
+        wait_for(lambda: "slower than before" in operator.asked("examine", "--seconds=2")["verdict"], seconds=20)
 
 
 class TestFind:
@@ -395,7 +396,7 @@ class TestFind:
 
         def told(task_id: str) -> tuple[str, int]:
             answer = operator.asked("find", task_id)
-            code = api.client.get(f"/tasks/status/{task_id}").status_code
+            code = api.get(f"/tasks/status/{task_id}").status_code
             assert answer["code"] == code, answer
             return answer["verdict"], code
 
@@ -405,10 +406,10 @@ class TestFind:
             assert "never accepted here" in told(new_task_id())[0]
             assert told("00000000-0000-4000-8000-000000000000")[1] == 404
             operator.start_worker(name="w")
-            wait_until(lambda: "has been running on w@" in operator.asked("find", waiting)["verdict"])
+            wait_for(lambda: "has been running on w@" in operator.asked("find", waiting)["verdict"])
             operator.result(waiting)
             assert "its status is SUCCESS" in told(waiting)[0]
-            wait_until(lambda: api.client.get(f"/tasks/status/{waiting}").status_code == 410, timeout=20)
+            wait_for(lambda: api.get(f"/tasks/status/{waiting}").status_code == 410, seconds=20)
             assert "has expired" in told(waiting)[0]
         finally:
             api.stop()

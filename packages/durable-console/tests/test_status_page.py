@@ -21,10 +21,11 @@ import pytest
 
 from celery_durable.entries import HEARD
 from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, figures
+from celery_durable.testing import RedisServer, wait_for
 from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
 from durable_console.web.status import SILENT_SECONDS
-from tests.support import Api, Program, RedisServer, start_worker, wait_until
+from tests.support import Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -90,12 +91,12 @@ def redis_away(api: Api, redis: RedisServer) -> Iterator[None]:
     redis.hang()
     yield
     redis.program.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: "Redis answers." in look(api), 3 * SNAPSHOT_SECONDS)
+    wait_for(lambda: "Redis answers." in look(api), seconds=3 * SNAPSHOT_SECONDS)
 
 
 def look(api: Api) -> str:
     """Return what a person reads: the page's text without its tags."""
-    answer = api.client.get("/status")
+    answer = api.get("/status")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     return words(answer.text)
@@ -107,9 +108,11 @@ def words(page: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
-def wait_for(api: Api, *expected: str, timeout: float = 3 * SNAPSHOT_SECONDS) -> str:
+def wait_for_text(api: Api, *expected: str, timeout: float = 3 * SNAPSHOT_SECONDS) -> str:
     """Look until the page says all of this."""
-    return wait_until(lambda: ((text := look(api)) and all(part in text for part in expected) and text) or "", timeout)
+    return wait_for(
+        lambda: ((text := look(api)) and all(part in text for part in expected) and text) or "", seconds=timeout
+    )
 
 
 def tell(api: Api, name: str, *alerts: dict[str, Any], **labels: str) -> httpx.Response:
@@ -183,7 +186,7 @@ deaf.delay()
 sleeping.apply_async((60,), soft_time_limit=1)
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
-    text = wait_for(api, "3 succeeded 3 retried 4 failed", timeout=60)
+    text = wait_for_text(api, "3 succeeded 3 retried 4 failed", timeout=60)
     assert "Workers too few 1 of 2 alive." in text
     assert f"one@{os.uname().nodename} prefork 0 of 2" in text
     assert "Queue Waiting Oldest celery 0 " in text
@@ -195,7 +198,7 @@ sleeping.apply_async((60,), soft_time_limit=1)
     assert re.search(rf"timed out faulty_worker.sleeping {when} SoftTimeLimitExceeded", failures)
     assert re.search(rf"died faulty_worker.dying {when} WorkerLostError: ", failures)
     assert EVIL in failures  # as text
-    page = api.client.get("/status").text
+    page = api.get("/status").text
     assert SECRET not in page
     assert "<script" not in page
     assert "<img" not in page
@@ -220,13 +223,13 @@ def test_alerts_fire_and_are_resolved(api: Api) -> None:
     worker_loop = {"labels": {"alertname": "WorkerRestartLoop", "severity": "warning", "worker": "a"}}
     ended = {"labels": {"alertname": "WorkerRestartLoop", "worker": "b"}, "status": "resolved"}
     assert tell(api, "WorkerRestartLoop", worker_loop, ended).status_code == 204
-    text = wait_for(api, "3 alerts fire")
+    text = wait_for_text(api, "3 alerts fire")
     assert "critical RedisDown on one since 2026-01-01 12:00:00 UTC, " in text
     assert "RedisDown is what it says. Runbook: docs/runbooks/RedisDown.md" in text
     assert text.index("RedisDown on two") < text.index("warning WorkerRestartLoop")
     assert tell(api, "RedisDown", {"status": "resolved"}, host="one").status_code == 204
     assert tell(api, "WorkerRestartLoop", {"status": "resolved"}).status_code == 204
-    text = wait_for(api, "1 alert fires")
+    text = wait_for_text(api, "1 alert fires")
     assert "RedisDown on two" in text
     tell(api, "RedisDown", {"status": "resolved"}, host="two")
 
@@ -234,10 +237,12 @@ def test_alerts_fire_and_are_resolved(api: Api) -> None:
 def test_the_watchdog_is_a_sign_of_life(api: Api, redis: RedisServer) -> None:
     client = redis.client(0)
     assert tell(api, "Watchdog", {}, severity="none").status_code == 204
-    text = wait_for(api, "Alertmanager was heard", "Alerts None fires.")
+    text = wait_for_text(api, "Alertmanager was heard", "Alerts None fires.")
     assert "Alerting works" in text
     client.hset("alerts", HEARD.decode(), int(time.time()) - SILENT_SECONDS - 1)
-    wait_for(api, "Alerting silent Alertmanager was last heard 10 min ago: alerts may not arrive.", "Alerting: silent")
+    wait_for_text(
+        api, "Alerting silent Alertmanager was last heard 10 min ago: alerts may not arrive.", "Alerting: silent"
+    )
     tell(api, "Watchdog", {"status": "resolved"}, severity="none")
     assert int(client.hget("alerts", HEARD.decode()) or 0) < time.time() - SILENT_SECONDS
 
@@ -245,11 +250,11 @@ def test_the_watchdog_is_a_sign_of_life(api: Api, redis: RedisServer) -> None:
 def test_what_is_not_repeated_is_forgotten(api: Api, redis: RedisServer) -> None:
     client = redis.client(0)
     tell(api, "DiskFilling", {}, host="one")
-    wait_for(api, "DiskFilling")
+    wait_for_text(api, "DiskFilling")
     [group] = set(client.hkeys("alerts")) - {HEARD.decode()}
     told = json.loads(str(client.hget("alerts", group)))
     client.hset("alerts", group, json.dumps({**told, "told": told["told"] - GROUP_KEPT - 1}))
-    wait_until(lambda: "DiskFilling" not in look(api))
+    wait_for(lambda: "DiskFilling" not in look(api))
     tell(api, "Watchdog", {})
     assert client.hkeys("alerts") == [HEARD.decode()]
 
@@ -276,7 +281,7 @@ def test_alerts_cannot_fill_the_broker(api: Api, redis: RedisServer) -> None:
     ],
 )
 def test_nonsense_is_refused(api: Api, redis: RedisServer, nonsense: bytes) -> None:
-    answer = api.client.post("/status/alerts", content=nonsense, headers={"Content-Type": "application/json"})
+    answer = api.post("/status/alerts", content=nonsense, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("body")
     assert not redis.client(0).exists("alerts")
@@ -286,15 +291,15 @@ def test_whatever_an_alert_says_is_text(api: Api) -> None:
     texts = {"summary": EVIL, "runbook": f"javascript:{EVIL}"}
     labels = {"alertname": EVIL, "host": EVIL, "severity": EVIL}
     tell(api, "Evil", {"labels": labels, "annotations": texts, "startsAt": "9999-12-31T23:59:59Z"})
-    text = wait_for(api, "1 alert fires")
+    text = wait_for_text(api, "1 alert fires")
     assert text.partition("Runs in the last hour")[0].count(EVIL) == len(labels) + len(texts)
-    page = api.client.get("/status").text
+    page = api.get("/status").text
     assert "<script" not in page
     assert "<img" not in page
     assert "href" not in page
     tell(api, "Evil", {"annotations": {"runbook": 'https://wiki.example/"onclick=x'}})
-    wait_for(api, "wiki.example")
-    assert '<a href="https://wiki.example/&#34;onclick=x">' in api.client.get("/status").text
+    wait_for_text(api, "wiki.example")
+    assert '<a href="https://wiki.example/&#34;onclick=x">' in api.get("/status").text
     tell(api, "Evil", {"status": "resolved"})
 
 
@@ -354,8 +359,8 @@ def full_page(api: Api, redis: RedisServer) -> str:
     texts = {"description": 50 * long, "summary": long, "runbook": f"https://{long}.example/"}
     tell(api, "DiskFilling", {"annotations": texts}, host=long)
     tell(api, "RedisDown", {}, severity="critical")
-    wait_for(api, f"{long}@host", "2 alerts fire")
-    return api.client.get("/status").text
+    wait_for_text(api, f"{long}@host", "2 alerts fire")
+    return api.get("/status").text
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -380,7 +385,7 @@ class Front(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Pass a request on."""
         self._asked.append(self.path)
-        answer = self._api.client.get(self.path)
+        answer = self._api.get(self.path)
         self.send_response(answer.status_code)
         for name in ("content-type", "content-security-policy", "x-content-type-options"):
             self.send_header(name, answer.headers[name])

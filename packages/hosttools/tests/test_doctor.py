@@ -23,6 +23,7 @@ import pytest
 
 import hosttools
 from app.logs import JsonFormatter
+from celery_durable.testing import RedisServer
 from hosttools import files, findings, masking, process, procfs, redis_client, state, web
 from hosttools.doctor import (
     api,
@@ -40,7 +41,7 @@ from hosttools.doctor import (
     workers,
 )
 from hosttools.process import Result
-from tests.support import REPOSITORY, Program, RedisServer, load_plugin, start_worker
+from tests.support import REPOSITORY, Program, load_plugin, start_worker
 
 filters = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 LAYERS = ("HOST", "NETWORK", "REDIS", "REACH", "RIGHTS", "FILES", "UNITS", "WORKERS", "QUEUES", "LATER")

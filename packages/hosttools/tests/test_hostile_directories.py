@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from celery_durable.testing import wait_for
 from plugins.lookup.hosttools import program
-from tests.support import REPOSITORY, wait_until
+from tests.support import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("root acts as the service's user, or follows no link")]
 
@@ -84,7 +85,7 @@ class Host:
         assert self.keeper.stdout
         assert self.keeper.stdout.readline() == "ready\n"
         self.server = self.start([*AS_REDIS, "redis-server", "-"], CONFIG)
-        wait_until(lambda: self.redis("PING").stdout == "PONG\n")
+        wait_for(lambda: self.redis("PING").stdout == "PONG\n")
         self.redis("SET", "key", "value")
 
     def inside(self, command: list[str]) -> list[str]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from celery_durable.testing import RedisServer
 from hosttools import files, findings, process, state
 from hosttools.process import Result
 from hosttools.redis_client import Redis
 from hosttools.state import compare, contents, services, system
-from tests.support import RedisServer
 
 GIVEN = argparse.Namespace(unit=["typesafe-api=ApiDown"], redis=[], monitoring="")
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED
 from celery_durable.metrics import WORKERS
+from celery_durable.testing import RedisServer, wait_for
 from tests.bench.scaling.load import Requests, enqueue_request, load, request
 from tests.bench.scaling.processes import Stack, Use, cpu_seconds, family_cpu, family_mib, look
-from tests.support import Api, Program, RedisServer, wait_until
+from tests.support import Api, Program
 
 # Shares of the queue between which tasks that do nothing are counted: neither start-up nor the last few count.
 FROM, TO = 0.85, 0.15
@@ -124,14 +125,14 @@ def measure_tiny(directory: Path, app: str, pool: str, slots: int, tasks: int) -
         def length() -> int:
             return int(broker.llen(DEFAULT_QUEUE))
 
-        wait_until(lambda: length() <= FROM * tasks, 60, 0.02)
+        wait_for(lambda: length() <= FROM * tasks, seconds=60)
         left, main, cpu = length(), cpu_seconds(pid), family_cpu(pid)
         before = look(stack.broker), look(stack.results)
-        wait_until(lambda: length() <= TO * tasks, 120, 0.02)
+        wait_for(lambda: length() <= TO * tasks, seconds=120)
         used = look(stack.broker).since(before[0]), look(stack.results).since(before[1])
         cpu, done = family_cpu(pid) - cpu, left - length()
         main = cpu_seconds(pid) - main
-        wait_until(lambda: broker.hlen(ACCEPTED) == 0 and length() == 0, 60)
+        wait_for(lambda: broker.hlen(ACCEPTED) == 0 and length() == 0, seconds=60)
         del used[0].calls["llen"]  # our own
         return Tiny(done / used[0].seconds, main / done, (cpu - main) / done, done, *used)
 
@@ -164,10 +165,10 @@ def _enqueue(api: Api) -> str:
     key = {"Idempotency-Key": str(uuid.uuid4())}
 
     def accepted() -> str | None:
-        response = api.client.post("/tasks/enqueue", json={"data": {"key": "value"}}, headers=key)
+        response = api.post("/tasks/enqueue", json={"data": {"key": "value"}}, headers=key)
         return str(response.json()["task_id"]) if response.status_code == 202 else None
 
-    task_id = wait_until(accepted)
+    task_id = wait_for(accepted)
     assert task_id
     return task_id
 
@@ -182,7 +183,7 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
 
         def run_in_all(slots: int) -> list[str]:
             ids = [_enqueue(api) for _ in range(slots)]
-            wait_until(lambda: stack.busy() == slots, 60)
+            wait_for(lambda: stack.busy() == slots, seconds=60)
             return ids
 
         def all_ended() -> bool:
@@ -191,13 +192,13 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
         worker = stack.worker(_slow_example(1.0), pool, small)
         run_in_all(small)
         sizes.append(family_mib(worker.process.pid))
-        wait_until(all_ended, 60)
+        wait_for(all_ended, seconds=60)
         worker.stop()
         broker.delete(WORKERS)
 
         worker = stack.worker(_slow_example(REPORT_SECONDS * share), pool, large)
         pid = worker.process.pid
-        wait_until(lambda: broker.hlen(WORKERS) == 1, 60)
+        wait_for(lambda: broker.hlen(WORKERS) == 1, seconds=60)
         time.sleep(SETTLE_SECONDS)
         cpu = family_cpu(pid)
         together = _during(lambda: time.sleep(seconds), stack.broker)
@@ -209,7 +210,7 @@ def measure_waiting(directory: Path, pool: str, seconds: float, share: float) ->
         waited, cpu_then = time.monotonic(), family_cpu(pid)
         time.sleep(REPORT_SECONDS * share / 3)
         wait = ((family_cpu(pid) - cpu_then) / (time.monotonic() - waited) - idle) / large
-        wait_until(all_ended, 120)
+        wait_for(all_ended, seconds=120)
         stored = look(stack.results).since(before)
         run = (family_cpu(pid) - cpu - idle * stored.seconds) / large
         requests = [request(api, "GET", f"/tasks/status/{task_id}") for task_id in ids]

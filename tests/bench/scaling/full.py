@@ -15,9 +15,9 @@ from pathlib import Path
 from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED
 from celery_durable.scripts import ACKNOWLEDGE, ENQUEUE
+from celery_durable.testing import RedisServer
 from tests.bench.scaling.costs import ApiCosts, Tiny
 from tests.bench.scaling.processes import Stack, Use, look
-from tests.support import RedisServer
 
 # Workers that the replay plays, a connection each; and the API's connections, each with a batch under way.
 UNITS = (8, 32, 128)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from celery_durable.metrics import WORKERS
-from tests.support import Api, Program, RedisServer, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Api, Program
 
 MIB, GIB = 2**20, 2**30
 
@@ -150,7 +151,7 @@ class Stack:
             told = replication.info("replication")
             return all(told.get(f"slave{number}", {}).get("state") == "online" for number in (0, 1))
 
-        wait_until(all_are_there, 30)
+        wait_for(all_are_there, seconds=30)
 
     def api(self, **env: str) -> Api:
         """Start an API process."""
