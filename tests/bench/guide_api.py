@@ -22,7 +22,7 @@ async def enqueue(body: dict[str, Any]) -> dict[str, str]:
 @app.get("/tasks/status/{task_id}")
 async def status(task_id: str) -> dict[str, Any]:
     """Look at what is stored of a task."""
-    found = AsyncResult(task_id, app=celery_app)
+    found: AsyncResult[Any] = AsyncResult(task_id, app=celery_app)
     return {"task_id": task_id, "status": found.status, "result": found.result if found.ready() else None}
 
 

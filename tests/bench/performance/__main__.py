@@ -4,10 +4,8 @@ import importlib.metadata
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +34,9 @@ class Run:
         """Choose how long it takes."""
         self.rounds = rounds
         self.wait_seconds, self.burst_seconds, self.tasks, self.load_seconds = (
-            (0.2, 0.5, 500, 1.0) if draft else (1.0, 10.0, 4000, 5.0)
+            (0.2, 0.5, 500, 1.0) if draft else (1.0, 10.0, 3000, 5.0)
         )
-        self.figures: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.figures: Figures = {}
         self._began = time.monotonic()
 
     def _step(self, what: str) -> None:
@@ -46,7 +44,7 @@ class Run:
 
     def add(self, name: str, side: str, value: float) -> None:
         """Keep the value of a round."""
-        self.figures[name][side].append(value)
+        self.figures.setdefault(name, {}).setdefault(side, []).append(value)
 
     def _add_load(self, name: str, side: str, load: measures.Load) -> None:
         self.add(name, side, load.rate)
@@ -54,25 +52,29 @@ class Run:
             if key != "rate":
                 self.add(f"{name}_{key}", side, value)
 
-    def measure(self, directory: Path, number: int) -> None:
+    def measure(self, root: Path, number: int) -> None:
         """Measure each side once."""
+
+        def new() -> Path:
+            return Path(tempfile.mkdtemp(dir=root))
+
         for side in sides.WAITING:
             self._step(f"round {number}: runs that wait, {side.name}")
-            rate, mib = measures.waiting(side, directory / f"waiting-{side.name}", self.wait_seconds)
+            rate, mib = measures.waiting(side, new(), self.wait_seconds)
             self.add("waiting", side.name, rate)
             self.add("waiting_mib", side.name, mib)
         for side in sides.NOTHING:
             self._step(f"round {number}: tasks that do nothing, {side.name}")
-            self.add("nothing", side.name, measures.nothing(side, directory / f"nothing-{side.name}", self.tasks))
+            self.add("nothing", side.name, measures.nothing(side, new(), self.tasks))
         self._step(f"round {number}: a thousand runs")
         (pool,) = (side for side in sides.WAITING if side.name == ASYNCIO)
-        self.add("thousand", ASYNCIO, measures.burst(pool, directory / "burst", self.burst_seconds))
+        self.add("thousand", ASYNCIO, measures.burst(pool, new(), self.burst_seconds))
         self.add("thousand", IDEAL, 2 * self.burst_seconds)
         self._step(f"round {number}: requests")
-        self._add_load("health", BARE, measures.bare_route(directory / "bare", self.load_seconds))
-        for name, load in measures.guide_api(directory / "guide-api", self.load_seconds).items():
+        self._add_load("health", BARE, measures.bare_route(new(), self.load_seconds))
+        for name, load in measures.guide_api(new(), self.load_seconds).items():
             self._add_load(name, GUIDE, load)
-        loads = measures.our_api(directory / "our-api", self.load_seconds)
+        loads = measures.our_api(new(), self.load_seconds)
         self._add_load("batch", BATCH, loads.pop("batch"))
         for name, load in loads.items():
             self._add_load(name, API, load)
@@ -96,7 +98,9 @@ class Run:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _versions() -> dict[str, str]:
@@ -140,9 +144,9 @@ def main(rounds: int, draft: bool) -> None:
     run, busy = Run(rounds, draft), machine_ticks()
     with tempfile.TemporaryDirectory(prefix="performance", dir="/var/tmp") as directory:  # on a disk, unlike /tmp
         for number in range(1, rounds + 1):
-            run.measure(Path(directory, str(number)), number)
+            run.measure(Path(directory), number)
     used = [now - before for now, before in zip(machine_ticks(), busy, strict=True)]
-    others = max(used[0] - sum(os.times()[:4]), 0) / used[1]
+    others = max(used[0] - sum(os.times()[:4]) - sum(measures.orphans_cpu), 0) / used[1]
     report = {**run.report(), "others": round(others, 3), "draft": draft}
     found = fallen(_baseline() or {}, run.figures)
     if draft or found or others > QUIET:
@@ -152,7 +156,7 @@ def main(rounds: int, draft: bool) -> None:
     if found:
         raise click.ClickException(f"{'; '.join(found)}: find the change that did it, or run it again.")
     if others > QUIET and not draft:
-        raise click.ClickException(f"other work took {others:.0%} of the processors: run it on a machine that is quiet.")
+        raise click.ClickException(f"other work took {others:.0%} of the processors: run it on a quiet machine.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ratios, and whether one of ours has fallen. The standard library alone: the plots import it where nothing of ours is."""
+"""Ratios, and whether one of ours has fallen; with the standard library alone, for the plots' environment."""
 
 import statistics
 from dataclasses import dataclass

@@ -16,9 +16,11 @@ from typing import Any, Self
 import httpx
 
 from tests.bench.performance.sides import Side
-from tests.bench.scaling.processes import family, family_mib
+from tests.bench.scaling.processes import cpu_seconds, family, family_mib
 from tests.support import Api, Program, RedisServer, free_port, wait_until
 
+# CPU seconds of processes whose parents were killed with them.
+orphans_cpu: list[float] = []
 SCRIPT = Path(__file__).with_name("request.lua")
 CONNECTIONS = 64
 # Rounds of all slots that are run first, that are counted, and that still wait then.
@@ -40,7 +42,6 @@ class Installation:
     def __init__(self, directory: Path, fsync: str, env: dict[str, str] | None = None) -> None:
         """Start Redis: one, or a broker with ``fsync`` and another for results."""
         self.directory = directory
-        directory.mkdir(parents=True)
         self._running = ExitStack()
         shared = self._redis("results", "everysec")
         broker = (self._redis("broker", fsync) if fsync else shared).url(0)
@@ -114,6 +115,8 @@ class Installation:
 
 def _kill(program: Program) -> None:
     members = family(program.process.pid) if program.process.poll() is None else []
+    # What nobody waits for is in no sum of children's times.
+    orphans_cpu.extend(map(cpu_seconds, members[1:]))
     for member in members:
         with suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
@@ -143,7 +146,7 @@ def nothing(side: Side, directory: Path, tasks: int) -> float:
 
 
 def burst(side: Side, directory: Path, seconds: float) -> float:
-    """Return how long a worker that is ready needs for twice as many runs as it has slots, their enqueueing included."""
+    """Return how long a ready worker needs for twice as many runs as it has slots, their enqueueing included."""
     with Installation(directory, side.fsync, side.env) as installation:
         worker = installation.work(side)
         worker.wait_for_output("ready.")
@@ -164,7 +167,7 @@ class Load:
     broken: int  # connections and answers that did not come
 
 
-def wrk(directory: Path, url: str, seconds: float, paths: Iterable[str], key: str, body: Any = None) -> Load:
+def wrk(directory: Path, url: str, seconds: float, paths: Iterable[str], key: str, *, body: Any = None) -> Load:
     """Send requests over many connections, each after the answer to the one before."""
     file = directory / "paths"
     file.write_text("\n".join(paths) + "\n")
@@ -210,7 +213,7 @@ def guide_api(directory: Path, seconds: float) -> dict[str, Load]:
         _kill(worker)
         return {
             "status": wrk(directory, url, seconds, paths, key),
-            "enqueue": wrk(directory, url, seconds, ["/tasks/enqueue"], key, body),
+            "enqueue": wrk(directory, url, seconds, ["/tasks/enqueue"], key, body=body),
         }
 
 
@@ -235,7 +238,7 @@ def our_api(directory: Path, seconds: float) -> dict[str, Load]:
         _kill(worker)
 
         def load(paths: list[str], body: Any = None) -> Load:
-            return wrk(directory, api.url, seconds, paths, api.key, body)
+            return wrk(directory, api.url, seconds, paths, api.key, body=body)
 
         return {
             "health": load(["/health"]),
@@ -243,5 +246,3 @@ def our_api(directory: Path, seconds: float) -> dict[str, Load]:
             "enqueue": load(["/tasks/enqueue"], task),
             "batch": load(["/tasks/enqueue/batch"], batch),
         }
-
-
