@@ -22,7 +22,8 @@ from tests.support import Api, Program, RedisServer, free_port, wait_until
 # CPU seconds of processes whose parents were killed with them.
 orphans_cpu: list[float] = []
 SCRIPT = Path(__file__).with_name("request.lua")
-CONNECTIONS = 64
+# Connections of a load, and of clients that send batches.
+CONNECTIONS, BATCH_CONNECTIONS = 64, 4
 # Rounds of all slots that are run first, that are counted, and that still wait then.
 BEFORE, COUNTED, BEHIND = 2, 5, 2
 # Shares of the tasks that do nothing between which the clock runs: neither start-up nor the last few count.
@@ -167,16 +168,19 @@ class Load:
     broken: int  # connections and answers that did not come
 
 
-def wrk(directory: Path, url: str, seconds: float, paths: Iterable[str], key: str, *, body: Any = None) -> Load:
-    """Send requests over many connections, each after the answer to the one before."""
+def wrk(
+    directory: Path, api: tuple[str, str], seconds: float, paths: Iterable[str], body: Any = None, *, few: bool = False
+) -> Load:
+    """Send requests to an API (URL and key) over many connections or few, each after the answer to the one before."""
+    (url, key), connections = api, BATCH_CONNECTIONS if few else CONNECTIONS
     file = directory / "paths"
     file.write_text("\n".join(paths) + "\n")
     env = {"BENCH_METHOD": "GET", "BENCH_KEY": key}
     if body is not None:
         env |= {"BENCH_METHOD": "POST", "BENCH_BODY": json.dumps(body)}
-    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--script={SCRIPT}", "--latency"]
+    command = ["wrk", "--threads=1", f"--connections={connections}", f"--script={SCRIPT}", "--latency"]
     result = subprocess.run(
-        [*command, f"--duration={max(seconds, 1):.0f}s", url, "--", str(file)],
+        [*command, f"--duration={seconds:.0f}s", url, "--", str(file)],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -185,7 +189,7 @@ def wrk(directory: Path, url: str, seconds: float, paths: Iterable[str], key: st
     )
     load = Load(**json.loads(result.stdout.splitlines()[-1]))
     if load.answers == load.failed:
-        raise RuntimeError(f"{url} has answered no request of {CONNECTIONS} connections with 2xx.")
+        raise RuntimeError(f"{url} has answered no request over {connections} connections with 2xx.")
     return load
 
 
@@ -212,8 +216,8 @@ def guide_api(directory: Path, seconds: float) -> dict[str, Load]:
         _finish(client.get, paths)
         _kill(worker)
         return {
-            "status": wrk(directory, url, seconds, paths, key),
-            "enqueue": wrk(directory, url, seconds, ["/tasks/enqueue"], key, body=body),
+            "status": wrk(directory, (url, key), seconds, paths),
+            "enqueue": wrk(directory, (url, key), seconds, ["/tasks/enqueue"], body),
         }
 
 
@@ -221,7 +225,7 @@ def bare_route(directory: Path, seconds: float) -> Load:
     """Load a route that only answers, in a server with our settings."""
     with Installation(directory, "") as installation:
         api = installation.api("tests.bench.guide_api:app")
-        return wrk(directory, api.url, seconds, ["/health"], api.key)
+        return wrk(directory, (api.url, api.key), seconds, ["/health"])
 
 
 def our_api(directory: Path, seconds: float) -> dict[str, Load]:
@@ -237,12 +241,11 @@ def our_api(directory: Path, seconds: float) -> dict[str, Load]:
         _finish(api.client.get, paths)
         _kill(worker)
 
-        def load(paths: list[str], body: Any = None) -> Load:
-            return wrk(directory, api.url, seconds, paths, api.key, body=body)
-
+        server, single, batches = (api.url, api.key), ["/tasks/enqueue"], ["/tasks/enqueue/batch"]
         return {
-            "health": load(["/health"]),
-            "status": load(paths),
-            "enqueue": load(["/tasks/enqueue"], task),
-            "batch": load(["/tasks/enqueue/batch"], batch),
+            "health": wrk(directory, server, seconds, ["/health"]),
+            "status": wrk(directory, server, seconds, paths),
+            "enqueue": wrk(directory, server, seconds, single, task),
+            "single": wrk(directory, server, seconds, single, task, few=True),
+            "batch": wrk(directory, server, seconds, batches, batch, few=True),
         }

@@ -15,7 +15,7 @@ REQUESTS = (
     *(("enqueue", side) for side in (GUIDE, API)),
     *(("status", side) for side in (GUIDE, API)),
     *(("health", side) for side in (BARE, API)),
-    ("batch", BATCH),
+    *(("batch", side) for side in (API, BATCH)),
 )
 
 
