@@ -11,7 +11,7 @@ from tests.bench.performance.sides import NOTHING, Side
 from tests.support import REPOSITORY, wait_until
 
 # Where the libraries that are not Celery keep results; arq's lie beside its queue.
-RESULTS = {"arq": "arq:result:*", "dramatiq": "dramatiq-results:*", "taskiq": "*"}
+RESULTS = {"arq": "arq:result:*", "dramatiq": "*", "taskiq": "*"}
 
 pytestmark = pytest.mark.integration
 
