@@ -181,6 +181,11 @@ security: setup ## What attackers try, as a table: what stops it, and where that
 	molecule test --no-command-borders --scenario-name rotation
 	scripts/audit.py requirements/app.txt requirements/console.txt requirements/controller.txt || [ $$? -eq 2 ]
 
+.PHONY: bench
+bench: ## The guide's way, ours, dramatiq, arq and taskiq in one run; fails when a ratio of ours falls; writes docs/reports/performance.md
+	@scripts/setup.sh bench
+	python -m tests.bench.performance
+
 .PHONY: compat
 compat: setup ## Celery's own integration suite on our worker, transport and Redis rules, beside plain Celery
 	python -m tests.compat.run

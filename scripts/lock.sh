@@ -21,7 +21,9 @@ case ${1:--} in
   for name in app console controller kubernetes; do
     lock "$name.in" "$name.txt" --constraints dev.txt
   done
-  lock checkov.in checkov.txt "$@"
+  for name in checkov bench bench-arq; do
+    lock "$name.in" "$name.txt" "$@"
+  done
   ;;
 *)
   [ $# -ge 2 ] || die "LOCK is missing: name the file to write, like $(dirname "$1")/requirements.lock."

@@ -3,6 +3,7 @@
 #
 #   setup.sh controller   what ansible-playbook and the test hosts need
 #   setup.sh dev          that, and what the linters and tests need
+#   setup.sh bench        what make bench needs on top of dev: a load generator, and the libraries that we are compared with
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
@@ -10,9 +11,16 @@ kind=${1:-controller}
 # containers: podman with its network, DNS and runtime; images: mmdebstrap
 packages="age ca-certificates curl iproute2 openssh-client python3-venv podman netavark aardvark-dns uidmap iptables nftables runc catatonit mmdebstrap"
 requirements=controller
-if [ "$kind" = dev ]; then
+# Environments of their own in .cache, for what wants other versions than .venv has.
+apart=""
+if [ "$kind" != controller ]; then
   packages="$packages redis-server chromium"
   requirements=dev
+  apart="checkov"
+fi
+if [ "$kind" = bench ]; then
+  packages="$packages wrk"
+  apart="$apart bench bench-arq"
 fi
 
 check_system() {
@@ -50,11 +58,14 @@ install_locked() {
     --requirement "$root/requirements/$2.txt"
 }
 
-# The policy scanner wants other versions of what is in .venv.
-make_checkov() {
-  [ -x "$root/.cache/checkov/bin/python" ] || /usr/bin/python3 -m venv "$root/.cache/checkov"
-  install_locked "$root/.cache/checkov" checkov
-  sha256sum "$root/requirements/checkov.txt" >"$root/.cache/checkov/installed"
+make_apart() {
+  local name
+  for name in $apart; do
+    is_installed "$root/.cache/$name/installed" && continue
+    [ -x "$root/.cache/$name/bin/python" ] || /usr/bin/python3 -m venv "$root/.cache/$name"
+    install_locked "$root/.cache/$name" "$name"
+    sha256sum "$root/requirements/$name.txt" >"$root/.cache/$name/installed"
+  done
 }
 
 make_environment() {
@@ -62,7 +73,7 @@ make_environment() {
   [ -x "$root/.venv/bin/python" ] || /usr/bin/python3 -m venv "$root/.venv"
   install_locked "$root/.venv" "$requirements"
   # Our own packages, as links to their sources: the locked flit_core alone runs for it.
-  if [ "$kind" = dev ]; then
+  if [ "$requirements" = dev ]; then
     "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
       --editable "$root/packages/celery-durable" --editable "$root/packages/durable-console" \
       --editable "$root/packages/hosttools"
@@ -74,23 +85,25 @@ is_installed() {
   sha256sum --check --status "$1" 2>/dev/null
 }
 
+all_are_installed() {
+  local name
+  for name in $apart; do
+    is_installed "$root/.cache/$name/installed" || return
+  done
+  is_installed "$root/.venv/$requirements.installed"
+}
+
 # Both at once: each keeps one processor busy.
 install_python() {
   trap wait EXIT
-  local scanner=""
-  if [ "$kind" = dev ] && ! is_installed "$root/.cache/checkov/installed"; then
-    make_checkov &
-    scanner=$!
-  fi
+  make_apart &
+  local others=$!
   is_installed "$root/.venv/$requirements.installed" || make_environment
-  [ -z "$scanner" ] || wait "$scanner"
+  wait "$others"
 }
 
 check_system
 if ! packages_are_installed; then
   step "Install system packages" "check the network and that no other apt runs." install_packages
 fi
-if ! is_installed "$root/.venv/$requirements.installed" ||
-  { [ "$kind" = dev ] && ! is_installed "$root/.cache/checkov/installed"; }; then
-  step "Install Python packages ($requirements)" "check the network." install_python
-fi
+all_are_installed || step "Install Python packages ($kind)" "check the network." install_python

@@ -1,8 +1,11 @@
 """The reference for measurements: Celery as the guide configures it, nothing of ours."""
 
 import os
+import time
 
 from celery import Celery
+
+from tests.bench.works import note_end
 
 celery_app = Celery(
     "guide", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"], include=[]
@@ -26,4 +29,19 @@ celery_app.conf.update(
 @celery_app.task(name="tiny")
 def tiny(number: int) -> int:
     """Do nothing, so that only the price of the queue is measured."""
+    note_end()
     return number
+
+
+@celery_app.task(name="wait")
+def wait(seconds: float) -> float:
+    """Wait, as for a language model; Celery runs no coroutines."""
+    time.sleep(seconds)
+    note_end()
+    return seconds
+
+
+def fill(task: str, argument: float, count: int) -> None:
+    """Put so many tasks into the queue."""
+    for _ in range(count):
+        celery_app.tasks[task].delay(argument)

@@ -1,11 +1,13 @@
 """The same tiny task in our application, with single guarantees taken away: ``BENCH_WITHOUT=ledger,delivery``."""
 
+import asyncio
 import os
 
 from kombu.transport import TRANSPORT_ALIASES
 
 from app.agents.worker import celery_app
 from celery_durable import scripts
+from tests.bench.works import note_end
 
 without = os.environ.get("BENCH_WITHOUT", "").split(",")
 if "delivery" in without:
@@ -19,4 +21,19 @@ if "ledger" in without:
 @celery_app.task(name="tiny")
 def tiny(number: int) -> int:
     """Do nothing, so that only the price of the queue is measured."""
+    note_end()
     return number
+
+
+@celery_app.task(name="wait")
+async def wait(seconds: float) -> float:
+    """Wait, as for a language model."""
+    await asyncio.sleep(seconds)
+    note_end()
+    return seconds
+
+
+def fill(task: str, argument: float, count: int) -> None:
+    """Put so many tasks into the queue."""
+    for _ in range(count):
+        celery_app.tasks[task].delay(argument)

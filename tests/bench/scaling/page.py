@@ -80,7 +80,8 @@ def _output(*command: str) -> str:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Describe what is measured on; no names."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     redis = _output("redis-server", "--version").partition("v=")[2].split()[0]
     return (
@@ -117,7 +118,7 @@ def page(measured: Measured) -> str:
         quiet=measured.others < QUIET,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         commit=_output("git", "describe", "--always", "--dirty"),
-        machine=_machine(),
+        machine=machine(),
         costs=costs,
         full=full,
         load=load,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,8 +28,9 @@ def family(pid: int) -> list[int]:
     """Return a process and all of its descendants."""
     found = [pid]
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            found += family(int(child))
+        with suppress(FileNotFoundError):  # it has ended
+            for child in (thread / "children").read_text().split():
+                found += family(int(child))
     return found
 
 
