@@ -135,7 +135,12 @@ def _broken(errors: str) -> dict[str, str]:
 
 def _not_connected(prefix: str) -> dict[str, str]:
     failed, _, errors = say(
-        f"/usr/local/sbin/{prefix}-admin", "--as=worker", "--run", f"/opt/{prefix}/platform/venv/bin/python", "-IBc", TRY_REDIS
+        f"/usr/local/sbin/{prefix}-admin",
+        "--as=worker",
+        "--run",
+        f"/opt/{prefix}/platform/venv/bin/python",
+        "-IBc",
+        TRY_REDIS,
     )
     if not failed:
         return {}

@@ -222,10 +222,8 @@ def app_name_refusals(name: Any, login: str) -> list[str]:
 def follower_refusals(values: Mapping[str, Any], app_name: object) -> list[str]:
     """Say in one sentence each which names and places differ from those that all parts derive from ``app_name``."""
     app_name = str(app_name)
-    wanted = dict.fromkeys(
-        ("app_release_name", "api_name", "flower_name", "celery_worker_name", "celery_beat_name", "platform_tools_name"),
-        app_name,
-    )
+    named = ("platform_tools", "app_release", "api", "flower", "celery_worker", "celery_beat")
+    wanted = dict.fromkeys((f"{role}_name" for role in named), app_name)
     wanted |= dict.fromkeys(
         ("celery_worker_user", "celery_worker_group", "celery_beat_user", "celery_beat_group"), app_name
     )
