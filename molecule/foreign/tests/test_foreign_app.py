@@ -164,15 +164,16 @@ def test_the_release_holds_none_of_it(host: Host) -> None:
 def test_operators_commands_need_no_release(host: Host) -> None:
     """Three in the morning: the packages of the application are damaged."""
     packages = host.check_output(f"echo {RELEASE}/venv/lib/python3*/site-packages")
-    host.run_expect([0], f"mv {packages} /run/packages")
+    admin = "/usr/local/sbin/shop-admin"
+    host.run_expect([0], f"mv {packages} {packages}.away")
     try:
-        assert host.run("shop-admin --check").failed
-        assert "default: 0 waiting" in host.check_output("shop-admin queues list")
-        assert host.check_output("shop-admin dead-letters list") == "0 dead letters."
-        assert "default@foreign-host" in host.check_output("shop-admin inspect ping --timeout=5")
-        assert "default@foreign-host has run" in host.check_output("shop-admin canary --node default@foreign-host")
+        assert host.run(f"{admin} --check").failed
+        assert "default: " in host.check_output(f"{admin} queues list")
+        assert host.check_output(f"{admin} dead-letters list") == "0 dead letters."
+        assert "default@foreign-host" in host.check_output(f"{admin} inspect ping --timeout=5")
+        assert "default@foreign-host has run" in host.check_output(f"{admin} canary --node default@foreign-host")
     finally:
-        host.run_expect([0], f"mv /run/packages {packages}")
+        host.run_expect([0], f"mv {packages}.away {packages}")
 
 
 # The application has none of this itself
