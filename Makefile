@@ -163,7 +163,7 @@ unchanged-%: $(FIRST)
 
 .PHONY: sbom
 sbom: setup ## Lists of parts of application and controller (CycloneDX), into .cache/sbom
-	scripts/sbom.py .cache/sbom requirements/app.txt requirements/console.txt requirements/controller.txt
+	scripts/sbom.py .cache/sbom requirements/app.txt requirements/platform.txt requirements/controller.txt
 
 .PHONY: pin-images
 pin-images: ## The digests of the container images that are named here, as their registries have them now
@@ -171,7 +171,7 @@ pin-images: ## The digests of the container images that are named here, as their
 
 .PHONY: audit
 audit: setup ## Known vulnerabilities in the locked packages; ends with 2 when nobody can be asked
-	scripts/audit.py requirements/app.txt requirements/console.txt requirements/controller.txt
+	scripts/audit.py requirements/app.txt requirements/platform.txt requirements/controller.txt
 
 # An audit that nobody could be asked for (2) says so, and is no failure.
 .PHONY: security
@@ -179,7 +179,7 @@ security: setup ## What attackers try, as a table: what stops it, and where that
 	pytest -q -p tests.attacks -m attack
 	PYTHONPATH=$(CURDIR) PYTEST_ADDOPTS="-p tests.attacks -m attack" molecule test --no-command-borders --scenario-name default
 	molecule test --no-command-borders --scenario-name rotation
-	scripts/audit.py requirements/app.txt requirements/console.txt requirements/controller.txt || [ $$? -eq 2 ]
+	scripts/audit.py requirements/app.txt requirements/platform.txt requirements/controller.txt || [ $$? -eq 2 ]
 
 .PHONY: bench
 bench: ## The guide's way, ours, dramatiq, arq and taskiq in one run; fails when a ratio of ours falls; writes docs/reports/performance.md

@@ -30,6 +30,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("roles/app_release/*", [INTEGRATION, "default", "app_release", "deploy", "foreign", "rotation"]),
     ("roles/celery_worker/*", ["default", "celery_worker", "chaos", "foreign"]),
     ("roles/api/*", ["default", "api", "deploy", "foreign", "load_balancer"]),
+    ("roles/platform_tools/*", ["default", "app_release", "deploy", "flower", "foreign"]),
     ("roles/console/*", ["foreign"]),
     ("roles/flower/*", ["default", "flower", "foreign"]),
     ("roles/load_balancer/*", ["load_balancer"]),

@@ -18,7 +18,7 @@ case ${1:--} in
   cd "$root/requirements"
   lock dev.in dev.txt "$@"
   # In one environment with what checks them, and so in the same versions.
-  for name in app console controller kubernetes; do
+  for name in app platform controller kubernetes; do
     lock "$name.in" "$name.txt" --constraints dev.txt
   done
   for name in checkov bench bench-arq; do

@@ -51,7 +51,7 @@ image_of() {
 installed_image_of() {
   # The tag carries a digest of what molecule/default makes the state from: another state is never taken for this one.
   local sources
-  sources=$(cd "$root" && find app playbooks plugins packages requirements/app.txt roles site.yml .config/molecule/config.yml \
+  sources=$(cd "$root" && find app playbooks plugins packages requirements/app.txt requirements/platform.txt roles site.yml .config/molecule/config.yml \
     molecule/default/{converge,molecule}.yml -type f -not -name '*.pyc' -exec sha256sum {} + 2>/dev/null | sort)
   echo "localhost/testhost-installed:$1-$(sha256sum <<<"$(image_of "$1") $sources" | cut -c1-12)"
 }

@@ -18,6 +18,7 @@ ROLES = [
     "firewall",
     "redis",
     "redis_sentinel",
+    "platform_tools",
     "app_release",
     "celery_worker",
     "celery_beat",

@@ -222,15 +222,15 @@ def app_name_refusals(name: Any, login: str) -> list[str]:
 def follower_refusals(values: Mapping[str, Any], app_name: object) -> list[str]:
     """Say in one sentence each which names and places differ from those that all parts derive from ``app_name``."""
     app_name = str(app_name)
-    wanted = dict.fromkeys(
-        ("app_release_name", "api_name", "flower_name", "celery_worker_name", "celery_beat_name"), app_name
-    )
+    named = ("platform_tools", "app_release", "api", "flower", "celery_worker", "celery_beat")
+    wanted = dict.fromkeys((f"{role}_name" for role in named), app_name)
     wanted |= dict.fromkeys(
         ("celery_worker_user", "celery_worker_group", "celery_beat_user", "celery_beat_group"), app_name
     )
+    wanted |= {"platform_tools_directory": f"/opt/{app_name}/platform"}
     wanted |= {"app_release_root": f"/opt/{app_name}", "app_release_config_directory": f"/etc/{app_name}"}
     for role, part in (("celery_worker", "worker"), ("celery_beat", "worker"), ("api", "api"), ("flower", "flower")):
-        wanted |= {f"{role}_directory": f"/opt/{app_name}/backend"}
+        wanted |= {f"{role}_directory": f"/opt/{app_name}/{'platform' if role == 'flower' else 'backend'}"}
         wanted |= {f"{role}_secrets_directory": f"/etc/{app_name}/secrets/{part}"}
         if role == part:
             wanted |= dict.fromkeys((f"{role}_user", f"{role}_group"), f"{app_name}-{role}")

@@ -21,7 +21,7 @@ PLACES = (
     " /var/lib/redis /var/lib/typesafe-flower /var/log/typesafe /run/redis /run/redis-broker"
     " /usr/bin/redis-server /usr/bin/python3 /dev/shm /dev/null /tmp /var/tmp"
 )
-PACKAGES = "celery kombu redis uvicorn fastapi flower billiard pydantic starlette"
+PACKAGES = "celery kombu redis uvicorn fastapi billiard pydantic starlette"
 LISTING = f"""
 find {PLACES} -xdev -maxdepth 4 \\( -type f -o -type d -o -type l \\) -not -name '*.pyc' -not -name __pycache__
 find /etc/systemd/system -name 'typesafe-*' -o -name '*redis*' -type d

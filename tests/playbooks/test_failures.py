@@ -14,7 +14,8 @@ last_sentence = load_plugin("plugins/action/service_unit.py").last_sentence
 NOTIFIED = {
     "celery_worker": ["Application changed", "Restart the workers whose units changed"],
     "api": ["Application changed", "The API's units changed"],
-    "flower": ["Application changed", "Restart Flower"],
+    "flower": ["Settings changed", "Platform tools changed", "Restart Flower"],
+    "console": ["Settings changed", "Platform tools changed", "Restart the console"],
 }
 
 

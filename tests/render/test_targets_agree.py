@@ -250,7 +250,7 @@ def test_one_version_runs_everywhere_in_compose(rendered: Path) -> None:
     project = yaml.safe_load((rendered / "compose.yaml").read_text())
     services = project["services"]
     images = {services[name]["image"] for name in ("celery-worker", "api", "flower")}
-    assert images == {"localhost/typesafe-backend:0123456789ab"}
+    assert images == {"localhost/typesafe-backend:0123456789ab-cdef01234567"}
     assert project["x-app"]["build"]["args"]["VERSION"] == "0123456789ab"
     assert services["redis"]["image"] == services["redis-broker"]["image"]
 

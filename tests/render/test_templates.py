@@ -113,8 +113,10 @@ def test_the_settings_reach_worker_and_api_alike(rendered: dict[str, Path]) -> N
     settings = (directory / "backend.env").read_text()
     for line in ("TASK_TIME_LIMIT='300'", "TASK_SOFT_TIME_LIMIT='280'", "TASK_DEFAULT_RATE_LIMIT='100/m'"):
         assert line in settings
-    for unit in ("worker.service", "api.service", "flower.service"):
+    for unit in ("worker.service", "api.service"):
         assert service(directory, unit)["WorkingDirectory"] == ["/opt/typesafe/backend"]
+    # Celery imports from the working directory first: the application's code must not be there.
+    assert service(directory, "flower.service")["WorkingDirectory"] == ["/opt/typesafe/platform"]
 
 
 def test_secrets_reach_the_units_as_credentials_alone(rendered: dict[str, Path]) -> None:
@@ -224,8 +226,8 @@ def test_a_worker_reaches_redis_the_resolvers_and_what_the_inventory_names(
 def test_the_console_of_an_application_has_its_own_rights_alone(rendered: dict[str, Path]) -> None:
     unit = service(rendered["foreign"], "console.service")
     assert unit["User"] == ["shop-console"]
-    directory = "/opt/shop/console/0123456789ab-3.13"
-    assert unit["ExecStart"] == [f"{directory}/venv/bin/durable-console serve --bind=127.0.0.1 --port=8010"]
+    assert unit["ExecStart"] == ["/opt/shop/platform/venv/bin/durable-console serve --bind=127.0.0.1 --port=8010"]
+    assert unit["WorkingDirectory"] == ["/opt/shop/platform"]
     given = {credential.partition(":")[0] for credential in unit["LoadCredential"]}
     assert {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "BACKEND_API_KEY", "DURABLE_CONTROL_KEY"} <= given
     assert given & {"DURABLE_SIGNING_KEY", "TASK_SIGNING_KEY", "DATABASE_URL", "RECEIPT_KEY"} == set()

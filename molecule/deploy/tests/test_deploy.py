@@ -89,6 +89,7 @@ def assert_well(release_id: str) -> None:
 
 def test_a_deployment_refuses_nobody_and_loses_nothing(tmp_path: Path) -> None:
     before = live(HOSTS[0])
+    flower = HOSTS[1].main_pid("typesafe-flower")
     new = release(tmp_path, "new")
     with load():
         deployed = playbook("deploy", **new)
@@ -99,6 +100,17 @@ def test_a_deployment_refuses_nobody_and_loses_nothing(tmp_path: Path) -> None:
     again = playbook("deploy", **new)
     assert again.returncode == 0, again.stdout[-3000:]
     assert re.findall("changed=(?!0 ).*", again.stdout) == []
+    # It is no part of the release.
+    assert HOSTS[1].main_pid("typesafe-flower") == flower
+
+    (tools := tmp_path / "platform.txt").write_text((PROJECT / "requirements/platform.txt").read_text() + "# other\n")
+    api = HOSTS[1].main_pid("typesafe-api")
+    other = playbook("deploy", **new, platform_tools_requirements=str(tools))
+    assert other.returncode == 0, other.stdout[-3000:]
+    assert HOSTS[1].main_pid("typesafe-api") == api
+    pid = HOSTS[1].main_pid("typesafe-flower")
+    assert pid != flower
+    assert HOSTS[1].run(f"readlink /proc/{pid}/cwd") == HOSTS[1].run("readlink /opt/typesafe/platform")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ def test_the_sandbox_is_in_force(host: Host, process: Callable[[str], Process]) 
     assert security_exposure(host, UNIT) <= 1.5
 
 
+def test_the_applications_code_is_not_where_it_runs(host: Host, process: Callable[[str], Process]) -> None:
+    """Celery's command line imports from the working directory first."""
+    where = host.check_output(f"readlink /proc/{process(UNIT).pid}/cwd")
+    assert where == host.check_output("readlink /opt/typesafe/platform")
+    assert not host.file(f"{where}/app").exists
+
+
 def test_it_remembers_tasks_over_a_restart(host: Host) -> None:
     def page() -> str:
         return str(host.check_output(f'curl -s -u "{LOGIN}" {URL}/api/tasks'))

@@ -142,6 +142,46 @@ def test_flower_sees_both_workers(host: Host) -> None:
     wait_for(seen, "both workers", 30)
 
 
+# What the platform runs beside the application
+
+
+def arguments(host: Host, unit: str) -> list[str]:
+    """Return the command line of a unit's main process, as the kernel has it."""
+    return str(host.check_output(f"tr '\\0' '\\n' < /proc/{Process(host, unit).pid}/cmdline")).splitlines()
+
+
+@pytest.mark.parametrize("unit", ["shop-flower", "shop-console"])
+def test_the_platforms_services_run_from_its_own_environment(host: Host, unit: str) -> None:
+    version = host.check_output("readlink /opt/shop/platform")
+    assert version.startswith("/opt/shop/platform-releases/")
+    interpreter, program, *_ = arguments(host, unit)
+    assert interpreter.startswith(f"{version}/venv/bin/python")
+    assert program.startswith("/opt/shop/platform/venv/bin/durable-")
+    assert host.check_output(f"readlink /proc/{Process(host, unit).pid}/cwd") == version
+
+
+def test_the_release_holds_none_of_it(host: Host) -> None:
+    for package in ("flower", "durable_console"):
+        tried = host.run(f"cd / && {RELEASE}/venv/bin/python -c 'import {package}'")
+        assert f"No module named '{package}'" in tried.stderr
+    assert not host.file("/opt/shop/console").exists
+
+
+def test_operators_commands_need_no_release(host: Host) -> None:
+    """Three in the morning: the packages of the application are damaged."""
+    packages = host.check_output(f"echo {RELEASE}/venv/lib/python3*/site-packages")
+    admin = "/usr/local/sbin/shop-admin"
+    host.run_expect([0], f"mv {packages} {packages}.away")
+    try:
+        assert host.run(f"{admin} --check").failed
+        assert "default: " in host.check_output(f"{admin} queues list")
+        assert host.check_output(f"{admin} dead-letters list") == "0 dead letters."
+        assert "default@foreign-host" in host.check_output(f"{admin} inspect ping --timeout=5")
+        assert "default@foreign-host has run" in host.check_output(f"{admin} canary --node default@foreign-host")
+    finally:
+        host.run_expect([0], f"mv {packages}.away {packages}")
+
+
 # The application has none of this itself
 
 

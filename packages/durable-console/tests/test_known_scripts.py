@@ -48,6 +48,21 @@ def test_every_script_of_the_installed_packages_is_known(known: dict[str, str]) 
     assert all(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() == name for name, text in known.items())
 
 
+def test_a_release_brings_scripts_of_its_own_packages(known: dict[str, str], tmp_path: Path) -> None:
+    """The platform's interpreter looks at the release's files, and imports none of them."""
+    packages = tmp_path / "venv/lib/python3.99/site-packages"
+    (packages / "celery_durable/scripts").mkdir(parents=True)
+    (packages / "celery_durable/scripts/earlier.lua").write_text("return 'earlier library'")
+    (packages / "locks.py").write_text("raise SystemExit('imported')\nclient.register_script('return 7')\n")
+    (tmp_path / "app.py").write_text("raise SystemExit('imported')\nclient.register_script(script='return 8')\n")
+    (tmp_path / "notes.py").write_text("client.register_script('return 9')\n")
+    (tmp_path / ".files").write_text("app.py\n")
+    command = [sys.executable, "-IB", "-m", "durable_console.known_scripts", str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    texts = set(json.loads(printed.stdout).values())
+    assert {"return 'earlier library'", "return 7", "return 8"} | set(known.values()) == texts
+
+
 def _is_lua(value: object) -> bool:
     return isinstance(value, str) and "redis.call" in value
 

@@ -1,10 +1,11 @@
 """The Lua scripts that a release may run in Redis: ``python -m durable_console.known_scripts [DIRECTORY]``.
 
 Prints JSON, the digest of each script (SHA-1, as Redis names it) and its text. Found are the texts that the application
-and the packages beside it give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's
-locks and of whatever else is installed), and the files ``*.lua`` of application and library. Nothing is imported.
+and packages give to ``register_script``, redis-py's way (ours, Celery's, kombu's, those of redis-py's locks and of
+whatever else is installed), and the files ``*.lua`` of application and library. Nothing is imported.
 
-The application is what the file ``.files`` in the working directory lists, or a DIRECTORY.
+DIRECTORY is a release with its own virtual environment, whose file ``.files`` lists the application, or the application
+itself. The packages are the release's, and those of this interpreter, whose commands run their scripts beside it.
 """
 
 import ast
@@ -29,13 +30,16 @@ def library() -> Path:
     return Path(spec.origin).parent
 
 
-def known(application: Path | None = None) -> dict[str, str]:
-    """Return the scripts of the application and of what is installed here, by their digests."""
-    if application:
-        files = [file for file in application.rglob("*") if file.is_file()]
-    else:
-        files = [Path(line) for line in LIST_OF_FILES.read_text().splitlines()] if LIST_OF_FILES.exists() else []
-    return scripts(files, (library(),), map(Path, site.getsitepackages()))
+def known(release: Path | None = None) -> dict[str, str]:
+    """Return the scripts of a release and of what is installed here, by their digests."""
+    packages, own, files = [Path(place) for place in site.getsitepackages()], [library()], []
+    if release and (listed := release / LIST_OF_FILES).exists():
+        files = [release / line for line in listed.read_text().splitlines()]
+        packages += release.glob("venv/lib/python3*/site-packages")
+        own += release.glob("venv/lib/python3*/site-packages/celery_durable")
+    elif release:
+        files = [file for file in release.rglob("*") if file.is_file()]
+    return scripts(files, own, packages)
 
 
 def registered(source: str) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Gives each Redis the scripts of this release, and again after its restart.
 
-``python -m durable_console.script_keeper``, for containers; on hosts systemd does it (roles/redis). Reads its URLs
-from SECRETS_DIRECTORY. Its user may load scripts and run none.
+``python -m durable_console.script_keeper [DIRECTORY]``, the release's, for containers; on hosts systemd does it
+(roles/redis). Reads its URLs from SECRETS_DIRECTORY. Its user may load scripts and run none.
 """
 
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def load(client: redis.Redis, known: dict[str, str]) -> int:
 def main() -> None:
     """Look after each Redis without end."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    known = known_scripts.known()
+    known = known_scripts.known(*map(Path, sys.argv[1:2]))
     secrets, heartbeat = Path(os.environ["SECRETS_DIRECTORY"]), Path(os.environ["WORKER_HEARTBEAT_FILE"])
     clients = {
         name: redis.Redis.from_url(

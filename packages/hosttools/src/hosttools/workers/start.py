@@ -80,7 +80,8 @@ def _broken(errors: str) -> dict[str, str]:
 
 
 def _not_connected(prefix: str) -> dict[str, str]:
-    command = [f"/usr/local/sbin/{prefix}-admin", "--as=worker", "--run", "venv/bin/python", "-c", TRY_REDIS]
+    python = f"/opt/{prefix}/platform/venv/bin/python"
+    command = [f"/usr/local/sbin/{prefix}-admin", "--as=worker", "--run", python, "-IBc", TRY_REDIS]
     tried = process.run(*command, timeout=PATIENCE)
     errors = tried.errors
     if tried.ok:
