@@ -16,7 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from celery_durable.address import RedisAddress
-from celery_durable.options import Options, current
+from celery_durable.options import Options
 from celery_durable.scripts import MISSING, is_named
 
 # A demoted primary answers UNBLOCKED to commands that wait. The space: BUSYKEY and BUSYGROUP are errors of the caller.
@@ -39,13 +39,6 @@ def is_outage(error: BaseException) -> bool:
 
 
 class _RefusalIsOutage:
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Take redis-py's options; in a web process those of the profile win."""
-        if current().client_profile == "web":
-            limits = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
-            options |= {**limits, "retry": Retry(NoBackoff(), 0)}
-        super().__init__(*args, **options)
-
     def send_command(self, *words: Any, **kwargs: Any) -> None:
         """Send a command.
 
@@ -118,14 +111,22 @@ def tls_options(address: RedisAddress) -> dict[str, Any]:
     return {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": address.ca_file} if address.tls else {}
 
 
+def limits(options: Options) -> dict[str, Any]:
+    """Return redis-py's options that bound a connection of a web process; none for a worker, which waits."""
+    if options.client_profile != "web":
+        return {}
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
+    return {**timeouts, "retry": Retry(NoBackoff(), 0)}
+
+
 def broker_client(options: Options, **settings: Any) -> redis.Redis:
     """Return a client of the broker; ``settings`` are redis-py's of a connection."""
-    return _client(options.broker_url, options.broker_primary, options.sentinel_password, settings)
+    return _client(options.broker_url, options.broker_primary, options.sentinel_password, settings | limits(options))
 
 
 def results_client(options: Options, **settings: Any) -> redis.Redis:
     """Return a client of the Redis that has the results; ``settings`` are redis-py's of a connection."""
-    return _client(options.result_url, options.results_primary, options.sentinel_password, settings)
+    return _client(options.result_url, options.results_primary, options.sentinel_password, settings | limits(options))
 
 
 def _client(url: str, primary: str, sentinel_password: str | None, settings: dict[str, Any]) -> redis.Redis:

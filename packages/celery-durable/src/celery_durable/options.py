@@ -160,15 +160,9 @@ VARIABLES: Variables = {
 # Options whose values no message shows.
 SECRET = {"sentinel_password", "signing_keys", "control_keys", "basic_auth"}
 
-_current = Options()
 
-
-def set_current(options: Options) -> None:
-    """Make ``options`` those of this process; kombu's transport has no other way to learn them."""
-    global _current  # noqa: PLW0603 - of the process
-    _current = options
-
-
-def current() -> Options:
-    """Return this process's options; the defaults before the library is installed."""
-    return _current
+def options_of(app: Any) -> Options:
+    """Return the options of an application, whose configuration is loaded for that."""
+    _ = app.conf.broker_url
+    options: Options = app.durable_options
+    return options

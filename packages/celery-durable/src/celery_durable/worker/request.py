@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -28,10 +29,10 @@ from celery.worker.state import task_ready
 
 from celery_durable.connection import is_outage
 from celery_durable.masking import mask, mask_all
-from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
+from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, waited
 from celery_durable.redelivery import MAX_REDELIVERIES
-from celery_durable.revocations import revocations
-from celery_durable.worker.delivery import deliveries, suspicions
+from celery_durable.worker.redelivery import suspicions
+from celery_durable.worker.runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,11 @@ class Request(request.Request):
             InvalidTaskError: it has not the form of a task.
         """
         super().__init__(*args, **kwargs)
+        app: Any = self.app
+        self._worker: Runtime = app.durable_worker
         self._check_form()
         if self.eta:
-            deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
+            self._worker.deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
         if chord := (self._payload[2] or {}).get("chord"):
             self._request_dict["chord"] = chord  # for `trace`, which does not look into the body
         self._storing = False
@@ -123,8 +126,8 @@ class Request(request.Request):
         due = self.eta.timestamp() if self.eta else None
         # A message that comes back has waited since it was lost: nobody knows for how long.
         came_back = self.delivery_info["redelivered"]
-        deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
-        figures.started(self.name, None if came_back else waited(self._request_dict, due))
+        self._worker.deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
+        self._worker.metrics.started(self.name, None if came_back else waited(self._request_dict, due))
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""
@@ -143,14 +146,14 @@ class Request(request.Request):
         if self._counted or not self.time_start or not self._outcome:
             return
         self._counted = True
-        figures.ended(self.name, self._outcome, time.time() - self.time_start)
+        self._worker.metrics.ended(self.name, self._outcome, time.time() - self.time_start)
         if self._outcome in FINAL_FAILURES:
-            figures.failed(self.name, self.id, self._outcome, self._error)
+            self._worker.metrics.failed(self.name, self.id, self._outcome, self._error)
 
-    def _bury(self, reason: str) -> None:
-        # Whoever acknowledges early keeps nothing to be buried.
+    def _dead_letter(self, reason: str) -> None:
+        # Whoever acknowledges early keeps nothing to be dead-lettered.
         if not self.acknowledged:
-            deliveries.bury(self.message.delivery_tag, reason)
+            self._worker.deliveries.dead_letter(self.message.delivery_tag, reason)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
@@ -159,11 +162,11 @@ class Request(request.Request):
             return
         self._outcome, self._error = self._outcome_of(error), _one_line(error)
         if isinstance(error, Reject) and not error.requeue:
-            self._bury(f"The task rejected it: {mask(str(error.reason))}")
+            self._dead_letter(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
                 times = suspicions(self.message.properties) or self._context.retries
-                self._bury(f"Its process died in each of {times + 1} runs: {error}")
+                self._dead_letter(f"Its process died in each of {times + 1} runs: {error}")
             self.acknowledge()
         self._count()
 
@@ -172,7 +175,7 @@ class Request(request.Request):
         if error.suspected:
             if suspicions(self.message.properties) >= MAX_REDELIVERIES:
                 return False
-            deliveries.suspect(self.message.delivery_tag)
+            self._worker.deliveries.suspect(self.message.delivery_tag)
         logger.warning("Task %s goes back to its queue: %s", self.id, error, extra=self._log_fields())
         task_ready(self)
         self.reject(requeue=True)
@@ -184,7 +187,7 @@ class Request(request.Request):
         if self._stored(super()._announce_revoked, reason, terminated, signum, expired):
             self.acknowledge()
             if not expired:
-                revocations.heeded(self.id)
+                self._worker.revocations.heeded(self.id)
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
@@ -251,7 +254,7 @@ class Request(request.Request):
             if not is_outage(error):
                 # It would fail as often as the task runs.
                 logger.exception("The end of task %s cannot be stored", self.id, extra=extra)
-                self._bury(f"Its end cannot be stored: {_one_line(error)}")
+                self._dead_letter(f"Its end cannot be stored: {_one_line(error)}")
                 return True
             logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
             self._storing = False
@@ -267,11 +270,12 @@ class Request(request.Request):
         return task_id == self.id and state in READY_STATES and not self.chord
 
 
-def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[Request]:
+def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[request.Request]:
     """Do what Celery's strategy does, with our Request in front of one that a task brings, and with our ``trace``."""
-    kind = base if issubclass(base, Request) else type(base.__name__, (Request, base), {})
-    made: type[Request] = create_request_cls(kind, *args, trace=trace, **options)
-    return made
+    make: Callable[..., type[request.Request]] = create_request_cls
+    if not runtime_of(options["app"]):
+        return make(base, *args, **options)
+    return make(type(base.__name__, (Request, base), {}), *args, trace=trace, **options)
 
 
 def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:

@@ -11,9 +11,11 @@ import time
 from functools import cache
 from typing import Any
 
+import kombu
 import redis
-from kombu import transport as kombu_transport
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
+from kombu.utils.collections import HashedSeq
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from celery_durable import keys, scripts, signing
@@ -23,13 +25,15 @@ from celery_durable.connection import (
     SentinelConnection,
     SentinelSslConnection,
     SslConnection,
+    limits,
     sentinel_options,
 )
-from celery_durable.options import current
+from celery_durable.options import Options, options_of
 from celery_durable.redelivery import REDELIVERIES
 from celery_durable.scripts import digest, load, run
 from celery_durable.task_ids import MADE, created, task_of, write_out
-from celery_durable.worker.delivery import deliveries
+from celery_durable.worker.delivery import Deliveries
+from celery_durable.worker.runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +57,34 @@ class PurgeError(Exception):
     """A queue cannot be emptied."""
 
 
-def install() -> None:
-    """Make every broker URL of this process use this transport."""
-    for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
-    # Whoever has connected before would keep the transport of then.
-    kombu_transport._transport_cache.clear()  # noqa: SLF001
+def install(app: Any) -> None:
+    """Make the broker's connections of ``app`` use this transport, and no others of this process."""
+    app.amqp.Connection = type("Connection", (_OfApp, app.amqp.Connection), {"app": app})
 
 
-def _only_workers_acknowledge(queue: str) -> None:
-    if not deliveries.serving:
-        raise NotImplementedError(
-            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
-            " would be lost when it ends. Take them with no_ack=True, or write a task."
-        )
+class _OfApp(kombu.Connection):
+    """A connection that knows its application; copies of it, like those of a pool, do too."""
+
+    app: Any
+
+    def get_transport_cls(self) -> Any:
+        """Return ours for Redis, kombu's for whatever else."""
+        ours = {"redis": Transport, "rediss": Transport, "sentinel": SentinelTransport}
+        return ours.get(self.transport_cls) or super().get_transport_cls()
+
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - kombu's name
+        """Return a pool of connections of the same application."""
+        return _Pool(self, limit, **kwargs)
+
+    def __eqhash__(self) -> Any:
+        """Tell connections apart by their application, too: kombu shares pools between those that are equal."""
+        return HashedSeq(super().__eqhash__(), id(self.app))
+
+
+class _Pool(ConnectionPool):
+    def new(self) -> Any:
+        kind = type("PooledConnection", (_OfApp, PooledConnection), {"app": self.connection.app})
+        return kind(self, **dict(self.connection._info(resolve=False)))  # noqa: SLF001 - as kombu's
 
 
 @cache
@@ -75,7 +93,7 @@ def _warn_of_priorities(task: str) -> None:
 
 
 class QoS(kombu_redis.QoS):
-    """Counts what is in our hands for the prefetch limit; everything else is told to ``deliveries``."""
+    """Counts what is in flight for the prefetch limit; everything else is done by the worker's ``deliveries``."""
 
     restore_at_shutdown = False
 
@@ -85,15 +103,15 @@ class QoS(kombu_redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Works for tasks that began on an earlier connection, too."""
-        deliveries.acknowledge(delivery_tag)
+        self.channel.deliveries.acknowledge(delivery_tag)
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put the message back, or among the dead letters."""
         if requeue:
-            deliveries.requeue(delivery_tag)
+            self.channel.deliveries.requeue(delivery_tag)
         else:
-            deliveries.bury(delivery_tag, "A worker refused it; its log says why.")
+            self.channel.deliveries.dead_letter(delivery_tag, "A worker rejected it; its log says why.")
         self._quick_ack(delivery_tag)
 
     def tags(self) -> tuple[str, ...]:
@@ -124,6 +142,32 @@ class Channel(kombu_redis.Channel):
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
 
+    @property
+    def _app(self) -> Any:
+        connection: Any = self.connection.client
+        return connection.app
+
+    @property
+    def _options(self) -> Options:
+        return options_of(self._app)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        return {**super()._connparams(asynchronous), **limits(self._options)}
+
+    def _worker(self, queue: str) -> Runtime:
+        if runtime := runtime_of(self._app):
+            return runtime
+        raise NotImplementedError(
+            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
+            " would be lost when it ends. Take them with no_ack=True, or write a task."
+        )
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Return those of the worker that this channel belongs to."""
+        deliveries: Deliveries = self._app.durable_worker.deliveries
+        return deliveries
+
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Remember which queues want acknowledgements: answers to questions do not, tasks do.
 
@@ -131,7 +175,7 @@ class Channel(kombu_redis.Channel):
             NotImplementedError: this process is no worker, so nobody would look after what it takes.
         """
         if not no_ack:
-            _only_workers_acknowledge(queue)
+            self._worker(queue)
             self._acknowledged_queues.add(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -142,7 +186,7 @@ class Channel(kombu_redis.Channel):
             NotImplementedError: with an acknowledgement only a worker may.
         """
         if not no_ack:
-            _only_workers_acknowledge(queue)
+            self._worker(queue)
         return super().basic_get(queue, no_ack, **kwargs)
 
     def _takes(self) -> bool:
@@ -157,7 +201,7 @@ class Channel(kombu_redis.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        lists = [deliveries.unacked_list(queue) for queue in queues]
+        lists = [self._worker(queue).unacked_list(queue) for queue in queues]
         self._reclaim(lists)
         if (len(queues) > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
@@ -177,7 +221,7 @@ class Channel(kombu_redis.Channel):
         # Nothing is on its way to us: no command is under way on this connection, and earlier ones are closed.
         now = time.monotonic()
         if any(now - self._reclaimed.get(unacked, -RECLAIM_INTERVAL) >= RECLAIM_INTERVAL for unacked in lists):
-            deliveries.reclaim(self.qos.tags())
+            self.deliveries.reclaim(self.qos.tags())
             self._reclaimed = dict.fromkeys(lists, now)
 
     def _receive_one(self, c: Any) -> Any:
@@ -232,13 +276,14 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _deliver(self, queue: str, raw: bytes) -> None:
-        refusal = signing.refusal(queue, raw)
-        payload = None if refusal else signing.parse(raw)
+        deliveries = self.deliveries
+        reason = signing.rejection(self._options, queue, raw)
+        payload = None if reason else signing.parse(raw)
         tag = deliveries.take(queue, raw, task_of(payload) if payload else "")
         if tag is None:
             return
         if payload is None:
-            deliveries.bury(tag, refusal or signing.MALFORMED)
+            deliveries.dead_letter(tag, reason or signing.MALFORMED)
             return
         try:
             # What its sender called it is the same however often it comes.
@@ -247,7 +292,7 @@ class Channel(kombu_redis.Channel):
                 payload["properties"]["doubtful"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
-            deliveries.bury(tag, signing.MALFORMED)
+            deliveries.dead_letter(tag, signing.MALFORMED)
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
@@ -290,7 +335,7 @@ class Channel(kombu_redis.Channel):
             message["headers"].setdefault(MADE, time.time())
         if message["properties"].get("priority"):
             _warn_of_priorities(message["headers"].get("task", ""))
-        entry = signing.new_entry(queue, message)
+        entry = signing.new_entry(self._options, queue, message)
         with self.conn_or_acquire() as client:
             run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
 
@@ -314,7 +359,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     @property
     def sentinel_kwargs(self) -> dict[str, Any]:
         """How sentinels are reached. Not among the transport's options: `celery inspect stats` shows those, as JSON."""
-        return sentinel_options(RedisAddress.parse(current().broker_url), current().sentinel_password)
+        return sentinel_options(RedisAddress.parse(self._options.broker_url), self._options.sentinel_password)
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):
