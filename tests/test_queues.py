@@ -19,8 +19,9 @@ import pytest
 
 from app.agents.config import DEFAULT_QUEUE
 from app.agents.worker import celery_app
-from celery_durable import options, snapshot
+from celery_durable import snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from celery_durable.options import options_of
 from celery_durable.task_ids import new_task_id
 from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
 from tests.test_task_safety import POISON
@@ -298,8 +299,8 @@ def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, group: str
 
 
 def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_current", replace(options.current(), workers_expected=1))
-    first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0, {}) for at in (1.0, 2.0))
+    monkeypatch.setattr(celery_app, "durable_options", replace(options_of(celery_app), workers_expected=1))
+    first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0) for at in (1.0, 2.0))
     last.queues["new"] = snapshot.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
     assert snapshot.backlog(first, last, celery_app)["wrong"]
 
@@ -312,7 +313,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
         headers.append({"id": "waits for its rate", "task": SLEEPING})
         held = snapshot.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
-        seen = snapshot.Look(0.0, {}, {}, [held], workers, {}, 0, {})
+        seen = snapshot.Look(0.0, {}, {}, [held], workers, {}, 0)
         asked = SimpleNamespace(
             active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
             reserved=lambda: {"n@h": [{"id": "waits"}]},

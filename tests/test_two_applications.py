@@ -72,8 +72,8 @@ def test_each_has_its_own_broker_keys_limits_metrics_and_leases(stack: Stack, tm
     first, second = stack.redis.client(0), stack.redis.client(2)
     for broker, name, runs in ((first, "first", 3), (second, "second", 2)):
         assert broker.hkeys(WORKERS) == [f"{name}@here"]
-        assert {keys.node_of(lease) for lease in broker.zrange(keys.LEASES, 0, -1)} == {f"{name}@here"}
-        assert float(broker.hget(FIGURES, f"ended{SEPARATOR}own{SEPARATOR}succeeded")) == runs
+        assert {keys.node_of(str(lease)) for lease in broker.zrange(keys.LEASES, 0, -1)} == {f"{name}@here"}
+        assert broker.hget(FIGURES, f"ended{SEPARATOR}own{SEPARATOR}succeeded") == str(runs)
         assert not broker.llen("celery")
         assert not broker.keys(f"{keys.OWNER}*")
     reasons = [json.loads(letter)["reason"] for letter in first.lrange(keys.DEAD_LETTERS, 0, -1)]

@@ -51,16 +51,16 @@ class Runtime:
         )
         self.metrics = WorkerMetrics(app)
         self.revocations = Revocations()
-        self._leases = Leases(client, node)
+        self.leases = Leases(client, node)
         redelivery = Redelivery(app, client)
-        self.deliveries = Deliveries(options, client, self._leases, redelivery)
-        sweep = Sweep(client, redelivery, self._leases.lists)
+        self.deliveries = Deliveries(options, client, self.leases, redelivery)
+        sweep = Sweep(client, redelivery, self.leases.lists)
         acknowledgements = self.deliveries.acknowledgements
         flush = Job("acknowledgements", FLUSH_INTERVAL, acknowledgements.flush)
         self._renewals = Scheduler(
             "leases",
-            Job("name", RENEW_INTERVAL, self._leases.keep_name),
-            Job("leases", RENEW_INTERVAL, self._leases.renew),
+            Job("name", RENEW_INTERVAL, self.leases.keep_name),
+            Job("leases", RENEW_INTERVAL, self.leases.renew),
         )
         reports = Scheduler(
             "reports",
@@ -88,7 +88,7 @@ class Runtime:
             NameTakenError: a worker that lives has our name.
             redis.exceptions.RedisError: the broker does not answer.
         """
-        self._leases.claim_name()
+        self.leases.claim_name()
         self.revocations.load(self._client)
 
     def unacked_list(self, queue: str) -> str:
@@ -109,11 +109,11 @@ class Runtime:
         try:
             self.deliveries.requeue_all()
             self.revocations.save(self._client)
-            if self._leases.lists:
+            if self.leases.lists:
                 self._report()
             # A renewal that runs would take the name again.
             self._renewals.stop(REDIS_TIMEOUT)
-            self._leases.release_name()
+            self.leases.release_name()
         except RedisError as error:
             logger.warning("Messages will be requeued when this worker is back: %s", error)
         for scheduler in self._schedulers:
