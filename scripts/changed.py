@@ -46,6 +46,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("playbooks/compose.yml", [INTEGRATION]),
     ("playbooks/kubernetes.yml", [INTEGRATION]),
     ("playbooks/image.yml", [INTEGRATION]),
+    ("packages/*/tests/*", [INTEGRATION]),
     ("packages/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos", "foreign"]),
     ("app/*", [INTEGRATION, "default", "app_release", "celery_worker", "api", "flower", "chaos"]),
     ("tests/chaos/*", ["chaos"]),

@@ -111,11 +111,11 @@ def test_known_scripts_are_all_that_a_service_needs(server: RedisServer, known: 
     admin = server.client(0)
     for name, text in known.items():
         assert admin.script_load(text) == name
-    worker = start_worker(tmp_path / "worker.log", as_service(server), app="tests.faulty_worker")
+    worker = start_worker(tmp_path / "worker.log", as_service(server), app="faulty_worker")
     api = Api(tmp_path / "api.log", as_service(server))
     try:
         api.wait_for(api.enqueue({"key": "value"}, **{"Idempotency-Key": "one"}), "SUCCESS")
-        code = "from tests.faulty_worker import *; from celery import chord"
+        code = "from faulty_worker import *; from celery import chord"
         code += "; print(chord([sleeping.s(0), sleeping.s(0)])(collect.s()).get(timeout=20))"
         sender = Program([sys.executable, "-c", code], tmp_path / "chord.log", as_service(server))
         assert sender.process.wait(30) == 0, worker.output()
@@ -135,7 +135,7 @@ def test_a_service_waits_for_scripts_and_never_loads_them(
     """Redis was restarted, and its administrator loads them a moment later; or site.yml does."""
     admin = server.client(0)
     worker = Program(
-        [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", "worker", "-c", "1", "-n", "test@%h"],
+        [sys.executable, "-m", "celery", "-A", "faulty_worker", "worker", "-c", "1", "-n", "test@%h"],
         tmp_path / "worker.log",
         as_service(server),
     )

@@ -16,10 +16,10 @@ import pytest
 
 from app.api.tasks import LONGEST_WAIT, WAITERS
 from celery_durable.aio.lookup import Lookup
+from tests.app.test_api import assert_guarded, assert_refused
+from tests.app.test_batches import batch, restricted
+from tests.app.test_enqueue_safety import running_api, running_redis, wake
 from tests.support import Api, RedisServer, start_worker, wait_until
-from tests.test_api import assert_guarded, assert_refused
-from tests.test_batches import batch, restricted
-from tests.test_enqueue_safety import running_api, running_redis, wake
 
 pytestmark = pytest.mark.integration
 

@@ -73,16 +73,14 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 def watched(systemd: Systemd, redis: RedisServer, tmp_path: Path) -> Iterator[Program]:
     """A worker whose unit has WatchdogSec=."""
     env = {**redis.environment(0, 1), **systemd.env}
-    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker")
+    worker = start_worker(tmp_path / "worker.log", env, app="faulty_worker")
     yield worker
     worker.stop(signal.SIGKILL)
 
 
 def run(code: str, redis: RedisServer, log: Path) -> None:
     """Run a line of Python that uses the application."""
-    program = Program(
-        [sys.executable, "-c", f"from tests.faulty_worker import *; {code}"], log, redis.environment(0, 1)
-    )
+    program = Program([sys.executable, "-c", f"from faulty_worker import *; {code}"], log, redis.environment(0, 1))
     assert program.process.wait(20) == 0
 
 
@@ -121,7 +119,7 @@ def test_beats_stop_when_the_main_loop_hangs(
 @pytest.mark.parametrize("fault", ["stopped process", "standing loop"])
 def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tmp_path: Path, fault: str) -> None:
     env = {**redis.environment(0, 1), "WORKER_WATCHDOG_SECONDS": str(LIMIT)}
-    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker")
+    worker = start_worker(tmp_path / "worker.log", env, app="faulty_worker")
     try:
         run(f"sleeping.delay({LIMIT + 2}).get()", redis, tmp_path / "send.log")
         assert worker.process.poll() is None, "a busy worker was killed"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.render.rendering import render
 from tests.support import load_plugin
-from tests.templates.rendering import render
 
-HOST_MEMORY = 4096 * 1024**2  # tests/templates/targets.yml
+HOST_MEMORY = 4096 * 1024**2  # tests/render/targets.yml
 # Far from all defaults, so that a value of its own would show.
 VARIABLES: dict[str, Any] = {
     "task_soft_time_limit": 280,

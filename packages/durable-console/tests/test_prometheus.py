@@ -94,8 +94,8 @@ def test_a_request_that_runs_is_in_flight(api: Api) -> None:
 
 
 def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str], tmp_path: Path) -> None:
-    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker", name="one")
-    code = "from tests.faulty_worker import *; greedy.delay(); dying.delay(9); sleeping.apply_async((0,), countdown=2)"
+    worker = start_worker(tmp_path / "worker.log", env, app="faulty_worker", name="one")
+    code = "from faulty_worker import *; greedy.delay(); dying.delay(9); sleeping.apply_async((0,), countdown=2)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
 
     def ended() -> Figures | None:
@@ -104,10 +104,10 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
             seen.of("celery_tasks_ended_total", outcome, task)
             for outcome, task in (
                 ("succeeded", TASK),
-                ("failed", "tests.faulty_worker.greedy"),
-                ("retried", "tests.faulty_worker.dying"),
-                ("died", "tests.faulty_worker.dying"),
-                ("succeeded", "tests.faulty_worker.sleeping"),
+                ("failed", "faulty_worker.greedy"),
+                ("retried", "faulty_worker.dying"),
+                ("died", "faulty_worker.dying"),
+                ("succeeded", "faulty_worker.sleeping"),
             )
         ]
         return seen if outcomes == [3, 1, 3, 1, 1] else None
@@ -123,13 +123,13 @@ def test_a_worker_counts_and_its_counts_outlive_it(api: Api, env: dict[str, str]
     assert seen.of("celery_task_run_seconds_bucket", "+Inf", TASK) == 3
     assert (seen.of("celery_task_run_seconds_bucket", "1.0", TASK), seen.of("celery_dead_letters")) == (0, 1)
     # Its countdown is no waiting.
-    assert seen.of("celery_task_wait_seconds_sum", "tests.faulty_worker.sleeping") < 2
+    assert seen.of("celery_task_wait_seconds_sum", "faulty_worker.sleeping") < 2
     node = f"one@{os.uname().nodename}"
     assert (seen.of("celery_workers_alive"), seen.of("celery_worker_pool_size", node)) == (1, 2)
     assert seen.of("celery_worker_starts_total", node) == 1
 
     worker.stop(signal.SIGKILL)
-    worker = start_worker(tmp_path / "again.log", env, app="tests.faulty_worker", name="one")
+    worker = start_worker(tmp_path / "again.log", env, app="faulty_worker", name="one")
     again = wait_until(lambda: (found := scrape(api)).of("celery_worker_starts_total", node) == 2 and found, 20)
     worker.stop(signal.SIGKILL)
     assert isinstance(again, Figures)
@@ -141,13 +141,13 @@ def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
     api: Api, env: dict[str, str], tmp_path: Path
 ) -> None:
     held = "celery_unacknowledged_oldest_seconds"
-    worker = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker", name="two")
-    code = "from tests.faulty_worker import *; sleeping.apply_async((0,), countdown=600)"
+    worker = start_worker(tmp_path / "worker.log", env, app="faulty_worker", name="two")
+    code = "from faulty_worker import *; sleeping.apply_async((0,), countdown=600)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
     wait_until(lambda: scrape(api).of("celery_unacknowledged_tasks") == 1, 20)
     time.sleep(2 * SNAPSHOT_SECONDS)
     assert scrape(api).of(held) == 0  # it waits for its time
-    code = "from tests.faulty_worker import *; sleeping.delay(8)"
+    code = "from faulty_worker import *; sleeping.delay(8)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
     wait_until(lambda: scrape(api).of(held) > 0, 20)
     worker.stop(signal.SIGTERM)  # it gives the task back, and has no time to report that
@@ -155,9 +155,9 @@ def test_a_worker_holds_what_it_could_run_and_nothing_when_it_was_stopped(
 
 
 def test_a_worker_that_dies_of_its_first_task_was_started(api: Api, env: dict[str, str], tmp_path: Path) -> None:
-    code = "from tests.faulty_worker import *; fatal.apply_async(queue='lethal')"  # nobody else serves it
+    code = "from faulty_worker import *; fatal.apply_async(queue='lethal')"  # nobody else serves it
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
-    command = [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", "worker", "--pool=threads"]
+    command = [sys.executable, "-m", "celery", "-A", "faulty_worker", "worker", "--pool=threads"]
     worker = Program([*command, "-Q", "lethal", "-n", "short@%h"], tmp_path / "worker.log", env)
     assert worker.process.wait(30) == -signal.SIGKILL
     node = f"short@{os.uname().nodename}"
@@ -166,7 +166,7 @@ def test_a_worker_that_dies_of_its_first_task_was_started(api: Api, env: dict[st
 
 def test_a_task_that_code_enqueues_has_an_age(api: Api, env: dict[str, str], redis: RedisServer) -> None:
     redis.client(0).delete("celery")
-    code = "from tests.faulty_worker import *; sleeping.delay(0)"  # Celery makes its id, which tells no time
+    code = "from faulty_worker import *; sleeping.delay(0)"  # Celery makes its id, which tells no time
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
     wait_until(lambda: scrape(api).of("celery_queue_oldest_seconds", "celery") > 2, 15)
 

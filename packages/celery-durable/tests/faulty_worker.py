@@ -1,4 +1,4 @@
-"""A worker application with tasks that misbehave: ``celery -A tests.faulty_worker worker``."""
+"""A worker application with tasks that misbehave: ``celery -A faulty_worker worker``."""
 
 import contextlib
 import logging

@@ -168,7 +168,7 @@ def test_before_there_is_anything(api: Api) -> None:
 @pytest.fixture
 def worker(env: dict[str, str], tmp_path: Path) -> Iterator[Program]:
     """One of the two workers."""
-    program = start_worker(tmp_path / "worker.log", env, app="tests.faulty_worker", name="one")
+    program = start_worker(tmp_path / "worker.log", env, app="faulty_worker", name="one")
     yield program
     program.stop(signal.SIGKILL)
 
@@ -176,7 +176,7 @@ def worker(env: dict[str, str], tmp_path: Path) -> Iterator[Program]:
 @pytest.mark.usefixtures("worker")
 def test_tasks_and_failures(api: Api, env: dict[str, str], redis: RedisServer) -> None:
     code = f"""
-from tests.faulty_worker import *
+from faulty_worker import *
 for _ in range(3): sleeping.delay(0)
 talkative.delay()
 dying.apply_async((9,), task_id={EVIL!r})
@@ -191,10 +191,10 @@ sleeping.apply_async((60,), soft_time_limit=1)
     assert "1 dead letter" in text
     failures = text.partition("Recent failures")[2]
     when = r"\S+ \S+ UTC, \d+ m?s ago"
-    assert re.search(rf"failed tests.faulty_worker.talkative {when} ValueError: .*\?key=\*\*", failures)
-    assert re.search(rf"timed out tests.faulty_worker.deaf {when} TimeLimitExceeded", failures)
-    assert re.search(rf"timed out tests.faulty_worker.sleeping {when} SoftTimeLimitExceeded", failures)
-    assert re.search(rf"died tests.faulty_worker.dying {when} WorkerLostError: ", failures)
+    assert re.search(rf"failed faulty_worker.talkative {when} ValueError: .*\?key=\*\*", failures)
+    assert re.search(rf"timed out faulty_worker.deaf {when} TimeLimitExceeded", failures)
+    assert re.search(rf"timed out faulty_worker.sleeping {when} SoftTimeLimitExceeded", failures)
+    assert re.search(rf"died faulty_worker.dying {when} WorkerLostError: ", failures)
     assert EVIL in failures  # as text
     page = api.client.get("/status").text
     assert SECRET not in page

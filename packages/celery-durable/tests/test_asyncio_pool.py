@@ -23,7 +23,7 @@ SLOTS = 20
 
 
 class Farm:
-    """A Redis, workers of tests.asyncio_worker, and a client of theirs."""
+    """A Redis, workers of asyncio_worker, and a client of theirs."""
 
     def __init__(self, directory: Path) -> None:
         """Start Redis alone."""
@@ -35,7 +35,7 @@ class Farm:
     def start_worker(self, *options: str, pool: str = "asyncio", **env: str) -> Program:
         """Start a worker and wait until it takes tasks."""
         log = self.stack.directory / f"worker-{len(self.stack.workers)}.log"
-        command = ["-A", "tests.asyncio_worker", "worker", "--pool", pool, "-c", str(SLOTS), "-l", "info"]
+        command = ["-A", "asyncio_worker", "worker", "--pool", pool, "-c", str(SLOTS), "-l", "info"]
         program = Program(
             [sys.executable, "-m", "celery_durable", *command, "-n", "test@host", *options],
             log,
@@ -48,7 +48,7 @@ class Farm:
 
     def send(self, name: str, *args: object, **options: Any) -> str:
         """Send a task and return its id."""
-        full = name if name == "own" else f"tests.asyncio_worker.{name}"
+        full = name if name == "own" else f"asyncio_worker.{name}"
         return str(self.client.send_task(full, args, **options).id)
 
     def result(self, task_id: str, *states: str) -> Any:
@@ -303,16 +303,16 @@ def test_a_blocked_loop_is_reported_with_task_and_stack_and_counted(shared: Farm
     task = shared.send("lagging")
     assert shared.result(task) == "done"
     output = shared.stack.workers[0].output()
-    assert re.search(rf"WARNING.*is blocked by task tests.asyncio_worker.lagging\[{task}\]", output)
+    assert re.search(rf"WARNING.*is blocked by task asyncio_worker.lagging\[{task}\]", output)
     assert "time.sleep(1.8)" in output
-    field = "loop_lag\x1ftests.asyncio_worker.lagging\x1f2.0"
+    field = "loop_lag\x1fasyncio_worker.lagging\x1f2.0"
     wait_until(lambda: shared.stack.redis.client(0).hget("figures", field) == "1")
 
 
 def test_a_loop_that_is_blocked_until_its_process_is_replaced_is_counted(shared: Farm) -> None:
     def blocked() -> int:
         # Its hard limit, and the two seconds until its process is replaced.
-        return int(shared.stack.redis.client(0).hget("figures", "loop_lag\x1ftests.asyncio_worker.limited\x1f5.0") or 0)
+        return int(shared.stack.redis.client(0).hget("figures", "loop_lag\x1fasyncio_worker.limited\x1f5.0") or 0)
 
     before = blocked()
     assert shared.error(shared.send("limited", "block", time_limit=0.3)) == "TimeLimitExceeded"

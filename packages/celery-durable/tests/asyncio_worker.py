@@ -1,4 +1,4 @@
-"""A worker application whose tasks are coroutines: ``celery-durable -A tests.asyncio_worker worker --pool asyncio``."""
+"""A worker application whose tasks are coroutines: ``celery-durable -A asyncio_worker worker --pool asyncio``."""
 
 import asyncio
 import logging

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 def start_second(stack: Stack) -> Program:
     """Start another worker of the same name; do not wait for it."""
-    command = [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", "worker", "-c", "1", "-n", "test@%h"]
+    command = [sys.executable, "-m", "celery", "-A", "faulty_worker", "worker", "-c", "1", "-n", "test@%h"]
     worker = Program(command, stack.directory / f"worker-{len(stack.workers)}.log", stack.env)
     stack.workers.append(worker)
     return worker
@@ -140,7 +140,7 @@ def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None
     )
     wait_until(lambda: all(f"{name}] received" in worker.output() for name in (by_id, by_stamp, other)))
     code = (
-        f"from tests.faulty_worker import celery_app as app; app.control.revoke({by_id!r});"
+        f"from faulty_worker import celery_app as app; app.control.revoke({by_id!r});"
         "app.control.revoke_by_stamped_headers({'owner': ['bob']})"
     )
     assert Program([sys.executable, "-c", code], stack.directory / "revoke.log", stack.env).process.wait(20) == 0

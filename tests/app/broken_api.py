@@ -1,4 +1,4 @@
-"""Our API with a path that fails: ``uvicorn tests.broken_api:app``."""
+"""Our API with a path that fails: ``uvicorn tests.app.broken_api:app``."""
 
 from app.main import app
 

@@ -19,9 +19,9 @@ import pytest
 import trustme
 import yaml
 
-from tests.support import free_port
+from tests.support import REPOSITORY, free_port
 
-ROLE = Path(__file__).parent.parent / "roles" / "redis"
+ROLE = REPOSITORY / "roles/redis"
 PASSWORD = "Test-only-" + "pass-0123456789"
 
 

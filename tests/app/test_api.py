@@ -655,7 +655,7 @@ class TestSurface:
         api.enqueue({})
 
     def test_internal_error_shows_no_trace(self, redis_server: RedisServer, tmp_path: Path) -> None:
-        api = Api(tmp_path / "api.log", redis_server.environment(0, 1), app="tests.broken_api:app")
+        api = Api(tmp_path / "api.log", redis_server.environment(0, 1), app="tests.app.broken_api:app")
         try:
             response = api.client.get("/broken", headers={"X-Request-ID": "find-me"})
             assert_refused(response, 500, "find-me")

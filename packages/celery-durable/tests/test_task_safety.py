@@ -276,13 +276,11 @@ POISON = {
     "no properties": json.dumps({"headers": {}, "body": ""}),
     "no task": message({}),
     "unknown name": message({"task": "app.agents.tasks.forgotten", "id": "u1"}),
-    "not base64": message({"task": "tests.faulty_worker.sleeping", "id": "u2"}, body="!"),
-    "unknown encoding": message({"task": "tests.faulty_worker.sleeping", "id": "u3"}, body_encoding="rot13"),
-    "pickle": message(
-        {"task": "tests.faulty_worker.sleeping", "id": "u4"}, content_type="application/x-python-serialize"
-    ),
-    "body is no task": message({"task": "tests.faulty_worker.sleeping", "id": "u5"}, body="MQ=="),
-    "headers of wrong types": message({"task": "tests.faulty_worker.sleeping", "id": 5, "timelimit": 7, "eta": {}}),
+    "not base64": message({"task": "faulty_worker.sleeping", "id": "u2"}, body="!"),
+    "unknown encoding": message({"task": "faulty_worker.sleeping", "id": "u3"}, body_encoding="rot13"),
+    "pickle": message({"task": "faulty_worker.sleeping", "id": "u4"}, content_type="application/x-python-serialize"),
+    "body is no task": message({"task": "faulty_worker.sleeping", "id": "u5"}, body="MQ=="),
+    "headers of wrong types": message({"task": "faulty_worker.sleeping", "id": 5, "timelimit": 7, "eta": {}}),
     "unhashable name": message({"task": ["x"], "id": "u6"}),
 }
 

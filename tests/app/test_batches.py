@@ -21,9 +21,8 @@ from celery_durable.aio.publisher import NewTask, Publisher
 from celery_durable.keys import ACCEPTED, IDEMPOTENCY
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
-from tests.support import REPOSITORY, Api, RedisServer, start_worker, wait_until
-from tests.test_api import assert_guarded, assert_refused, uuid7
-from tests.test_enqueue_safety import (
+from tests.app.test_api import assert_guarded, assert_refused, uuid7
+from tests.app.test_enqueue_safety import (
     _append_only_file,
     assert_come_back_later,
     lose_tail,
@@ -31,6 +30,7 @@ from tests.test_enqueue_safety import (
     running_api,
     running_redis,
 )
+from tests.support import REPOSITORY, Api, RedisServer, start_worker, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 def celery(stack: Stack, *arguments: str) -> Program:
     """Run a command of Celery's until it ends."""
-    command = [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", *arguments]
+    command = [sys.executable, "-m", "celery", "-A", "faulty_worker", *arguments]
     program = Program(command, stack.directory / "celery.log", stack.env, stderr=subprocess.STDOUT)
     program.process.wait(30)
     return program
@@ -83,7 +83,7 @@ def test_an_id_may_be_a_uuid(stack: Stack) -> None:
         f"[sleeping.apply_async((0,), {made}, countdown=9)][0]",
     )
     revoked = ids.pop()
-    code = f"from tests.faulty_worker import *; celery_app.control.revoke(uuid.UUID('{revoked}'), reply=True)"
+    code = f"from faulty_worker import *; celery_app.control.revoke(uuid.UUID('{revoked}'), reply=True)"
     command = [sys.executable, "-c", code]
     assert Program(command, stack.directory / "revoke.log", stack.env).process.wait(20) == 0
     for task_id in ids:
@@ -99,7 +99,7 @@ def test_a_consumer_that_is_no_worker_takes_nothing_that_it_could_lose(stack: St
     by_a_task = stack.send(waiting, "consuming.delay('other')")[1]
     failed = stack.result(by_a_task, "FAILURE")["result"]
     assert "Only a worker takes messages from 'other'" in failed["exc_message"][0]
-    code = "from tests.faulty_worker import *; consuming.run('other')"
+    code = "from faulty_worker import *; consuming.run('other')"
     program = Program(
         [sys.executable, "-c", code], stack.directory / "consuming.log", stack.env, stderr=subprocess.STDOUT
     )
@@ -109,8 +109,8 @@ def test_a_consumer_that_is_no_worker_takes_nothing_that_it_could_lose(stack: St
 
 
 def test_a_priority_is_answered_with_a_word(stack: Stack) -> None:
-    code = "from tests.faulty_worker import *; [sleeping.apply_async((0,), priority=9) for _ in 'ab']"
+    code = "from faulty_worker import *; [sleeping.apply_async((0,), priority=9) for _ in 'ab']"
     program = Program([sys.executable, "-c", code], stack.directory / "urgent.log", stack.env, stderr=subprocess.STDOUT)
     assert program.process.wait(20) == 0
-    assert program.output().count("priority= of tests.faulty_worker.sleeping changes nothing") == 1
+    assert program.output().count("priority= of faulty_worker.sleeping changes nothing") == 1
     assert stack.redis.client(0).llen(DEFAULT_QUEUE) == 2

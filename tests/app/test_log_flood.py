@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_durable.web import access_log
+from test_flower import start_flower
 from tests.support import Api, RedisServer
-from tests.test_flower import start_flower
 
 LONG = 60_000
 

@@ -19,8 +19,8 @@ from celery_durable.dead_letter import KEPT_BYTES
 from celery_durable.envelope import task_message
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
 from celery_durable.options import Options
+from test_task_safety import POISON, message
 from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
-from tests.test_task_safety import POISON, message
 
 KEY, OLD_KEY, FOREIGN_KEY = (letter * 32 for letter in "kof")
 FUZZED = 1000
@@ -133,12 +133,12 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     victim = sent(stack, call("victim"))
     signature, other = victim[: victim.index('"body"')], sent(stack, call("other"), None)
     unpickled = stack.directory / "unpickled"
-    pickle_headers = {"task": "tests.faulty_worker.sleeping", "id": "p"}
+    pickle_headers = {"task": "faulty_worker.sleeping", "id": "p"}
     forged = [
         sent(stack, call("unsigned"), None),
         sent(stack, call("foreign"), FOREIGN_KEY),
         edit(lambda entry: entry.update(body=json.loads(other)["body"]), "body"),
-        edit(lambda entry: entry["headers"].update(task="tests.faulty_worker.fatal"), "task"),
+        edit(lambda entry: entry["headers"].update(task="faulty_worker.fatal"), "task"),
         edit(lambda entry: entry["headers"].update(timelimit=[9999, 9999]), "limit"),
         edit(lambda entry: entry["headers"].update(id="another"), "id"),
         edit(lambda entry: entry["headers"].update(redeliveries=-99), "redeliveries"),
@@ -186,7 +186,7 @@ def test_a_pickle_is_not_unpickled_without_a_key_either(stack: Stack) -> None:
     worker = stack.start_worker()
     unpickled = stack.directory / "unpickled"
     for content_type in ("application/x-python-serialize", "pickle"):
-        headers = {"task": "tests.faulty_worker.sleeping", "id": content_type}
+        headers = {"task": "faulty_worker.sleeping", "id": content_type}
         entry = message(headers, pickled(unpickled), content_type=content_type)
         stack.redis.client(0).lpush("celery", entry)
     wait_until(lambda: len(letters(stack)) == 2)
@@ -201,7 +201,7 @@ def test_an_oversized_message_is_cut_and_stays_a_dead_letter(stack: Stack, key: 
     stack.env |= {"TASK_SIGNING_KEY": key, "MAX_BODY_BYTES": "1000", "MAX_MESSAGE_BYTES": "100000"}
     stack.start_worker()
     broker = stack.redis.client(0)
-    large = message({"task": "tests.faulty_worker.sleeping", "id": "large"}, "x" * 30_000_000)
+    large = message({"task": "faulty_worker.sleeping", "id": "large"}, "x" * 30_000_000)
     broker.lpush("celery", large)
     (letter,) = wait_until(lambda: letters(stack))
     assert letter["reason"].startswith(f"It is {len(large)} bytes large, more than the 100000 bytes of MAX_MESSAGE")
@@ -277,7 +277,7 @@ NASTY: list[Any] = [
     "x" * 100_000, "2026-13-45T99:99:99", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00", "../../etc/passwd",
     [], [[]], [None, None], {}, {"__type__": "decimal", "__value__": "x"}, {"__type__": "uuid", "__value__": {}},
     {"__type__": [], "__value__": 1}, {"a": {"b": {"c": []}}}, ["x"] * 1000, "gzip", "utf-16", "zlib", "base64",
-    "application/x-python-serialize", "application/x-yaml", "application/data", "tests.faulty_worker.sleeping",
+    "application/x-python-serialize", "application/x-yaml", "application/data", "faulty_worker.sleeping",
 ]  # fmt: skip
 HEADERS = [
     "id",

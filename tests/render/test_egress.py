@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.render.rendering import render
 from tests.support import REPOSITORY, load_plugin
-from tests.templates.rendering import render
 
 egress = load_plugin("plugins/filter/egress.py")
 PUBLIC = [{"name": "https", "ports": [443]}]

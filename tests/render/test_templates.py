@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.templates.rendering import render
+from tests.render.rendering import render
 
 CHANGED: dict[str, Any] = {
     "celery_worker_concurrency": 7,

@@ -41,10 +41,10 @@ class Worker:
         self.env = {
             **self.redis.environment(0, 1),
             "CONTROL_SIGNING_KEY": KEY,
-            "TASK_ROUTES": json.dumps({"tests.faulty_worker.recorded": "slow"}),
+            "TASK_ROUTES": json.dumps({"faulty_worker.recorded": "slow"}),
         }
         arguments = ("-c", "1", "--queues=celery")
-        self.program = start_worker(directory / "worker.log", self.env, *arguments, app="tests.faulty_worker")
+        self.program = start_worker(directory / "worker.log", self.env, *arguments, app="faulty_worker")
         self.broker = self.redis.client(0)
         time.sleep(1)  # commands from before its start are refused
 
@@ -105,9 +105,9 @@ def signed(command: dict[str, Any], key: str = KEY) -> dict[str, Any]:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "add_consumer": {"queue": "slow"},
     "cancel_consumer": {"queue": "celery"},
-    "election": {"id": "1", "topic": "task", "action": {"task": "tests.faulty_worker.sleeping"}},
-    "rate_limit": {"task_name": "tests.faulty_worker.sleeping", "rate_limit": "1/h"},
-    "time_limit": {"task_name": "tests.faulty_worker.sleeping", "soft": 1, "hard": 1},
+    "election": {"id": "1", "topic": "task", "action": {"task": "faulty_worker.sleeping"}},
+    "rate_limit": {"task_name": "faulty_worker.sleeping", "rate_limit": "1/h"},
+    "time_limit": {"task_name": "faulty_worker.sleeping", "soft": 1, "hard": 1},
     "revoke": {"task_id": "x", "terminate": True},
     "terminate": {"task_id": "x", "signal": "KILL"},
     "revoke_by_stamped_headers": {"headers": {"x": "y"}, "terminate": True},
@@ -161,7 +161,7 @@ class TestChanges:
 
     def test_the_operator(self, worker: Worker) -> None:
         def control(*words: str) -> tuple[int, str]:
-            celery = [sys.executable, "-m", "celery", "-A", "tests.faulty_worker", "control", *words]
+            celery = [sys.executable, "-m", "celery", "-A", "faulty_worker", "control", *words]
             log = worker.redis.directory / "control.log"
             program = Program(celery, log, worker.env)
             return program.process.wait(20), program.output()
@@ -185,7 +185,7 @@ class TestQuestions:
     """They stay open, but do not tell what tasks were given."""
 
     def test_arguments(self, worker: Worker) -> None:
-        call = "from tests.faulty_worker import *; print(sleeping.apply_async(['a secret'], countdown=600).id)"
+        call = "from faulty_worker import *; print(sleeping.apply_async(['a secret'], countdown=600).id)"
         sender = Program([sys.executable, "-c", call], worker.redis.directory / "send.log", worker.env)
         assert sender.process.wait(20) == 0
         found = wait_until(lambda: worker.ask(command("scheduled")), 10)

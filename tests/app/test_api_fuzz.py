@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.attack("answers as documented
 
 OPERATIONS = 11
 CONFIG = """
-hooks = "tests.test_api_fuzz"
+hooks = "tests.app.test_api_fuzz"
 
 [generation]
 deterministic = true

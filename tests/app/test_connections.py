@@ -12,8 +12,8 @@ import pytest
 
 from app.api import connections
 from durable_console.flower import gate
+from test_flower import start_flower
 from tests.support import Api, Program, RedisServer, wait_until
-from tests.test_flower import start_flower
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("limits for connections, for each client and for headers")]
 

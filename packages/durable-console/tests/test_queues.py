@@ -23,12 +23,12 @@ from celery_durable import snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
 from celery_durable.options import options_of
 from celery_durable.task_ids import new_task_id
+from test_task_safety import POISON
 from tests.support import ADMIN, Api, Program, Stack, of_the_console, wait_until
-from tests.test_task_safety import POISON
 
 pytestmark = pytest.mark.integration
 
-RECORDED, SLEEPING = "tests.faulty_worker.recorded", "tests.faulty_worker.sleeping"
+RECORDED, SLEEPING = "faulty_worker.recorded", "faulty_worker.sleeping"
 DEFERRED = deferred_list(DEFAULT_QUEUE)
 
 
