@@ -8,7 +8,7 @@ from celery import Celery
 
 from celery_durable import defaults, masking
 from celery_durable.options import Options
-from celery_durable.worker import lifecycle, results, runtime, systemd, task_logs, transport
+from celery_durable.worker import app_connection, lifecycle, results, runtime, systemd, task_logs
 
 # Celery's own, where nothing is configured, is RabbitMQ.
 DEFAULT_BROKER = "redis://localhost:6379/0"
@@ -39,7 +39,7 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     app.durable_options = options
     masking.hide(options.secrets)
     defaults.apply(app, options)
-    transport.install(app)
+    app_connection.install(app)
     results.install(app)
     runtime.install(app)
     lifecycle.install()

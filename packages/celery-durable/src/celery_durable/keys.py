@@ -4,7 +4,7 @@
 ``<queue>``               list    messages that wait; pushed on the left, taken from the right
 ``unacked:<node>:<queue>`` list   messages that a worker holds: taken from ``<queue>`` in one step, never in
                                   its memory alone
-``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (worker/delivery.py)
+``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (worker/idle.py)
 ``unacked_owner:<node>``  zset    the worker that has this name, by the time of its last sign of life
 ``unacked_revoked``       zset    tasks and stamps that were revoked, by the time (revocations.py)
 ``unacked_leases``        zset    the lists above, by the time of their worker's last sign of life

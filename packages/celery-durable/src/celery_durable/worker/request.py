@@ -2,15 +2,10 @@
 
 import logging
 import os
-import pickle
 import time
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from celery import current_app
-from celery.app.task import Context
-from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import (
     Ignore,
     InvalidTaskError,
@@ -21,8 +16,7 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.states import READY_STATES, SUCCESS
-from celery.utils.serialization import get_pickleable_exception
+from celery.states import READY_STATES
 from celery.worker import request
 from celery.worker.request import create_request_cls
 from celery.worker.state import task_ready
@@ -33,6 +27,7 @@ from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, 
 from celery_durable.redelivery import MAX_REDELIVERIES
 from celery_durable.worker.redelivery import suspicions
 from celery_durable.worker.runtime import Runtime, runtime_of
+from celery_durable.worker.trace import one_line, trace
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +155,7 @@ class Request(request.Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
         if isinstance(error, NeighbourLostError) and self.task.acks_late and self._runs_again(error):
             return
-        self._outcome, self._error = self._outcome_of(error), _one_line(error)
+        self._outcome, self._error = self._outcome_of(error), one_line(error)
         if isinstance(error, Reject) and not error.requeue:
             self._dead_letter(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
@@ -254,7 +249,7 @@ class Request(request.Request):
             if not is_outage(error):
                 # It would fail as often as the task runs.
                 logger.exception("The end of task %s cannot be stored", self.id, extra=extra)
-                self._dead_letter(f"Its end cannot be stored: {_one_line(error)}")
+                self._dead_letter(f"Its end cannot be stored: {one_line(error)}")
                 return True
             logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
             self._storing = False
@@ -276,76 +271,3 @@ def request_class(base: type[request.Request], *args: Any, **options: Any) -> ty
     if not runtime_of(options["app"]):
         return make(base, *args, **options)
     return make(type(base.__name__, (Request, base), {}), *args, trace=trace, **options)
-
-
-def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
-    """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
-    if _is_done(name, task_id, message):
-        _count_for_its_chord(name, task_id, message)
-        logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
-        return 0, "None", 0.0
-    run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
-    try:
-        ended = run(name, task_id, message, *args, **options)
-    except Exception as error:
-        # A handler of the task's that fails twice comes to this.
-        portable = _portable(error)
-        if portable is error:
-            raise
-        raise portable from error
-    if ended[0] and isinstance(wrapper := ended[1].exception, ExceptionWithTraceback):
-        wrapper.exc = _portable(wrapper.exc)
-        ended[1].type = type(wrapper.exc)
-    return ended
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error that pickle can restore: one that it cannot ends the worker's main process.
-
-    Celery looks after what fails or is retried, but not after Ignore, Reject, and what a task's handlers raise.
-    """
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever the error's class does
-        if isinstance(error, Reject):
-            reason = error.reason
-            return Reject(_one_line(reason) if isinstance(reason, Exception) else None, requeue=error.requeue)
-        return Ignore(_one_line(error)) if isinstance(error, Ignore) else get_pickleable_exception(error)
-    return error
-
-
-def _count_for_its_chord(name: str, task_id: str, message: dict[str, Any]) -> None:
-    """Tell a chord of a part that is done, once more: its process may have died before it said so.
-
-    Celery's script counts each part once, and hands in the chord's body once.
-    """
-    request = Context(message)
-    if request.chord:
-        backend = current_app.tasks[name].backend
-        backend.on_chord_part_return(request, SUCCESS, backend.get_result(task_id))
-
-
-def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
-    """Tell whether a message that came back, or may have, is one whose success is stored."""
-    properties = message["properties"]
-    if not (properties.get("doubtful") or message["delivery_info"]["redelivered"]):
-        return False
-    try:
-        meta = current_app.tasks[name].backend.get_task_meta(task_id, cache=False)
-        # Without its message's name it was stored by another version or backend.
-        is_same: bool = meta.get("message", properties["message_id"]) == properties["message_id"]
-        return is_same and meta["status"] == SUCCESS
-    except Exception as error:  # noqa: BLE001 - no backend, or one that has no answer: it runs, at least once
-        logger.debug("Nobody knows whether task %s is done: %r", task_id, error)
-        return False
-
-
-def _one_line(error: BaseException) -> str:
-    """Describe an exception without its secrets."""
-    try:
-        text = mask(str(error)).strip().partition("\n")[0]
-        # redis-py shows the beginning of what was to be stored.
-        text = text.rpartition("of pipeline caused error: ")[2]
-    except Exception:  # noqa: BLE001 - what makes the text is the task's own code
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,7 +2,7 @@
 
 Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
 it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
-one command moves a message from its queue to the worker's own list, where delivery.py looks after it
+one command moves a message from its queue to the worker's own list, where the worker keeps it
 (docs/decisions/0010-atomic-delivery.md).
 """
 
@@ -11,11 +11,8 @@ import time
 from functools import cache
 from typing import Any
 
-import kombu
 import redis
-from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
-from kombu.utils.collections import HashedSeq
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from celery_durable import keys, scripts, signing
@@ -55,36 +52,6 @@ NOTHING = "unacked_nothing"
 
 class PurgeError(Exception):
     """A queue cannot be emptied."""
-
-
-def install(app: Any) -> None:
-    """Make the broker's connections of ``app`` use this transport, and no others of this process."""
-    app.amqp.Connection = type("Connection", (_OfApp, app.amqp.Connection), {"app": app})
-
-
-class _OfApp(kombu.Connection):
-    """A connection that knows its application; copies of it, like those of a pool, do too."""
-
-    app: Any
-
-    def get_transport_cls(self) -> Any:
-        """Return ours for Redis, kombu's for whatever else."""
-        ours = {"redis": Transport, "rediss": Transport, "sentinel": SentinelTransport}
-        return ours.get(self.transport_cls) or super().get_transport_cls()
-
-    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:  # noqa: N802 - kombu's name
-        """Return a pool of connections of the same application."""
-        return _Pool(self, limit, **kwargs)
-
-    def __eqhash__(self) -> Any:
-        """Tell connections apart by their application, too: kombu shares pools between those that are equal."""
-        return HashedSeq(super().__eqhash__(), id(self.app))
-
-
-class _Pool(ConnectionPool):
-    def new(self) -> Any:
-        kind = type("PooledConnection", (_OfApp, PooledConnection), {"app": self.connection.app})
-        return kind(self, **dict(self.connection._info(resolve=False)))  # noqa: SLF001 - as kombu's
 
 
 @cache
