@@ -163,6 +163,7 @@ SECRET = {"sentinel_password", "signing_keys", "control_keys", "basic_auth"}
 
 def options_of(app: Any) -> Options:
     """Return the options of an application, whose configuration is loaded for that."""
-    _ = app.conf.broker_url
+    if not app.configured:
+        _ = app.conf.worker_consumer  # not a URL, which Celery looks for in the environment first
     options: Options = app.durable_options
     return options
