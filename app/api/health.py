@@ -9,7 +9,7 @@ from durable_console.web.errors import documented, unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# Said only when nothing else keeps requests away: playbooks/roll_out.yml waits for it.
+# Said only when nothing else keeps requests away: playbooks/ops/roll_out.yml waits for it.
 DRAINED = "The server is taken out of the balancer."
 
 

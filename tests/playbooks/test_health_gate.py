@@ -50,7 +50,7 @@ def gate(server: HTTPServer, directory: Path, **variables: Any) -> list[str]:
     inventory = directory / "hosts.json"
     children = {**groups, "api": {"hosts": {"a": {}}}, "workers": {"hosts": {"b": {}}}}
     inventory.write_text(json.dumps({"all": {"vars": common, "children": children}}))
-    ansible_report(f"--inventory={inventory}", REPOSITORY / "playbooks/health.yml")
+    ansible_report(f"--inventory={inventory}", REPOSITORY / "playbooks/site/health.yml")
     return list(server.asked)  # type: ignore[attr-defined]
 
 

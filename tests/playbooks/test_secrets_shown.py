@@ -25,13 +25,14 @@ pytestmark = [
 GROUPS = ("redis", "sentinels", "workers", "api", "flower", "balancers", "monitoring", "logs", "compose")
 # What the playbooks want to be told; none of it is there.
 TOLD = {"confirm": "yes", "backup": "/nowhere", "host": "one", "to": "one", "task": "x", "inventory": "/nowhere"}
-# site.yml and others import them.
-PARTS = ("app", "app_in_turn", "health", "hosts", "load_balancer", "monitoring", "preflight", "redis", "roll_out")
+# Others import it; as site.yml imports those of playbooks/site.
+PART = REPOSITORY / "playbooks/ops/roll_out.yml"
 FURTHER = ("groq_api_key", "gemini_api_key", "supabase_key", "redis_tls_key", "redis_tls_ca_key", "backup_key")
 PLAYBOOKS = sorted(
     path
-    for path in (*(REPOSITORY / "playbooks").glob("*.yml"), *(REPOSITORY / "playbooks/runbooks").glob("*.yml"))
-    if path.stem not in (*PARTS, "sentinels")
+    for folder in ("containers", "diagnose", "ops", "runbooks")
+    for path in (REPOSITORY / "playbooks" / folder).glob("*.yml")
+    if path != PART
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_durable import defaults, masking
+from celery_durable import defaults, eager, masking
 from celery_durable.options import Options
 from celery_durable.worker import app_connection, lifecycle, results, runtime, systemd, task_logs
 
@@ -41,6 +41,7 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     defaults.apply(app, options)
     app_connection.install(app)
     results.install(app)
+    eager.install()
     runtime.install(app)
     lifecycle.install()
     systemd.install(app)
