@@ -98,9 +98,11 @@ class Channel(kombu_redis.Channel):
     # Batches would bypass _put.
     supports_batch_publish = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         """Connect; the arguments are the base class's."""
-        super().__init__(*args, **kwargs)
+        # A task that ends later is acknowledged by its channel, which has lost its connection then.
+        self._app = connection.client.app
+        super().__init__(connection, *args, **kwargs)
         self._connected = time.monotonic()
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
@@ -108,11 +110,6 @@ class Channel(kombu_redis.Channel):
         self._full = False  # Redis has no memory left and refuses BLMOVE
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
-
-    @property
-    def _app(self) -> Any:
-        connection: Any = self.connection.client
-        return connection.app
 
     @property
     def _options(self) -> Options:
