@@ -15,7 +15,9 @@ from celery_durable.worker.transport import SentinelTransport, Transport
 
 def install(app: Any) -> None:
     """Make the broker's connections of ``app`` use this transport, and no others of this process."""
-    app.amqp.Connection = type("Connection", (_OfApp, app.amqp.Connection), {"app": app})
+    # An application that installs the library may be loaded by its loader, too.
+    if not issubclass(app.amqp.Connection, _OfApp):
+        app.amqp.Connection = type("Connection", (_OfApp, app.amqp.Connection), {"app": app})
 
 
 class _OfApp(kombu.Connection):
