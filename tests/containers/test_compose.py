@@ -347,9 +347,7 @@ def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     worker = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
     wait_until(
-        lambda: (
-            "No sign of life" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
-        ),
+        lambda: "No heartbeat" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before,
         20,
     )
     wait_until(lambda: stack.inspect(container)["State"]["StartedAt"] != before, timeout=30)

@@ -1,6 +1,6 @@
 """Beat on several hosts, of which exactly one sends: with ``DURABLE_BEAT=<name>``.
 
-One of them holds a lease in Redis; the others stand by and take over LEASE_SECONDS after its last sign of life. When
+One of them holds a lease in Redis; the others stand by and take over LEASE_SECONDS after its last heartbeat. When
 each entry ran last is kept in Redis, too, so that whoever takes over repeats nothing, and sends at once, once, what was
 missed. Every run is claimed before it is sent: one that has hung, and lost the lease meanwhile, sends nothing when it
 wakes up.

@@ -57,7 +57,7 @@ class Held:
     name: str
     node: str
     queue: str
-    silent: float  # seconds since the worker's last sign of life
+    silent: float  # seconds since the worker's last heartbeat
     messages: list[dict[str, Any]]  # headers
 
 
@@ -107,7 +107,7 @@ class Look:
                 kinds = "".join(f", {count} x {task}" for task, count in waiting.kinds.most_common(5))
                 lines.append(f"{queue}: {waiting.length} {title}, the oldest for {waiting.oldest:.0f} s{kinds}")
         for entry in self.held:
-            sign = f"last sign of life {entry.silent:.0f} s ago"
+            sign = f"last heartbeat {entry.silent:.0f} s ago"
             lines.append(f"{entry.node}: holds {len(entry.messages)} of {entry.queue}, {sign}")
         missing = max(self.workers_expected - len(self.workers), 0)
         lines.append(
@@ -145,7 +145,7 @@ def lists(options: Options, client: redis.Redis) -> Iterator[tuple[str, str]]:
 
 
 def _leases(client: redis.Redis) -> dict[str, float]:
-    """Return the names of workers' lists with the time of each worker's last sign of life."""
+    """Return the names of workers' lists with the time of each worker's last heartbeat."""
     stored: list[tuple[bytes, float]]
     stored, _ = asked(lambda: client.zrange(keys.LEASES, 0, -1, withscores=True), [])
     signs = {raw: sign for raw, sign in stored if math.isfinite(sign)}
@@ -385,7 +385,7 @@ def gone(entries: list[Held], hosts: Collection[str], running: Collection[str], 
         "verdict": "; ".join(sentences) or "No worker that is gone holds a task",
         "lines": [
             f"{entry.node}: {len(entry.messages)} tasks of {entry.queue}, the oldest enqueued "
-            f"{age(entry.messages):.0f} s ago, last sign of life {entry.silent:.0f} s ago"
+            f"{age(entry.messages):.0f} s ago, last heartbeat {entry.silent:.0f} s ago"
             for entry in entries
         ],
     }

@@ -23,7 +23,7 @@ from celery_durable.metrics import size_of
 from celery_durable.options import options_of
 from celery_durable.probe import HEARTBEAT_LIMIT
 
-# Seconds between two signs of life of the main loop.
+# Seconds between two heartbeats of the main loop.
 LOOP_INTERVAL = 1.0
 
 

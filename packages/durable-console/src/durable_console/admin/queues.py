@@ -175,7 +175,7 @@ def reclaim(node: str) -> None:
     if not held:
         raise click.UsageError(f"{node} holds nothing; see `list`.")
     if any(silent.silent <= LEASE_MARGIN for silent in held):
-        raise click.UsageError(f"{node} has given a sign of life within the last {LEASE_MARGIN} s; nothing is taken.")
+        raise click.UsageError(f"{node} has sent a heartbeat within the last {LEASE_MARGIN} s; nothing is taken.")
     for entry in held:
         count = Redelivery(celery_app, client).take_over(entry.name)
         click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
