@@ -204,7 +204,7 @@ def test_a_gone_workers_tasks_are_taken_back_at_once(operator: Operator) -> None
     unacked = unacked_list(node, DEFAULT_QUEUE)
     operator.broker.zadd(LEASES, {unacked: time.time() - 20})
     assert f"{node}, which is silent for" in operator.asked("stuck")["verdict"]
-    assert "2 tasks of celery are not in the hands" in operator.queues("reclaim", node)
+    assert "2 tasks of celery are in their queue again" in operator.queues("reclaim", node)
     assert operator.broker.zscore(LEASES, unacked) is None
     assert {json.loads(entry)["headers"]["redeliveries"] for entry in operator.broker.lrange(DEFAULT_QUEUE, 0, -1)} == {
         1
@@ -326,7 +326,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
 
     assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]
     assert [task["id"] for task in look(busy=0)["tasks"]] == ["runs", "waits"]
-    assert look(busy=1, task_id="another")["verdict"].startswith("No worker has the task another in its hands")
+    assert look(busy=1, task_id="another")["verdict"].startswith("The task another is in flight at no worker")
 
 
 class TestVerdict:

@@ -7,7 +7,7 @@ from typing import Any
 LEASE_MARGIN = 15
 # Seconds that a task may run which has no hard limit, when its worker is silent: what kombu takes for every message.
 NO_LIMIT = 3600
-# A message that was in the hands of that many workers when they died is what kills them.
+# A message that was in flight at that many workers when they died is what kills them.
 MAX_REDELIVERIES = 10
 # The header that counts them.
 REDELIVERIES = "redeliveries"

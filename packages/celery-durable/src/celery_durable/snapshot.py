@@ -316,7 +316,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
         if entry.silent > LEASE_MARGIN:
             if entry.messages:
                 silent = f"which is silent for {entry.silent:.0f} s: unacknowledged.yml"
-                notes.append(f"{len(entry.messages)} tasks are in the hands of {entry.node}, {silent}")
+                notes.append(f"{len(entry.messages)} tasks are in flight at {entry.node}, {silent}")
             continue
         worker = seen.workers.get(entry.node, {"held": 0, "busy": 0, "size": 1})
         held_too_long = worker["held"] > limit + STUCK_MARGIN
@@ -343,7 +343,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
                 found.append(_culprit(headers, "", f"{name} in the queue {queue} {why or 'waits'}"))
     if task_id and not found:
         notes.insert(
-            0, f"No worker has the task {task_id} in its hands or has died with it; result_not_found.yml finds it"
+            0, f"The task {task_id} is in flight at no worker, and none has died with it; result_not_found.yml finds it"
         )
     if seen.dead_letters:
         notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/diagnose/dead_letters.yml")
@@ -500,9 +500,9 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
 
 def _doing(holder: Held, app: Celery, task_id: str) -> str:
     if holder.silent > LEASE_MARGIN:
-        return f"is in the hands of {holder.node}, which is silent for {holder.silent:.0f} s: unacknowledged.yml"
+        return f"is in flight at {holder.node}, which is unreachable for {holder.silent:.0f} s: unacknowledged.yml"
     asked: Any = app.control.inspect(destination=[holder.node], timeout=PATIENCE).query_task(task_id) or {}
     doing, request = asked.get(holder.node, {}).get(task_id, ("reserved", {}))
     if doing == "active":
         return f"has been running on {holder.node} for {time.time() - request['time_start']:.0f} s"
-    return f"is in the hands of {holder.node} and waits for {'its time' if doing == 'scheduled' else 'a slot'}"
+    return f"is in flight at {holder.node}, {'scheduled' if doing == 'scheduled' else 'and waits for a slot'}"

@@ -47,7 +47,7 @@ def group() -> None:
 
 @group.command("list")
 def list_queues() -> None:
-    """Show what waits, is deferred and is in the hands of workers, by queue and kind of task."""
+    """Show what waits, is deferred and in flight, by queue and kind of task."""
     for line in snapshot.look(options, _connect()).lines():
         click.echo(line)
 
@@ -178,7 +178,7 @@ def reclaim(node: str) -> None:
         raise click.UsageError(f"{node} has sent a heartbeat within the last {LEASE_MARGIN} s; nothing is taken.")
     for entry in held:
         count = Redelivery(celery_app, client).take_over(entry.name)
-        click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
+        click.echo(printable(f"{count} tasks of {entry.queue} are in their queue again, and not in flight at {node}."))
 
 
 @group.command()

@@ -192,7 +192,7 @@ class _Queue(Collector):
         yield GaugeMetricFamily("celery_accepted_tasks", "Accepted tasks that are not done.", seen.accepted)
         yield GaugeMetricFamily("celery_dead_letters", "Messages that no worker will run.", seen.dead_letters)
         yield GaugeMetricFamily(
-            "celery_unacknowledged_tasks", "Tasks in the hands of workers, alive or not.", seen.unacknowledged
+            "celery_unacknowledged_tasks", "Tasks in flight, at workers that are alive or not.", seen.unacknowledged
         )
         text = "Entries of the broker's keys that are not of the expected form."
         yield _gauge("celery_bad_entries", text, "key", seen.bad)
@@ -225,7 +225,7 @@ def _workers(workers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     held = [state["held"] + state["silent"] for state in workers.values() if state["held"]]
     yield GaugeMetricFamily(
         "celery_unacknowledged_oldest_seconds",
-        "Time that the oldest task that might run is in a worker's hands.",
+        "Time that the oldest task that might run is in flight.",
         max(held, default=0),
     )
 
