@@ -49,7 +49,7 @@ _FORM = {
 }
 
 
-class RefusedError(ValueError):
+class RejectedError(ValueError):
     """Why a command is not followed, in a sentence."""
 
 
@@ -70,21 +70,21 @@ class Node(pidbox.Node):
         if not _has_form(body):
             logger.warning("What came on the control channel is no command")
             return
-        refusal, is_signed = "", False
+        rejection, is_signed = "", False
         if self._keys:
             try:
                 body, is_signed = (self._open(body), True) if "signature" in body else (body, False)
-            except RefusedError as error:
-                refusal = str(error)
+            except RejectedError as error:
+                rejection = str(error)
             if not is_signed and body["method"] in QUESTIONS and body.get("pattern") is None:
-                refusal = ""
+                rejection = ""
             elif not is_signed:
-                refusal = refusal or FORGED
-        if not self._is_meant(body, look_at_pattern=not refusal):
+                rejection = rejection or FORGED
+        if not self._is_meant(body, look_at_pattern=not rejection):
             return
-        if refusal:
-            logger.warning("The command %.100r is not followed. %s", body["method"], refusal)
-            answer: Any = {"error": refusal}
+        if rejection:
+            logger.warning("The command %.100r is not followed. %s", body["method"], rejection)
+            answer: Any = {"error": rejection}
         else:
             answer = self._answer(body["method"], body.get("arguments") or {})
             if self._keys and not is_signed:
@@ -96,26 +96,26 @@ class Node(pidbox.Node):
         """Return the signed text of a command, and remember that it was followed.
 
         Raises:
-            RefusedError: the signature is wrong, or the command is too old or known.
+            RejectedError: the signature is wrong, or the command is too old or known.
         """
         text = body.get("signed")
         given = body["signature"]
         if not isinstance(text, str) or not isinstance(given, str):
-            raise RefusedError(FORGED)
+            raise RejectedError(FORGED)
         known = (_signature(key, text) for key in self._keys)
         if not any(hmac.compare_digest(mine, given.encode()) for mine in known):
-            raise RefusedError(FORGED)
+            raise RejectedError(FORGED)
         command: dict[str, Any] = loads(text)
         now, made, name = time.time(), command["made"], command["id"]
         if abs(now - made) > FRESH:
-            raise RefusedError(
+            raise RejectedError(
                 f"It was made {now - made:.0f} s ago, but holds for {FRESH:.0f} s: compare the hosts' clocks."
             )
         if made < self._started:
-            raise RefusedError("It was made before this worker started.")
+            raise RejectedError("It was made before this worker started.")
         self._followed = {name: made for name, made in self._followed.items() if now - made <= FRESH}
         if name in self._followed:
-            raise RefusedError("It came before.")
+            raise RejectedError("It came before.")
         self._followed[name] = made
         return command
 

@@ -96,7 +96,7 @@ class Admission:
         """Take over the answers to ``ask`` and return the run id of the Redis that gave them.
 
         Raises:
-            redis.exceptions.RedisError: Redis refused to answer a question.
+            redis.exceptions.RedisError: Redis rejected a query.
         """
         if isinstance(replies[0], RedisError):
             raise replies[0]

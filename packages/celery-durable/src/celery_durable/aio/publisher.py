@@ -117,8 +117,8 @@ class Publisher:
         """Return when the task is in its queue, or was put there earlier with the same idempotency key.
 
         Raises:
-            BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
-            NotReplicatedError: too few replicas have it, and the settings refuse such a task.
+            BrokerUnavailableError: Redis rejected it, failed or did not answer within PUBLISH_BUDGET.
+            NotReplicatedError: too few replicas have it, and the settings reject such a task.
             QueueFullError, BrokerFullError: there is no room for it.
             WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.

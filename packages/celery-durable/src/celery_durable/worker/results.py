@@ -1,4 +1,4 @@
-"""Where results are stored: Celery's Redis backend, which never drops one because Redis is away or refuses to write."""
+"""Where results are stored: Celery's Redis backend, which never drops one because Redis is unreachable or read-only."""
 
 import logging
 from typing import Any

@@ -107,7 +107,7 @@ class Channel(kombu_redis.Channel):
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
         self._looked_in_vain = False
-        self._full = False  # Redis has no memory left and refuses BLMOVE
+        self._full = False  # Redis has no memory left and rejects BLMOVE
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
 
@@ -264,7 +264,7 @@ class Channel(kombu_redis.Channel):
         """Delete what waits, and tell the ledger.
 
         Raises:
-            PurgeError: Redis refuses. Celery takes its own errors for an empty queue.
+            PurgeError: Redis rejects it. Celery takes its own errors for an empty queue.
         """
         purged = 0
         with self.conn_or_acquire() as client:

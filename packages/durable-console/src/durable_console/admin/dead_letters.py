@@ -64,8 +64,8 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
         names = (keys.DEAD_LETTERS, letter["queue"], keys.ACCEPTED)
         try:
             moved = run(client, scripts.MOVE_ANEW, len(names), *names, raw, message, task_id)
-        except redis.ResponseError as refused:
-            click.echo(f"{printable(letter['id'])} stays a dead letter: Redis refuses: {printable(refused)}")
+        except redis.ResponseError as rejected:
+            click.echo(f"{printable(letter['id'])} stays a dead letter: Redis rejects it: {printable(rejected)}")
             stay = True
             continue
         if moved:
