@@ -12,6 +12,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from app.agents.worker import celery_app
 from app.api import health, tasks
 from app.api.connections import STOP
 from app.api.errors import add_error_handlers
@@ -23,7 +24,7 @@ from celery_durable.aio.arrivals import Arrivals
 from celery_durable.aio.clients import broker_client, results_client
 from celery_durable.aio.lookup import Lookup
 from celery_durable.aio.publisher import Publisher
-from celery_durable.options import current
+from celery_durable.options import options_of
 from durable_console import web
 from durable_console.web.headers import DOCS, SecurityHeaders, docs_policy
 from durable_console.web.security import Guard, document_schemes
@@ -34,13 +35,13 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    settings = get_settings()
-    async with broker_client(current()) as broker, results_client(current()) as results:
+    settings, options = get_settings(), options_of(celery_app)
+    async with broker_client(options) as broker, results_client(options) as results:
         app.state.broker, app.state.results = broker, results
-        app.state.publisher = Publisher(broker, results)
+        app.state.publisher = Publisher(options, broker, results)
         app.state.lookup = Lookup(broker, results, app.state.publisher.remembers)
         app.state.arrivals = Arrivals(results, tasks.WAITERS)
-        web.prepare(app.state, broker, results, name="API")
+        web.prepare(app.state, options, broker, results, name="API")
         app.state.max_body_bytes = settings.max_body_bytes
         app.state.guard = Guard(
             settings.api_keys,

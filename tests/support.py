@@ -119,7 +119,7 @@ class TlsRedisServer(RedisServer):
 
 
 def nothing_is_held(broker: redis.Redis) -> bool:
-    """Tell whether no worker, alive or dead, has a message in its hands."""
+    """Tell whether no worker, alive or dead, has a message in flight."""
     return [key for key in broker.scan_iter(f"{UNACKED}*") if key != LEASES] == []
 
 

@@ -255,7 +255,7 @@ def test_other_apis_get_the_rules_too(redis: RedisServer) -> None:
     async def publish() -> list[str]:
         options = Options(broker_url=redis.url(0), result_url=redis.url(1))
         async with broker_client(options) as broker, results_client(options) as results:
-            publisher = Publisher(broker, results)
+            publisher = Publisher(options, broker, results)
             assert await publisher.publish_batch(example_agent_task, [], None) == []
             with pytest.raises(ValueError, match="the same idempotency key"):
                 await publisher.publish_batch(example_agent_task, [NewTask({}, "a"), NewTask({}, "a")], None)

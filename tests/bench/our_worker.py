@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from kombu.transport import TRANSPORT_ALIASES
+import kombu
 
 from app.agents.worker import celery_app
 from celery_durable import scripts
@@ -11,7 +11,8 @@ from tests.bench.works import note_end
 
 without = os.environ.get("BENCH_WITHOUT", "").split(",")
 if "delivery" in without:
-    TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"
+    celery_app.finalize()
+    celery_app.amqp.Connection = kombu.Connection
 if "ledger" in without:
     scripts.ACKNOWLEDGE = "redis.call('LREM', KEYS[1], 1, ARGV[1])"
     scripts.ENQUEUE = "redis.call('LPUSH', KEYS[1], ARGV[1])"

@@ -333,7 +333,7 @@ def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     os.kill(worker, signal.SIGSTOP)
     wait_for(
         lambda: (
-            "No sign of life" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
+            "No heartbeat" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
         ),
         seconds=20,
     )

@@ -9,7 +9,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from celery_durable import options
-from celery_durable.control import FORGED, FRESH, HIDDEN, QUESTIONS, signed
+from celery_durable import control
+from celery_durable.control import FORGED, FRESH, HIDDEN, QUESTIONS
 from celery_durable.envelope import envelope
+from celery_durable.options import Options
 from celery_durable.testing import RedisServer, wait_for
 from tests.support import Program, start_worker
 
@@ -99,14 +99,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     worker.stop()
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sign with the key of the worker."""
-    use(monkeypatch, KEY)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setattr(options, "_current", replace(options.current(), control_keys=(key.encode(),)))
+def signed(command: dict[str, Any], key: str = KEY) -> dict[str, Any]:
+    return control.signed(Options(control_keys=(key.encode(),)), command)
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -132,9 +126,8 @@ class TestChanges:
         assert worker.pools() == before
         assert worker.program.process.poll() is None
 
-    def test_another_key(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-        use(monkeypatch, FOREIGN_KEY)
-        assert worker.ask(signed(command("cancel_consumer", queue="celery"))) == {"error": FORGED}
+    def test_another_key(self, worker: Worker) -> None:
+        assert worker.ask(signed(command("cancel_consumer", queue="celery"), FOREIGN_KEY)) == {"error": FORGED}
 
     @pytest.mark.parametrize("name", ["signed", "signature"])
     @pytest.mark.parametrize("value", [None, 1, "", "é", [], {"a": 1}])

@@ -6,7 +6,6 @@ import pickle
 import random
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import pytest
 
 from app.agents.tasks.example_task import example_agent_task
 from app.settings import Settings, get_settings
-from celery_durable import options, signing
+from celery_durable import signing
 from celery_durable.dead_letter import KEPT_BYTES
 from celery_durable.envelope import task_message
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, queue_of, unacked_list
+from celery_durable.options import Options
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import wait_for
 from test_task_safety import POISON, message
@@ -29,47 +29,37 @@ FUZZED = 1000
 pytestmark = pytest.mark.attack("signatures of messages")
 
 
-@pytest.fixture
-def sign_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    """Choose the signing key of this process; the settings are what they were at the end."""
-
-    def choose(key: str | None) -> None:
-        keys = tuple(part.encode() for part in key.replace(",", " ").split()) if key else ()
-        monkeypatch.setattr(options, "_current", replace(options.current(), signing_keys=keys))
-
-    return choose
+def keyed(keys: str = "") -> Options:
+    return Options.from_environment({"DURABLE_SIGNING_KEY": keys})
 
 
 class TestSignature:
     """Signing and verifying alone."""
 
-    def test_what_is_signed_is_ours_and_nothing_else(self, sign_with: Callable[[str | None], None]) -> None:
-        sign_with(KEY)
-        entry = signing.sign("celery", '{"body": "x"}').encode()
+    def test_what_is_signed_is_ours_and_nothing_else(self) -> None:
+        ours = keyed(KEY)
+        entry = signing.sign(ours, "celery", '{"body": "x"}').encode()
         assert json.loads(entry)["body"] == "x"
-        assert signing.is_ours("celery", entry)
-        assert not signing.is_ours("other", entry)
+        assert signing.is_ours(ours, "celery", entry)
+        assert not signing.is_ours(ours, "other", entry)
         for position in range(len(entry)):
             tampered = entry[:position] + bytes([entry[position] ^ 1]) + entry[position + 1 :]
-            assert not signing.is_ours("celery", tampered)
-            assert not signing.is_ours("celery", entry[:position])
-        assert not signing.is_ours("celery", entry + b" ")
-        assert not signing.is_ours("celery", b'{"body": "x"}')
+            assert not signing.is_ours(ours, "celery", tampered)
+            assert not signing.is_ours(ours, "celery", entry[:position])
+        assert not signing.is_ours(ours, "celery", entry + b" ")
+        assert not signing.is_ours(ours, "celery", b'{"body": "x"}')
 
-    def test_rotation(self, sign_with: Callable[[str | None], None]) -> None:
-        sign_with(OLD_KEY)
-        old = signing.sign("celery", "{}").encode()
-        sign_with(f"{KEY}, {OLD_KEY}")
-        new = signing.sign("celery", "{}").encode()
-        assert signing.is_ours("celery", old)
-        sign_with(KEY)
-        assert signing.is_ours("celery", new)
-        assert not signing.is_ours("celery", old)
+    def test_rotation(self) -> None:
+        before, during, after = keyed(OLD_KEY), keyed(f"{KEY}, {OLD_KEY}"), keyed(KEY)
+        old = signing.sign(before, "celery", "{}").encode()
+        new = signing.sign(during, "celery", "{}").encode()
+        assert signing.is_ours(during, "celery", old)
+        assert signing.is_ours(after, "celery", new)
+        assert not signing.is_ours(after, "celery", old)
 
-    def test_without_a_key_nothing_is_signed_or_verified(self, sign_with: Callable[[str | None], None]) -> None:
-        sign_with(None)
-        assert signing.sign("celery", '{"body": ""}') == '{"body": ""}'
-        assert signing.is_ours("celery", b"anything")
+    def test_without_a_key_nothing_is_signed_or_verified(self) -> None:
+        assert signing.sign(keyed(), "celery", '{"body": ""}') == '{"body": ""}'
+        assert signing.is_ours(keyed(), "celery", b"anything")
 
     @pytest.mark.parametrize("key", ["short", "x" * 31, f"{KEY} short", f"{KEY},{KEY},{KEY}", " , "])
     def test_a_bad_key_is_refused(self, bare_environment: pytest.MonkeyPatch, key: str) -> None:
@@ -93,7 +83,7 @@ class TestSignature:
 
     def test_a_message_that_no_worker_would_take_is_not_sent(self) -> None:
         with pytest.raises(signing.MessageTooLargeError):
-            signing.new_entry("celery", {"body": "x" * get_settings().message_limit})
+            signing.new_entry(keyed(), "celery", {"body": "x" * Options().message_limit})
 
 
 @pytest.fixture

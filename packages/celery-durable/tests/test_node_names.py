@@ -116,7 +116,7 @@ def test_neither_step_of_redis_clock_gives_away_what_runs_nor_keeps_what_is_dead
     broker, alive, dead = stack.redis.client(0), f"unacked:alive@h:{DEFAULT_QUEUE}", f"unacked:dead@h:{DEFAULT_QUEUE}"
     for unacked in (alive, dead):
         broker.lmove(DEFAULT_QUEUE, unacked, "RIGHT", "LEFT")
-    # The clock was set forward by an hour after the first one's sign of life, and back by an hour after the other's.
+    # The clock was set forward by an hour after the first one's heartbeat, and back by an hour after the other's.
     broker.zadd(LEASES, {dead: time.time() + 3600})
 
     def dead_runs() -> bool:
@@ -127,7 +127,7 @@ def test_neither_step_of_redis_clock_gives_away_what_runs_nor_keeps_what_is_dead
     stack.start_worker()
     wait_for(dead_runs, seconds=50)
     assert stack.events("end") == ["dead"]
-    # Now it gives no sign of life any more.
+    # Now it sends no heartbeat any more.
     wait_for(lambda: stack.events("end") == ["dead", "alive"], seconds=30)
     wait_for(stack.nothing_waits)
 

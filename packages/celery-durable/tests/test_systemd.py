@@ -129,7 +129,7 @@ def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tm
         else:
             run("celery_app.control.broadcast('freeze')", redis, tmp_path / "freeze.log")
         assert worker.process.wait(2 * LIMIT + 2) == -signal.SIGKILL
-        assert "No sign of life" in worker.log_lines()[-1]["message"]
+        assert "No heartbeat" in worker.log_lines()[-1]["message"]
     finally:
         worker.stop(signal.SIGKILL)
 
@@ -151,7 +151,7 @@ def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: P
     try:
         wait_for(lambda: probe().returncode == 0)
         worker.process.send_signal(signal.SIGSTOP)
-        assert "No sign of life" in wait_for(lambda: probe().stderr)
+        assert "No heartbeat" in wait_for(lambda: probe().stderr)
         worker.process.send_signal(signal.SIGCONT)
         wait_for(lambda: probe().returncode == 0)
     finally:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from app.agents.worker import celery_app
 from celery_durable import signing
 from celery_durable.keys import DEAD_LETTERS
-from celery_durable.options import current
+from celery_durable.options import Options
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES, REDELIVERIES
 from celery_durable.testing import wait_for
-from celery_durable.worker.delivery import Deliveries
+from celery_durable.worker.runtime import Runtime
 from tests.support import Stack
 
 pytestmark = pytest.mark.integration
@@ -131,8 +132,9 @@ def test_a_chord_hears_of_a_part_that_died_after_its_success(stack: Stack, whom:
 
 def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
     """https://github.com/celery/celery/issues/3778: workers hold all tasks with an ETA."""
-    deliveries = Deliveries()
-    deliveries._unacked = {DEFAULT_QUEUE: "unacked:test:celery"}
+    worker = Runtime(celery_app, "test")
+    worker.leases.lists[DEFAULT_QUEUE] = "unacked:test:celery"
+    deliveries = worker.deliveries
     began = time.monotonic()
     tags = [deliveries.take(DEFAULT_QUEUE, b"%d" % number, "") for number in range(30_000)]
     assert None not in tags
@@ -142,13 +144,14 @@ def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
 
 def test_the_largest_message_may_come_back() -> None:
     """Too large for a worker, all but its beginning would be lost."""
-    limit = current().message_limit
+    options = Options()
+    limit = options.message_limit
     message: dict[str, Any] = {"headers": {}, "properties": {"delivery_info": {}}, "body": ""}
-    message["body"] = "x" * (limit - signing.GROWTH - len(signing.new_entry(DEFAULT_QUEUE, message)))
-    assert len(signing.new_entry(DEFAULT_QUEUE, message)) == limit - signing.GROWTH
+    message["body"] = "x" * (limit - signing.GROWTH - len(signing.new_entry(options, DEFAULT_QUEUE, message)))
+    assert len(signing.new_entry(options, DEFAULT_QUEUE, message)) == limit - signing.GROWTH
     message["headers"] = {REDELIVERIES: MAX_REDELIVERIES}
     message["properties"] = {"delivery_info": {"redelivered": True}, "returns": 10**6}
-    assert signing.refusal(DEFAULT_QUEUE, signing.changed(DEFAULT_QUEUE, message).encode()) is None
+    assert signing.rejection(options, DEFAULT_QUEUE, signing.changed(options, DEFAULT_QUEUE, message).encode()) is None
     message["body"] += "x"
     with pytest.raises(signing.MessageTooLargeError):
-        signing.new_entry(DEFAULT_QUEUE, message)
+        signing.new_entry(options, DEFAULT_QUEUE, message)

@@ -231,7 +231,7 @@ def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:
     admin = stack.redis.client(0)
     admin.config_set("min-replicas-to-write", 1)  # refuses every write, like a full disk
     wait_for(lambda: len(stack.events("end")) == 2)
-    worker.wait_for_output("Redis refuses")
+    worker.wait_for_output("Redis rejects the command")
     admin.config_set("min-replicas-to-write", 0)
     stack.result(task_id)
     stack.result(other)

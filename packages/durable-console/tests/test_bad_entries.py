@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from celery_durable import entries, keys, options, snapshot
+from celery_durable import entries, keys, snapshot
 from celery_durable.aio.clients import broker_client
 from celery_durable.metrics import FAILURES, FIGURES, MINUTE, WORKERS
-from celery_durable.options import Options
+from celery_durable.options import Options, options_of
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import RedisServer
 from durable_console.admin import dead_letters, queues
@@ -96,7 +96,10 @@ def client(redis_server: RedisServer) -> Iterator[Redis]:
     """Everything of this process uses database 9."""
     url = redis_server.url(9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "_current", replace(options.current(), broker_url=url, result_url=url))
+        options = replace(options_of(celery_app), broker_url=url, result_url=url)
+        patch.setattr(celery_app, "durable_options", options)
+        for module in (dead_letters, queues):
+            patch.setattr(module, "options", options)
         yield Redis.from_url(url)
 
 
@@ -132,7 +135,7 @@ async def pages(redis_url: str) -> tuple[str, str]:
     """Return /metrics and the status page, and take a notification of Alertmanager."""
     chosen = Options(broker_url=redis_url, result_url=redis_url)
     async with broker_client(chosen) as asynchronous:
-        prometheus = Prometheus(asynchronous)
+        prometheus = Prometheus(chosen, asynchronous)
         metrics = (await prometheus.page()).decode()
         page = await status.Observer(prometheus, asynchronous, asynchronous).page()
         if await asynchronous.type(keys.ALERTS) in (b"hash", b"none"):

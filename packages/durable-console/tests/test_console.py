@@ -16,12 +16,11 @@ from tests.support import ADMIN, REPOSITORY, Program, Stack
 
 CONF = """
 import json
-from durable_console.application import celery_app
+from durable_console.application import celery_app, options
 from celery_durable.masking import mask
-from celery_durable.options import current
 conf = celery_app.conf
 told = [conf.task_time_limit, conf.task_default_queue, conf.result_expires, mask(conf.broker_url)]
-print(json.dumps([*told, len(current().signing_keys)]))
+print(json.dumps([*told, len(options.signing_keys)]))
 """
 
 

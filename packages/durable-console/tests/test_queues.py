@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from app.agents.worker import celery_app
-from celery_durable import options, snapshot
+from celery_durable import snapshot
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list, unacked_list
+from celery_durable.options import options_of
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.task_ids import new_task_id
 from celery_durable.testing import wait_for
@@ -204,7 +205,7 @@ def test_a_gone_workers_tasks_are_taken_back_at_once(operator: Operator) -> None
     unacked = unacked_list(node, DEFAULT_QUEUE)
     operator.broker.zadd(LEASES, {unacked: time.time() - 20})
     assert f"{node}, which is silent for" in operator.asked("stuck")["verdict"]
-    assert "2 tasks of celery are not in the hands" in operator.queues("reclaim", node)
+    assert "2 tasks of celery are in their queue again" in operator.queues("reclaim", node)
     assert operator.broker.zscore(LEASES, unacked) is None
     assert {json.loads(entry)["headers"]["redeliveries"] for entry in operator.broker.lrange(DEFAULT_QUEUE, 0, -1)} == {
         1
@@ -299,8 +300,8 @@ def test_a_redis_that_is_away_is_said_in_one_line(operator: Operator, group: str
 
 
 def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_current", replace(options.current(), workers_expected=1))
-    first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0, {}) for at in (1.0, 2.0))
+    monkeypatch.setattr(celery_app, "durable_options", replace(options_of(celery_app), workers_expected=1))
+    first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0) for at in (1.0, 2.0))
     last.queues["new"] = snapshot.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
     assert snapshot.backlog(first, last, celery_app)["wrong"]
 
@@ -313,7 +314,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
         headers.append({"id": "waits for its rate", "task": SLEEPING})
         held = snapshot.Held("unacked:n@h:celery", "n@h", DEFAULT_QUEUE, 0.0, headers)
         workers = {"n@h": {"size": 1, "busy": busy, "held": 900.0}}
-        seen = snapshot.Look(0.0, {}, {}, [held], workers, {}, 0, {})
+        seen = snapshot.Look(0.0, {}, {}, [held], workers, {}, 0)
         asked = SimpleNamespace(
             active=lambda: {"n@h": [{"id": "runs", "time_start": time.time() - 900}]},
             reserved=lambda: {"n@h": [{"id": "waits"}]},
@@ -326,7 +327,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
 
     assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]
     assert [task["id"] for task in look(busy=0)["tasks"]] == ["runs", "waits"]
-    assert look(busy=1, task_id="another")["verdict"].startswith("No worker has the task another in its hands")
+    assert look(busy=1, task_id="another")["verdict"].startswith("The task another is in flight at no worker")
 
 
 class TestVerdict:

@@ -18,9 +18,10 @@ from typing import Any
 
 import httpx
 import pytest
+from celery import Celery
 
 from celery_durable.entries import HEARD
-from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, figures
+from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT, WorkerMetrics
 from celery_durable.testing import RedisServer, wait_for
 from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
@@ -207,12 +208,12 @@ sleeping.apply_async((60,), soft_time_limit=1)
 
 
 def test_only_the_last_failures_are_kept(redis: RedisServer) -> None:
-    client = redis.client(2)
+    client, metrics = redis.client(2), WorkerMetrics(Celery())
     for number in range(FAILURES_KEPT + 10):
-        figures.failed("task", str(number), "failed", "error")
+        metrics.failed("task", str(number), "failed", "error")
         if number % 7 == 0:
-            figures.report(client, "node", None)
-    figures.report(client, "node", None)
+            metrics.report(client, "node", None)
+    metrics.report(client, "node", None)
     kept = [json.loads(failure)["id"] for failure in client.lrange(FAILURES, 0, -1)]
     assert kept == [str(number) for number in reversed(range(10, FAILURES_KEPT + 10))]
 

@@ -1,6 +1,6 @@
 """Beat on several hosts, of which exactly one sends: with ``DURABLE_BEAT=<name>``.
 
-One of them holds a lease in Redis; the others stand by and take over LEASE_SECONDS after its last sign of life. When
+One of them holds a lease in Redis; the others stand by and take over LEASE_SECONDS after its last heartbeat. When
 each entry ran last is kept in Redis, too, so that whoever takes over repeats nothing, and sends at once, once, what was
 missed. Every run is claimed before it is sent: one that has hung, and lost the lease meanwhile, sends nothing when it
 wakes up.
@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from celery_durable.connection import broker_client
 from celery_durable.keys import BEAT, BEAT_RUNS
-from celery_durable.options import current
+from celery_durable.options import options_of
 from celery_durable.scripts import BEAT_CLAIM, BEAT_LEASE, run
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,15 @@ class Leased:
 
     schedule: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         """Stand by; the arguments are the scheduler's."""
-        name = current().beat
+        options = options_of(app)
+        name = options.beat
         self._lease, self._runs = f"{BEAT}{name}", f"{BEAT_RUNS}{name}"
         self._token = str(uuid.uuid4())
         self._held = self._claimed = False
-        self._client = broker_client(current(), socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT)
-        super().__init__(*args, **kwargs)
+        self._client = broker_client(options, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT)
+        super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due if the lease is ours; return the seconds until the next call."""

@@ -1,6 +1,6 @@
-"""Connections to Redis for worker processes: a Redis that refuses to work is waited for like one that is away.
+"""Connections to Redis for worker processes: a Redis that rejects commands is waited for like one that is unreachable.
 
-Redis refuses while its disk or memory is full, while it has too few replicas, when it is no primary, and while a script
+Redis rejects commands while its disk or memory is full, while it has too few replicas, when it is no primary, and while a script
 runs for longer than 5 s. Neither Celery nor kombu knows these answers: a worker would exit, and a result would be
 dropped.
 """
@@ -16,11 +16,11 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from celery_durable.address import RedisAddress
-from celery_durable.options import Options, current
+from celery_durable.options import Options
 from celery_durable.scripts import MISSING, is_named
 
 # A demoted primary answers UNBLOCKED to commands that wait. The space: BUSYKEY and BUSYGROUP are errors of the caller.
-REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
+REJECTIONS = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 # Seconds that a sentinel has to answer; then the next one is asked. One that lives does it within milliseconds, and a
 # new connection may have to wait so long for each one that is dead.
 SENTINEL_TIMEOUT = 0.3
@@ -38,14 +38,7 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError)
 
 
-class _RefusalIsOutage:
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Take redis-py's options; in a web process those of the profile win."""
-        if current().client_profile == "web":
-            limits = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
-            options |= {**limits, "retry": Retry(NoBackoff(), 0)}
-        super().__init__(*args, **options)
-
+class _RejectionIsOutage:
     def send_command(self, *words: Any, **kwargs: Any) -> None:
         """Send a command.
 
@@ -60,27 +53,27 @@ class _RefusalIsOutage:
         """Read one answer.
 
         Raises:
-            redis.ConnectionError: Redis refuses to work, besides what the base class raises.
+            redis.ConnectionError: Redis rejects commands, besides what the base class raises.
         """
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            if isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(REFUSALS):
-                raise redis.ConnectionError(f"Redis refuses: {error}") from error
+            if isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(REJECTIONS):
+                raise redis.ConnectionError(f"Redis rejects the command: {error}") from error
             raise
 
 
-class Connection(_RefusalIsOutage, redis.Connection):
+class Connection(_RejectionIsOutage, redis.Connection):
     """A plain connection."""
 
 
-class SslConnection(_RefusalIsOutage, redis.SSLConnection):
+class SslConnection(_RejectionIsOutage, redis.SSLConnection):
     """A connection over TLS."""
 
 
-class _PrimaryIsAskedFor(_RefusalIsOutage):
+class _PrimaryIsQueried(_RejectionIsOutage):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read one answer; after a refusal the sentinels are asked again: another server may be the primary now.
+        """Read one answer; after a rejection the sentinels are queried again: another server may be the primary now.
 
         Raises:
             redis.ConnectionError: as the base class.
@@ -92,11 +85,11 @@ class _PrimaryIsAskedFor(_RefusalIsOutage):
             raise
 
 
-class SentinelConnection(_PrimaryIsAskedFor, SentinelManagedConnection):
+class SentinelConnection(_PrimaryIsQueried, SentinelManagedConnection):
     """A connection to the server that sentinels call the primary."""
 
 
-class SentinelSslConnection(_PrimaryIsAskedFor, SentinelManagedConnection, redis.SSLConnection):
+class SentinelSslConnection(_PrimaryIsQueried, SentinelManagedConnection, redis.SSLConnection):
     """The same over TLS."""
 
 
@@ -118,14 +111,22 @@ def tls_options(address: RedisAddress) -> dict[str, Any]:
     return {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": address.ca_file} if address.tls else {}
 
 
+def limits(options: Options) -> dict[str, Any]:
+    """Return redis-py's options that bound a connection of a web process; none for a worker, which waits."""
+    if options.client_profile != "web":
+        return {}
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry_on_timeout": False}
+    return {**timeouts, "retry": Retry(NoBackoff(), 0)}
+
+
 def broker_client(options: Options, **settings: Any) -> redis.Redis:
     """Return a client of the broker; ``settings`` are redis-py's of a connection."""
-    return _client(options.broker_url, options.broker_primary, options.sentinel_password, settings)
+    return _client(options.broker_url, options.broker_primary, options.sentinel_password, settings | limits(options))
 
 
 def results_client(options: Options, **settings: Any) -> redis.Redis:
     """Return a client of the Redis that has the results; ``settings`` are redis-py's of a connection."""
-    return _client(options.result_url, options.results_primary, options.sentinel_password, settings)
+    return _client(options.result_url, options.results_primary, options.sentinel_password, settings | limits(options))
 
 
 def _client(url: str, primary: str, sentinel_password: str | None, settings: dict[str, Any]) -> redis.Redis:

@@ -19,8 +19,7 @@ from kombu.matcher import match
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
-from celery_durable.options import current
-from celery_durable.revocations import revocations
+from celery_durable.options import Options, options_of
 from celery_durable.task_ids import as_text
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ _FORM = {
 }
 
 
-class RefusedError(ValueError):
+class RejectedError(ValueError):
     """Why a command is not followed, in a sentence."""
 
 
@@ -61,6 +60,9 @@ class Node(pidbox.Node):
         """Start without a memory; the arguments are the base class's."""
         super().__init__(*args, **kwargs)
         self._started = time.time()
+        mailbox: Any = self.mailbox
+        self._app = mailbox.app
+        self._keys = options_of(self._app).control_keys
         self._followed: dict[str, float] = {}  # id -> when it was made
 
     def handle_message(self, body: Any, message: Any = None) -> Any:  # noqa: ARG002 - the base class's signature
@@ -68,24 +70,24 @@ class Node(pidbox.Node):
         if not _has_form(body):
             logger.warning("What came on the control channel is no command")
             return
-        refusal, is_signed = "", False
-        if current().control_keys:
+        rejection, is_signed = "", False
+        if self._keys:
             try:
                 body, is_signed = (self._open(body), True) if "signature" in body else (body, False)
-            except RefusedError as error:
-                refusal = str(error)
+            except RejectedError as error:
+                rejection = str(error)
             if not is_signed and body["method"] in QUESTIONS and body.get("pattern") is None:
-                refusal = ""
+                rejection = ""
             elif not is_signed:
-                refusal = refusal or FORGED
-        if not self._is_meant(body, look_at_pattern=not refusal):
+                rejection = rejection or FORGED
+        if not self._is_meant(body, look_at_pattern=not rejection):
             return
-        if refusal:
-            logger.warning("The command %.100r is not followed. %s", body["method"], refusal)
-            answer: Any = {"error": refusal}
+        if rejection:
+            logger.warning("The command %.100r is not followed. %s", body["method"], rejection)
+            answer: Any = {"error": rejection}
         else:
             answer = self._answer(body["method"], body.get("arguments") or {})
-            if current().control_keys and not is_signed:
+            if self._keys and not is_signed:
                 answer = without_arguments(answer)
         if reply_to := body.get("reply_to"):
             self._reply(answer, reply_to, body.get("ticket"))
@@ -94,26 +96,26 @@ class Node(pidbox.Node):
         """Return the signed text of a command, and remember that it was followed.
 
         Raises:
-            RefusedError: the signature is wrong, or the command is too old or known.
+            RejectedError: the signature is wrong, or the command is too old or known.
         """
         text = body.get("signed")
         given = body["signature"]
         if not isinstance(text, str) or not isinstance(given, str):
-            raise RefusedError(FORGED)
-        known = (_signature(key, text) for key in current().control_keys)
+            raise RejectedError(FORGED)
+        known = (_signature(key, text) for key in self._keys)
         if not any(hmac.compare_digest(mine, given.encode()) for mine in known):
-            raise RefusedError(FORGED)
+            raise RejectedError(FORGED)
         command: dict[str, Any] = loads(text)
         now, made, name = time.time(), command["made"], command["id"]
         if abs(now - made) > FRESH:
-            raise RefusedError(
+            raise RejectedError(
                 f"It was made {now - made:.0f} s ago, but holds for {FRESH:.0f} s: compare the hosts' clocks."
             )
         if made < self._started:
-            raise RefusedError("It was made before this worker started.")
+            raise RejectedError("It was made before this worker started.")
         self._followed = {name: made for name, made in self._followed.items() if now - made <= FRESH}
         if name in self._followed:
-            raise RefusedError("It came before.")
+            raise RejectedError("It came before.")
         self._followed[name] = made
         return command
 
@@ -128,7 +130,7 @@ class Node(pidbox.Node):
     def _answer(self, method: str, arguments: dict[str, Any]) -> Any:
         try:
             answer = self.handle(method, arguments)
-            revocations.followed(method, arguments)
+            self._app.durable_worker.revocations.followed(method, arguments)
             return answer
         except Exception as error:  # noqa: BLE001 - whatever a handler makes of the arguments
             logger.warning("The command %.100r failed: %.200r", method, error)
@@ -150,6 +152,7 @@ class Mailbox(pidbox.Mailbox):
     """The sender's side: signs what it sends where there is a key."""
 
     node_cls = Node
+    app: Any  # whose commands are sent
 
     def _publish(  # type: ignore[override]  # by keyword, as the base class calls it
         self,
@@ -181,7 +184,7 @@ class Mailbox(pidbox.Mailbox):
             command["reply_to"] = {"exchange": REPLIES, "routing_key": self.oid}
         with self.producer_or_acquire(producer, channel) as sender:
             sender.publish(
-                signed(command),
+                signed(options_of(self.app), command),
                 exchange=exchange.name,
                 declare=[exchange],
                 headers={"clock": 0, "expires": time.time() + timeout if timeout else 0},
@@ -194,11 +197,17 @@ class Control(control.Control):
     """The application's ``control``."""
 
     Mailbox = Mailbox
+    mailbox: Any
+
+    def __init__(self, app: Any = None) -> None:
+        """Let the mailbox know whose it is."""
+        super().__init__(app)
+        self.mailbox.app = app
 
 
-def signed(command: dict[str, Any]) -> dict[str, Any]:
+def signed(options: Options, command: dict[str, Any]) -> dict[str, Any]:
     """Return a command with its signed text; unchanged where there is no key."""
-    keys = current().control_keys
+    keys = options.control_keys
     if not keys:
         return command
     text = dumps({**command, "made": time.time(), "id": str(uuid.uuid4())})

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from celery_durable import signing
-from celery_durable.options import current
+from celery_durable.options import Options
 from celery_durable.task_ids import task_of
 
 logger = logging.getLogger(__name__)
@@ -24,10 +24,10 @@ def digest_of(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
-    """Return the arguments of the script that buries a message of ``queue``."""
+def arguments(options: Options, queue: str, raw: bytes, reason: str) -> list[str | bytes]:
+    """Return the arguments of the script that dead-letters a message of ``queue``."""
     # What a forged message says of itself must change nothing: the id may be that of a task of ours.
-    message = None if signing.refusal(queue, raw) else signing.parse(raw)
+    message = None if signing.rejection(options, queue, raw) else signing.parse(raw)
     headers = message["headers"] if message else {}
     task_id, digest = task_of(message) if message else "", hashlib.sha256(raw).hexdigest()
     letter: dict[str, Any] = {
@@ -38,7 +38,7 @@ def dead_letter(queue: str, raw: bytes, reason: str) -> list[str | bytes]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     kept = raw
-    if len(raw) > current().message_limit:
+    if len(raw) > options.message_limit:
         kept = raw[:KEPT_BYTES]
         letter["reason"] += f" Only its first {KEPT_BYTES} bytes are kept."
         letter |= {"size": len(raw), "sha256": digest}

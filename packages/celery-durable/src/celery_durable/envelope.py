@@ -15,6 +15,7 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import dumps as serialize
 from kombu.utils.json import dumps
 
+from celery_durable.options import options_of
 from celery_durable.signing import sign
 
 # The places in which a task's messages differ; names that nobody else can have chosen.
@@ -37,7 +38,7 @@ def task_message(task: Task[Any, Any], task_id: str, args: tuple[Any, ...], queu
         TAG: str(uuid.uuid4()),
     }
     texts = {place: json.dumps(value) for place, value in values.items()}
-    return sign(queue, "".join([texts.get(part, part) for part in _parts(task, queue)]))
+    return sign(options_of(task.app), queue, "".join([texts.get(part, part) for part in _parts(task, queue)]))
 
 
 @cache

@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
-from celery.app.task import Task
 
-from celery_durable import defaults, eager
-from celery_durable.options import Options, set_current
-from celery_durable.worker import delivery, lifecycle, results, systemd, task_logs, transport
+from celery_durable import defaults, eager, masking
+from celery_durable.options import Options
+from celery_durable.worker import app_connection, lifecycle, results, runtime, systemd, task_logs
 
 # Celery's own, where nothing is configured, is RabbitMQ.
 DEFAULT_BROKER = "redis://localhost:6379/0"
@@ -19,9 +18,6 @@ def install(celery: Celery, options: Options | None = None) -> None:
     """Give an application the guarantees, as soon as its configuration is loaded."""
     app: Any = celery  # whose type stubs leave these attributes out
     app.control_cls = "celery_durable.control:Control"
-    if options is not None:
-        # An API may use celery_durable.aio before anything asks for the configuration.
-        set_current(options)
     later = partial(finish, app, options)
     if app.configured:
         later()
@@ -41,14 +37,12 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     if not app.conf.broker_url:
         app.conf.broker_url = options.broker_url
     app.durable_options = options
-    set_current(options)
+    masking.hide(options.secrets)
     defaults.apply(app, options)
-    # Not of app.Task: tasks with a base class of their own do not come from it.
-    Task.Request = "celery_durable.worker.request:Request"
-    transport.install()
+    app_connection.install(app)
     results.install(app)
     eager.install()
-    delivery.install(app)
+    runtime.install(app)
     lifecycle.install()
     systemd.install(app)
     if options.json_logs:

@@ -4,10 +4,10 @@
 ``<queue>``               list    messages that wait; pushed on the left, taken from the right
 ``unacked:<node>:<queue>`` list   messages that a worker holds: taken from ``<queue>`` in one step, never in
                                   its memory alone
-``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (worker/delivery.py)
-``unacked_owner:<node>``  zset    the worker that has this name, by the time of its last sign of life
+``unacked_idle:<node>:<queue>`` set  digests of those among them that no process runs (worker/idle.py)
+``unacked_owner:<node>``  zset    the worker that has this name, by the time of its last heartbeat
 ``unacked_revoked``       zset    tasks and stamps that were revoked, by the time (revocations.py)
-``unacked_leases``        zset    the lists above, by the time of their worker's last sign of life
+``unacked_leases``        zset    the lists above, by the time of their worker's last heartbeat
 ``accepted``              hash    task id -> number of its messages in the broker; the answer to "is it still
                                   on its way?"
 ``dead_letters``          list    messages that no worker will run, each with the reason
@@ -18,7 +18,7 @@
 ``failures``              list    the last runs that failed, newest first
 ``workers``               hash    node -> time of its last report, and its state
 ``alerts``                hash    what Alertmanager says
-``durable:beat:<name>``    string  the beat that sends, for as long as it gives a sign of life
+``durable:beat:<name>``    string  the beat that sends, for as long as it sends a heartbeat
 ``durable:beat_runs:<name>`` hash  when each entry of the schedule ran last
 ========================  ======  ===========================================================================
 """

@@ -1,11 +1,9 @@
 """Keeps secrets out of answers and logs: those of the options, and whatever stands like a password in a URL."""
 
 import re
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from celery_durable.options import current
 
 HIDDEN = "**"  # as kombu does it
 # Shorter ones may be ordinary words; the settings demand more where they can.
@@ -13,11 +11,22 @@ MIN_LENGTH = 8
 URL_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s/@]+@")
 
 
+# Of the process, and never fewer: a line of one application must not show a secret of another.
+_hidden: list[str] = []
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Mask these from now on."""
+    parts = {part for secret in secrets for part in _parts(secret)}
+    # The longest first: one may be part of another.
+    _hidden[:] = sorted(parts.union(_hidden), key=len, reverse=True)
+
+
 def mask(text: str) -> str:
     """Return ``text`` with each secret replaced by two stars."""
     if "://" in text:
         text = URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
-    for secret in _parts_of_all(current().secrets):
+    for secret in _hidden:
         text = text.replace(secret, HIDDEN)
     return text
 
@@ -31,12 +40,6 @@ def mask_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {mask_all(name): mask_all(element) for name, element in value.items()}
     return value
-
-
-@lru_cache(maxsize=1)
-def _parts_of_all(secrets: tuple[str, ...]) -> list[str]:
-    # The longest first: one may be part of another.
-    return sorted({part for secret in secrets for part in _parts(secret)}, key=len, reverse=True)
 
 
 def _parts(secret: str) -> set[str]:

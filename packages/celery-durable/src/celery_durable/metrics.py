@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import redis
+from celery import Celery
 from celery.worker import state as worker_state
 
 from celery_durable.scripts import REPORT, run
@@ -44,11 +45,12 @@ SUCCEEDED, RETRIED, FAILED, TIMED_OUT, DIED = OUTCOMES = ("succeeded", "retried"
 SEPARATOR = "\x1f"
 
 
-class Figures:
-    """The counts of this process that Redis does not know yet; used by the main loop and the pool's threads."""
+class WorkerMetrics:
+    """The counts of a worker that Redis does not know yet; used by the main loop and the pool's threads."""
 
-    def __init__(self) -> None:
-        """Count from zero."""
+    def __init__(self, app: Celery) -> None:
+        """Count the tasks of ``app`` from zero."""
+        self._app = app
         self._counts: Counter[str] = Counter()
         self._failures: deque[str] = deque(maxlen=FAILURES_KEPT)
         self._lock = threading.Lock()
@@ -104,7 +106,7 @@ class Figures:
         state = {
             "pool": getattr(self._pool, "kind", type(self._pool).__module__.rpartition(".")[2]),
             "size": size_of(self._pool),
-            "busy": len(worker_state.active_requests),
+            "busy": sum(request.app is self._app for request in tuple(worker_state.active_requests)),
             "held": round(max(time.monotonic() - held_since, 0), 3) if held_since is not None else 0,
             "began": self._began,
         }
@@ -151,9 +153,6 @@ def _of_all_tasks(counts: Counter[str]) -> Counter[str]:
         elif name in {"wait", "wait_sum"}:
             sums[name] += count
     return sums
-
-
-figures = Figures()
 
 
 def waited(headers: Mapping[str, Any], due: float | None) -> float | None:

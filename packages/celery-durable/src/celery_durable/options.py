@@ -160,15 +160,10 @@ VARIABLES: Variables = {
 # Options whose values no message shows.
 SECRET = {"sentinel_password", "signing_keys", "control_keys", "basic_auth"}
 
-_current = Options()
 
-
-def set_current(options: Options) -> None:
-    """Make ``options`` those of this process; kombu's transport has no other way to learn them."""
-    global _current  # noqa: PLW0603 - of the process
-    _current = options
-
-
-def current() -> Options:
-    """Return this process's options; the defaults before the library is installed."""
-    return _current
+def options_of(app: Any) -> Options:
+    """Return the options of an application, whose configuration is loaded for that."""
+    if not app.configured:
+        _ = app.conf.worker_consumer  # not a URL, which Celery looks for in the environment first
+    options: Options = app.durable_options
+    return options

@@ -11,7 +11,7 @@ import sys
 import time
 
 TIMEOUT = 4
-# Seconds between two signs of life that are too long, unless WORKER_WATCHDOG_SECONDS says otherwise.
+# Seconds between two heartbeats that are too long, unless WORKER_WATCHDOG_SECONDS says otherwise.
 HEARTBEAT_LIMIT = 10
 
 
@@ -22,7 +22,7 @@ def worker() -> str | None:
     except FileNotFoundError:
         return "The worker has not begun to take tasks."
     limit = float(os.environ.get("WORKER_WATCHDOG_SECONDS") or HEARTBEAT_LIMIT)
-    return None if age < limit else f"No sign of life for {age:.0f} s."
+    return None if age < limit else f"No heartbeat for {age:.0f} s."
 
 
 def http(port: str, path: str) -> str | None:

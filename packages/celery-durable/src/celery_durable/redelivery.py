@@ -3,11 +3,11 @@
 from typing import Any
 
 # Seconds on top of a task's hard limit before another worker takes it from a worker that is silent: its clock may have
-# started a little later than the last sign of life, and killing takes time. With SWEEP_INTERVAL below 30 in all.
+# started a little later than the last heartbeat, and killing takes time. With SWEEP_INTERVAL below 30 in all.
 LEASE_MARGIN = 15
 # Seconds that a task may run which has no hard limit, when its worker is silent: what kombu takes for every message.
 NO_LIMIT = 3600
-# A message that was in the hands of that many workers when they died is what kills them.
+# A message that was in flight at that many workers when they died is what kills them.
 MAX_REDELIVERIES = 10
 # The header that counts them.
 REDELIVERIES = "redeliveries"

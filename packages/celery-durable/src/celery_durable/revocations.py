@@ -18,7 +18,7 @@ SECONDS_KEPT = 30 * 86400
 
 
 class Revocations:
-    """What Redis is still to be told of them; filled by the main loop, emptied by the keeper of the leases."""
+    """Those that Redis does not know yet; added by the main loop, saved by another thread."""
 
     def __init__(self) -> None:
         """Know nothing."""
@@ -39,7 +39,7 @@ class Revocations:
         """A task was revoked: its id may be sent again."""
         self._heeded.append(f"{ID}{task_id}")
 
-    def tell(self, client: redis.Redis) -> None:
+    def save(self, client: redis.Redis) -> None:
         """Write down what is new.
 
         Raises:
@@ -73,6 +73,3 @@ class Revocations:
 
 def _each(values: Any) -> Iterable[Any]:
     return values if isinstance(values, list | tuple | set) else [values]
-
-
-revocations = Revocations()

@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu.utils.json import dumps, loads
 
-from celery_durable.options import current
+from celery_durable.options import Options
 from celery_durable.task_ids import write_out
 
 MEMBER = "signature"
@@ -27,30 +27,30 @@ class MessageTooLargeError(ValueError):
     """A message is larger than any worker takes."""
 
 
-def sign(queue: str, entry: str) -> str:
+def sign(options: Options, queue: str, entry: str) -> str:
     """Return ``entry``, a JSON object without a signature, signed for ``queue``; unchanged where there is no key."""
-    keys = current().signing_keys
+    keys = options.signing_keys
     if not keys:
         return entry
     rest = entry.removeprefix("{").encode()
     return (_head(keys[0], queue, rest) + rest).decode()
 
 
-def is_ours(queue: str, raw: bytes) -> bool:
+def is_ours(options: Options, queue: str, raw: bytes) -> bool:
     """Tell whether an entry of ``queue`` was signed with one of our keys; without a key everything is ours."""
-    keys = current().signing_keys
+    keys = options.signing_keys
     if not keys:
         return True
     head, rest = raw[:HEAD_LENGTH], raw[HEAD_LENGTH:]
     return any(hmac.compare_digest(_head(key, queue, rest), head) for key in keys)
 
 
-def refusal(queue: str, raw: bytes) -> str | None:
+def rejection(options: Options, queue: str, raw: bytes) -> str | None:
     """Return why nothing may be made of an entry of ``queue``, in one sentence; nothing when it may."""
-    limit = current().message_limit
+    limit = options.message_limit
     if len(raw) > limit:
         return f"It is {len(raw)} bytes large, more than the {limit} bytes of MAX_MESSAGE_BYTES."
-    return None if is_ours(queue, raw) else FORGED
+    return None if is_ours(options, queue, raw) else FORGED
 
 
 def parse(raw: bytes) -> dict[str, Any] | None:
@@ -65,18 +65,18 @@ def parse(raw: bytes) -> dict[str, Any] | None:
     return dict(message)
 
 
-def changed(queue: str, message: dict[str, Any]) -> str:
+def changed(options: Options, queue: str, message: dict[str, Any]) -> str:
     """Return the entry for a message of ours whose content was changed."""
-    return sign(queue, dumps({name: value for name, value in message.items() if name != MEMBER}))
+    return sign(options, queue, dumps({name: value for name, value in message.items() if name != MEMBER}))
 
 
-def new_entry(queue: str, message: dict[str, Any]) -> str:
+def new_entry(options: Options, queue: str, message: dict[str, Any]) -> str:
     """Return the entry for a new message.
 
     Raises:
         MessageTooLargeError: no worker would take it.
     """
-    entry, limit = sign(queue, dumps(message)), current().message_limit - GROWTH
+    entry, limit = sign(options, queue, dumps(message)), options.message_limit - GROWTH
     if len(entry) > limit:
         raise MessageTooLargeError(
             f"The message is {len(entry)} bytes large, more than MAX_MESSAGE_BYTES - {GROWTH} = {limit}."

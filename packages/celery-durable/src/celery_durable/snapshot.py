@@ -18,7 +18,7 @@ from celery.states import READY_STATES
 from celery_durable import entries, keys, signing
 from celery_durable.entries import asked, printable
 from celery_durable.metrics import FIGURES, WORKERS
-from celery_durable.options import current
+from celery_durable.options import Options, options_of
 from celery_durable.queue_names import is_queue_name
 from celery_durable.redelivery import LEASE_MARGIN, MAX_REDELIVERIES, NO_LIMIT, deaths_of
 from celery_durable.stored_results import kept_seconds, state_of
@@ -57,7 +57,7 @@ class Held:
     name: str
     node: str
     queue: str
-    silent: float  # seconds since the worker's last sign of life
+    silent: float  # seconds since the worker's last heartbeat
     messages: list[dict[str, Any]]  # headers
 
 
@@ -72,6 +72,7 @@ class Look:
     workers: dict[str, dict[str, Any]]  # node -> what it told last, of those that live
     figures: dict[tuple[str, ...], float]
     dead_letters: int
+    workers_expected: int = 0
     bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
 
     @property
@@ -106,9 +107,9 @@ class Look:
                 kinds = "".join(f", {count} x {task}" for task, count in waiting.kinds.most_common(5))
                 lines.append(f"{queue}: {waiting.length} {title}, the oldest for {waiting.oldest:.0f} s{kinds}")
         for entry in self.held:
-            sign = f"last sign of life {entry.silent:.0f} s ago"
+            sign = f"last heartbeat {entry.silent:.0f} s ago"
             lines.append(f"{entry.node}: holds {len(entry.messages)} of {entry.queue}, {sign}")
-        missing = max(current().workers_expected - len(self.workers), 0)
+        missing = max(self.workers_expected - len(self.workers), 0)
         lines.append(
             f"{len(self.workers)} workers, {self.busy} of {self.size} slots busy, {missing} workers missing, "
             f"{self.dead_letters} dead letters"
@@ -117,13 +118,13 @@ class Look:
         return [printable(line) for line in lines]
 
 
-def queues(client: redis.Redis) -> list[str]:
+def queues(options: Options, client: redis.Redis) -> list[str]:
     """Return all queues: those that the settings name, those that workers take from, and others that hold tasks."""
     known = {keys.queue_of(lease) for lease in _leases(client)}
     # Only the operator may look for the others.
     others: list[str]
     others, _ = asked(lambda: list(_others(client)), [])
-    return sorted({*current().queues, *known, *others})
+    return sorted({*options.queues, *known, *others})
 
 
 def _others(client: redis.Redis) -> Iterator[str]:
@@ -134,9 +135,9 @@ def _others(client: redis.Redis) -> Iterator[str]:
             yield name
 
 
-def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:
+def lists(options: Options, client: redis.Redis) -> Iterator[tuple[str, str]]:
     """Return each list that can hold a message, with the queue that the message is of."""
-    for queue in queues(client):
+    for queue in queues(options, client):
         yield queue, queue
         yield keys.deferred_list(queue), queue
     for lease in _leases(client):
@@ -144,7 +145,7 @@ def lists(client: redis.Redis) -> Iterator[tuple[str, str]]:
 
 
 def _leases(client: redis.Redis) -> dict[str, float]:
-    """Return the names of workers' lists with the time of each worker's last sign of life."""
+    """Return the names of workers' lists with the time of each worker's last heartbeat."""
     stored: list[tuple[bytes, float]]
     stored, _ = asked(lambda: client.zrange(keys.LEASES, 0, -1, withscores=True), [])
     signs = {raw: sign for raw, sign in stored if math.isfinite(sign)}
@@ -152,9 +153,9 @@ def _leases(client: redis.Redis) -> dict[str, float]:
     return {name: signs[name.encode()] for name in names}
 
 
-def ours(queue: str, raw: bytes) -> dict[str, Any] | None:
+def ours(options: Options, queue: str, raw: bytes) -> dict[str, Any] | None:
     """Return a message of ours that names a task, else nothing."""
-    message = None if signing.refusal(queue, raw) else signing.parse(raw)
+    message = None if signing.rejection(options, queue, raw) else signing.parse(raw)
     return message if message and isinstance(message["headers"].get("task"), str) else None
 
 
@@ -164,7 +165,7 @@ def age(messages: list[dict[str, Any]]) -> float:
     return max(time.time() - min(times), 0.0) if times else 0.0
 
 
-def held(client: redis.Redis) -> list[Held]:
+def held(options: Options, client: redis.Redis) -> list[Held]:
     """Return the lists of all workers, alive or not."""
     now = client.time()[0]
     found = []
@@ -172,12 +173,12 @@ def held(client: redis.Redis) -> list[Held]:
         queue = keys.queue_of(name)
         node = name.removeprefix(keys.UNACKED).partition(":")[0]
         raws, _ = _range(client, name, 0)
-        messages = [message["headers"] if (message := ours(queue, raw)) else {} for raw in raws]
+        messages = [message["headers"] if (message := ours(options, queue, raw)) else {} for raw in raws]
         found.append(Held(name, node, queue, now - sign, messages))
     return found
 
 
-def look(client: redis.Redis) -> Look:
+def look(options: Options, client: redis.Redis) -> Look:
     """Look at everything once."""
     now = client.time()[0]
     read = entries.Reading()
@@ -186,17 +187,18 @@ def look(client: redis.Redis) -> Look:
     letters = read.number(keys.DEAD_LETTERS, _answer(lambda: client.llen(keys.DEAD_LETTERS)))
     leases = _answer(lambda: client.zrange(keys.LEASES, 0, -1))
     read(keys.LEASES, entries.leases, leases, [])
-    names = queues(client)
+    names = queues(options, client)
     for name in (*names, *map(keys.deferred_list, names)):
         read.number(name, _answer(partial(client.llen, name)))
     return Look(
         at=time.monotonic(),
-        queues={queue: _waiting(client, queue, queue) for queue in names},
-        deferred={queue: _waiting(client, queue, keys.deferred_list(queue)) for queue in names},
-        held=held(client),
+        queues={queue: _waiting(options, client, queue, queue) for queue in names},
+        deferred={queue: _waiting(options, client, queue, keys.deferred_list(queue)) for queue in names},
+        held=held(options, client),
         workers={node: state for node, (told, state) in workers.items() if now - told <= LEASE_MARGIN},
         figures=figures,
         dead_letters=letters,
+        workers_expected=options.workers_expected,
         bad=read.bad,
     )
 
@@ -260,7 +262,7 @@ def _causes(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what explains a backlog, with what helps; what others follow from comes first."""
     first, last = looks
-    expected, name, by_hand = current().workers_expected, _longest(late), {"verb": ""}
+    expected, name, by_hand = options_of(app).workers_expected, _longest(late), {"verb": ""}
     workers = last.serving(name).values()
     size, busy = (sum(worker[member] for worker in workers) for member in ("size", "busy"))
     if (missing := expected - len(last.workers)) > 0:
@@ -314,7 +316,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
         if entry.silent > LEASE_MARGIN:
             if entry.messages:
                 silent = f"which is silent for {entry.silent:.0f} s: unacknowledged.yml"
-                notes.append(f"{len(entry.messages)} tasks are in the hands of {entry.node}, {silent}")
+                notes.append(f"{len(entry.messages)} tasks are in flight at {entry.node}, {silent}")
             continue
         worker = seen.workers.get(entry.node, {"held": 0, "busy": 0, "size": 1})
         held_too_long = worker["held"] > limit + STUCK_MARGIN
@@ -341,7 +343,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
                 found.append(_culprit(headers, "", f"{name} in the queue {queue} {why or 'waits'}"))
     if task_id and not found:
         notes.insert(
-            0, f"No worker has the task {task_id} in its hands or has died with it; result_not_found.yml finds it"
+            0, f"The task {task_id} is in flight at no worker, and none has died with it; result_not_found.yml finds it"
         )
     if seen.dead_letters:
         notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/diagnose/dead_letters.yml")
@@ -383,7 +385,7 @@ def gone(entries: list[Held], hosts: Collection[str], running: Collection[str], 
         "verdict": "; ".join(sentences) or "No worker that is gone holds a task",
         "lines": [
             f"{entry.node}: {len(entry.messages)} tasks of {entry.queue}, the oldest enqueued "
-            f"{age(entry.messages):.0f} s ago, last sign of life {entry.silent:.0f} s ago"
+            f"{age(entry.messages):.0f} s ago, last heartbeat {entry.silent:.0f} s ago"
             for entry in entries
         ],
     }
@@ -440,9 +442,9 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     )
 
 
-def _waiting(client: redis.Redis, queue: str, name: str) -> Waiting:
+def _waiting(options: Options, client: redis.Redis, queue: str, name: str) -> Waiting:
     raws, wrong = _range(client, name, -SAMPLE)
-    messages = [ours(queue, raw) for raw in raws]
+    messages = [ours(options, queue, raw) for raw in raws]
     headers = [message["headers"] if message else {} for message in messages]
     return Waiting(
         length=0 if wrong else int(client.llen(name)),
@@ -480,11 +482,12 @@ def _dead_letter(client: redis.Redis, task_id: str) -> dict[str, Any] | None:
 
 def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
     """Say what is the case with a task whose message lies in the broker; nothing when there is none."""
-    signs = {entry.name: entry for entry in held(client)}
-    for name, queue in lists(client):
+    options = options_of(app)
+    signs = {entry.name: entry for entry in held(options, client)}
+    for name, queue in lists(options, client):
         raws, _ = _range(client, name, 0)
         for before, raw in enumerate(reversed(raws)):
-            message = ours(queue, raw) if task_id.encode() in raw else None
+            message = ours(options, queue, raw) if task_id.encode() in raw else None
             if message is None or message["headers"].get("id") != task_id:
                 continue
             if name == queue:
@@ -497,9 +500,9 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
 
 def _doing(holder: Held, app: Celery, task_id: str) -> str:
     if holder.silent > LEASE_MARGIN:
-        return f"is in the hands of {holder.node}, which is silent for {holder.silent:.0f} s: unacknowledged.yml"
+        return f"is in flight at {holder.node}, which is unreachable for {holder.silent:.0f} s: unacknowledged.yml"
     asked: Any = app.control.inspect(destination=[holder.node], timeout=PATIENCE).query_task(task_id) or {}
     doing, request = asked.get(holder.node, {}).get(task_id, ("reserved", {}))
     if doing == "active":
         return f"has been running on {holder.node} for {time.time() - request['time_start']:.0f} s"
-    return f"is in the hands of {holder.node} and waits for {'its time' if doing == 'scheduled' else 'a slot'}"
+    return f"is in flight at {holder.node}, {'scheduled' if doing == 'scheduled' else 'and waits for a slot'}"

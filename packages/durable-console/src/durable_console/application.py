@@ -10,7 +10,7 @@ from celery import Celery
 
 import celery_durable
 from celery_durable import secret_files
-from celery_durable.options import OptionError, Options, Variables, number, read
+from celery_durable.options import OptionError, Options, Variables, number, options_of, read
 
 LOCAL = "redis://localhost:6379"
 
@@ -62,3 +62,4 @@ def make() -> Celery:
 
 
 celery_app = make()
+options = options_of(celery_app)

@@ -28,7 +28,7 @@ def load(client: redis.Redis, known: dict[str, str]) -> int:
     """Load what Redis lacks; return how many that were.
 
     Raises:
-        redis.exceptions.RedisError: it does not answer, or refuses.
+        redis.exceptions.RedisError: it does not answer, or denies it.
     """
     missing = [digest for digest, there in zip(known, client.script_exists(*known), strict=True) if not there]
     for digest in missing:

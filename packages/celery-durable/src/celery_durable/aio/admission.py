@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from celery_durable.entries import expected, leases
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list
-from celery_durable.options import current
+from celery_durable.options import Options
 
 # Seconds between two samples.
 SAMPLE_INTERVAL = 0.25
@@ -44,9 +44,8 @@ class Load:
 class Admission:
     """Knows how full the broker is."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options) -> None:
         """Let everything in until the first sample: a push to a Redis that does not answer fails by itself."""
-        options = current()
         self._max_length = options.queue_max_length
         self._max_share = options.broker_max_memory_share
         self._queues = options.queues
@@ -97,7 +96,7 @@ class Admission:
         """Take over the answers to ``ask`` and return the run id of the Redis that gave them.
 
         Raises:
-            redis.exceptions.RedisError: Redis refused to answer a question.
+            redis.exceptions.RedisError: Redis rejected a query.
         """
         if isinstance(replies[0], RedisError):
             raise replies[0]

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from celery_durable.address import RedisAddress
-from celery_durable.connection import REFUSALS, sentinel_options, tls_options
+from celery_durable.connection import REJECTIONS, sentinel_options, tls_options
 from celery_durable.options import Options
 
 # Seconds; together with the wait for a free connection below the one second in which a client gets its answer.
@@ -30,27 +30,27 @@ def results_client(options: Options) -> Redis:
     return _client(options.result_url, options.results_primary, options.sentinel_password)
 
 
-class _PrimaryIsAskedFor:
+class _PrimaryIsQueried:
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read one answer; after a refusal the sentinels are asked again: another server may be the primary now.
+        """Read one answer; after a rejection the sentinels are queried again: another server may be the primary now.
 
         Raises:
-            redis.ConnectionError: Redis refuses to write, besides what the base class raises.
+            redis.ConnectionError: Redis rejects the command, besides what the base class raises.
         """
         try:
             return await super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            if str(error).startswith(REFUSALS):
+            if str(error).startswith(REJECTIONS):
                 await self.disconnect()  # type: ignore[attr-defined]
-                raise redis.ConnectionError(f"Redis refuses: {error}") from error
+                raise redis.ConnectionError(f"Redis rejects the command: {error}") from error
             raise
 
 
-class _Connection(_PrimaryIsAskedFor, SentinelManagedConnection):
+class _Connection(_PrimaryIsQueried, SentinelManagedConnection):
     """A connection to the server that sentinels call the primary."""
 
 
-class _SslConnection(_PrimaryIsAskedFor, SentinelManagedConnection, SSLConnection):
+class _SslConnection(_PrimaryIsQueried, SentinelManagedConnection, SSLConnection):
     """The same over TLS."""
 
 

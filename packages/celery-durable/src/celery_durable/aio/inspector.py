@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from celery_durable.entries import printable
 from celery_durable.envelope import envelope
-from celery_durable.options import current
+from celery_durable.options import Options
 
 Question = Literal["active", "scheduled"]
 Answers = dict[str, list[Any]]
@@ -30,10 +30,10 @@ LONGEST_BLOCK = 0.4
 class Inspector:
     """Asks all workers at once; callers who ask the same question at the same time share the answer."""
 
-    def __init__(self, broker: Redis) -> None:
+    def __init__(self, options: Options, broker: Redis) -> None:
         """Talk to the workers through ``broker``."""
         self._broker = broker
-        self._channel = f"/{current().broker_database}.{EXCHANGE}"
+        self._channel = f"/{options.broker_database}.{EXCHANGE}"
         self._name = str(uuid.uuid4())
         self._running: dict[Question, asyncio.Task[Answers]] = {}
 

@@ -26,7 +26,7 @@ from celery_durable.aio.replay import KEEP_SECONDS, Push, Recovery, run_batch
 from celery_durable.aio.workforce import Workforce
 from celery_durable.envelope import task_message
 from celery_durable.keys import IDEMPOTENCY
-from celery_durable.options import current
+from celery_durable.options import Options
 from celery_durable.scripts import ENQUEUE, load_async
 from celery_durable.stored_results import kept_seconds
 from celery_durable.task_ids import created, new_task_id
@@ -100,12 +100,12 @@ class Publisher:
     Coalescing keeps hundreds of parallel requests on a single connection, and each batch fails or succeeds at once.
     """
 
-    def __init__(self, broker: Redis, results: Redis) -> None:
+    def __init__(self, options: Options, broker: Redis, results: Redis) -> None:
         """Use ``broker``, whose own socket timeouts must lie below PUBLISH_BUDGET."""
-        self._broker = broker
-        self._admission = Admission()
+        self._options, self._broker = options, broker
+        self._admission = Admission(options)
         self._recovery = Recovery(broker, results)
-        self.workforce = Workforce(broker)
+        self.workforce = Workforce(options, broker)
         self._waiting: list[_Waiting] = []
         self._sample_is_due = False
         self._run_id: str | None = None  # of the Redis that answers
@@ -117,8 +117,8 @@ class Publisher:
         """Return when the task is in its queue, or was put there earlier with the same idempotency key.
 
         Raises:
-            BrokerUnavailableError: Redis refused, failed or did not answer within PUBLISH_BUDGET.
-            NotReplicatedError: too few replicas have it, and the settings refuse such a task.
+            BrokerUnavailableError: Redis rejected it, failed or did not answer within PUBLISH_BUDGET.
+            NotReplicatedError: too few replicas have it, and the settings reject such a task.
             QueueFullError, BrokerFullError: there is no room for it.
             WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.
@@ -208,8 +208,8 @@ class Publisher:
                 answer = await pushed
         except (RedisError, OSError, TimeoutError) as error:
             raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
-        if not answer[1] and current().unreplicated == "refuse":
-            raise NotReplicatedError(f"Fewer than {current().replicas_wanted} replicas have the task.")
+        if not answer[1] and self._options.unreplicated == "refuse":
+            raise NotReplicatedError(f"Fewer than {self._options.replicas_wanted} replicas have the task.")
         return answer
 
     def _start_writer(self) -> None:
@@ -225,7 +225,7 @@ class Publisher:
             pipeline = self._broker.pipeline(transaction=False)
             for waiting in batch:
                 waiting.run(pipeline)
-            replicas = current().replicas_wanted if batch else 0
+            replicas = self._options.replicas_wanted if batch else 0
             if replicas:
                 pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
             if sampling:

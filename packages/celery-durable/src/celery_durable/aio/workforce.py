@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from celery_durable import entries
 from celery_durable.metrics import WORKERS
-from celery_durable.options import current
+from celery_durable.options import Options
 
 # Seconds between two looks, and seconds without a report after which a worker counts as gone; it reports every second.
 LOOK_INTERVAL = 5.0
@@ -24,9 +24,9 @@ class Workforce:
     as long as the limit is. Where no workers are expected, there is nothing to know.
     """
 
-    def __init__(self, broker: Redis) -> None:
+    def __init__(self, options: Options, broker: Redis) -> None:
         """Look at the reports in ``broker``."""
-        self._broker = broker
+        self._options, self._broker = options, broker
         self._seen = time.monotonic()
         self._looked = float("-inf")
 
@@ -36,7 +36,7 @@ class Workforce:
         Raises:
             redis.exceptions.RedisError: the broker does not answer.
         """
-        if not current().workers_expected or time.monotonic() - self._looked < LOOK_INTERVAL:
+        if not self._options.workers_expected or time.monotonic() - self._looked < LOOK_INTERVAL:
             return
         pipeline = self._broker.pipeline(transaction=False)
         pipeline.time()
@@ -60,6 +60,6 @@ class Workforce:
         Raises:
             WorkersAbsentError: no worker has reported for REJECT_WITHOUT_WORKERS_SECONDS.
         """
-        limit = current().reject_without_workers_seconds
+        limit = self._options.reject_without_workers_seconds
         if limit and (absent := self.absent()) >= limit:
             raise WorkersAbsentError(f"No worker has reported for {absent} s; try again later.")

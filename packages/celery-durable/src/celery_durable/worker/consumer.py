@@ -10,9 +10,9 @@ from celery.exceptions import WorkerShutdown
 from celery.worker import consumer, heartbeat
 
 from celery_durable.connection import is_outage
-from celery_durable.options import current
+from celery_durable.options import options_of
 from celery_durable.scripts import MISSING
-from celery_durable.worker.delivery import deliveries
+from celery_durable.worker.delivery import Deliveries
 from celery_durable.worker.node_owner import NameTakenError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Consumer(consumer.Consumer):
 
     def add_task_queue(self, queue: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - the base class's signature
         """Take from a queue of the settings, too; from no other, whoever says so."""
-        if queue not in {*self.app.amqp.queues, *current().queues}:
+        if queue not in {*self.app.amqp.queues, *options_of(self.app).queues}:
             logger.warning("The worker does not take from the queue %.100r, which no setting names", queue)
             return None
         return super().add_task_queue(queue)
@@ -51,7 +51,7 @@ class Consumer(consumer.Consumer):
         """Connect, as the only worker of our name."""
         connection = super().connect()
         try:
-            deliveries.begin()
+            self.app.durable_worker.begin()
         except NameTakenError as error:
             logger.critical("%s", error)
             raise WorkerShutdown(1) from error
@@ -75,52 +75,59 @@ class Consumer(consumer.Consumer):
             time.sleep(NEXT_RETRY)  # it would connect at once, to no end
         super().on_connection_error_after_connected(exc)
 
+    @property
+    def _deliveries(self) -> Deliveries:
+        deliveries: Deliveries = self.app.durable_worker.deliveries
+        return deliveries
+
     def _limit_task(self, request: Any, *args: Any) -> Any:
         # What waits for its rate is not stuck.
-        deliveries.postpone(request.message.delivery_tag, math.inf)
+        self._deliveries.postpone(request.message.delivery_tag, math.inf)
         return super()._limit_task(request, *args)
 
     def _limit_post_eta(self, request: Any, *args: Any) -> Any:
-        deliveries.postpone(request.message.delivery_tag, math.inf)
+        self._deliveries.postpone(request.message.delivery_tag, math.inf)
         return super()._limit_post_eta(request, *args)
 
     def _limit_move_to_pool(self, request: Any) -> None:
-        deliveries.postpone(request.message.delivery_tag, 0)
+        self._deliveries.postpone(request.message.delivery_tag, 0)
         super()._limit_move_to_pool(request)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return a handler that no message can crash."""
         handle = super().create_task_handler(*args, **kwargs)
 
-        def handle_or_bury(message: Any) -> None:
+        def handle_or_dead_letter(message: Any) -> None:
             try:
                 handle(message)
             except Exception as error:
                 if is_outage(error):
                     raise
                 logger.exception("A message cannot be handled")
-                deliveries.bury(message.delivery_tag, f"It cannot be handled: {type(error).__name__}: {error}")
+                self._deliveries.dead_letter(
+                    message.delivery_tag, f"It cannot be handled: {type(error).__name__}: {error}"
+                )
                 if not message.acknowledged:
                     message.reject()  # or it would count against the prefetch limit for ever
 
-        return handle_or_bury
+        return handle_or_dead_letter
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """It names no task."""
-        deliveries.bury(message.delivery_tag, "It names no task.")
+        self._deliveries.dead_letter(message.delivery_tag, "It names no task.")
         super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """No task of that name is known here."""
-        deliveries.bury(message.delivery_tag, f"The worker knows no task named {exc}.")
+        self._deliveries.dead_letter(message.delivery_tag, f"The worker knows no task named {exc}.")
         super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """The message has not the form of a task."""
-        deliveries.bury(message.delivery_tag, f"It is no valid task: {exc}")
+        self._deliveries.dead_letter(message.delivery_tag, f"It is no valid task: {exc}")
         super().on_invalid_task(body, message, exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body cannot be decoded, or is of a type that is not accepted."""
-        deliveries.bury(message.delivery_tag, f"It cannot be decoded: {exc}")
+        self._deliveries.dead_letter(message.delivery_tag, f"It cannot be decoded: {exc}")
         super().on_decode_error(message, exc)

@@ -20,34 +20,36 @@ from celery_durable.worker import forks, systemd
 SECOND_PHASE_MARGIN = 5
 
 _stopping = threading.Event()
-# The main process, in it and in children that it has forked, and the hard limit of its tasks.
+# Of the process, as signals are: the main one, in it and in children that it has forked, and the hard limit of tasks.
 _main, _time_limit = 0, float(NO_LIMIT)
 
 
 def install() -> None:
     """Connect the handlers; Celery only keeps weak references, so they are module functions."""
-    signals.worker_init.connect(_know_the_limits_of_the_command_line)
-    signals.worker_init.connect(_fork_between_log_lines)
-    signals.worker_init.connect(_use_our_classes)
-    signals.worker_init.connect(_run_coroutines)
+    signals.worker_init.connect(_prepare)
     signals.worker_process_shutdown.connect(_close_what_tasks_share)
-    signals.worker_init.connect(_push_retries_however_long_it_takes)
-    signals.worker_init.connect(_remember_the_main_process)
-    signals.worker_init.connect(_share_memory)
     signals.worker_process_init.connect(_end_with_the_worker)
     signals.worker_shutting_down.connect(_shutting_down)
 
 
-def _know_the_limits_of_the_command_line(sender: Any, **_: Any) -> None:
+def _prepare(sender: Any, **_: Any) -> None:
+    # There may be several applications in this process, also without the library.
+    if hasattr(sender.app, "durable_options"):
+        _know_the_limits_of_the_command_line(sender)
+        forks.install()
+        _use_our_classes()
+        _run_coroutines(sender.app)
+        _push_retries_however_long_it_takes(sender.app)
+        _remember_the_main_process(sender.app)
+        _share_memory()
+
+
+def _know_the_limits_of_the_command_line(sender: Any) -> None:
     # --time-limit: Celery keeps it from the settings, which the stop, leases and retries go by.
     sender.app.conf.update(task_time_limit=sender.time_limit, task_soft_time_limit=sender.soft_time_limit)
 
 
-def _fork_between_log_lines(**_: Any) -> None:
-    forks.install()
-
-
-def _use_our_classes(**_: Any) -> None:
+def _use_our_classes() -> None:
     # Only a worker needs them.
     from celery.worker import strategy  # noqa: PLC0415
 
@@ -57,11 +59,11 @@ def _use_our_classes(**_: Any) -> None:
     strategy.create_request_cls = request.request_class  # type: ignore[attr-defined]
 
 
-def _run_coroutines(sender: Any, **_: Any) -> None:
+def _run_coroutines(app: Any) -> None:
     from celery_durable import coroutines  # noqa: PLC0415 - only a worker needs it
 
-    sender.app.finalize()
-    coroutines.adopt(sender.app)
+    app.finalize()
+    coroutines.adopt(app)
 
 
 def _close_what_tasks_share(**_: Any) -> None:
@@ -70,21 +72,21 @@ def _close_what_tasks_share(**_: Any) -> None:
     coroutines.run_here(resources.close)
 
 
-def _push_retries_however_long_it_takes(sender: Any, **_: Any) -> None:
+def _push_retries_however_long_it_takes(app: Any) -> None:
     # A task that is to be retried while Redis is away waits for it, up to its hard limit. Other clients give up.
     policy = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
-    sender.app.conf.task_publish_retry_policy = policy
+    app.conf.task_publish_retry_policy = policy
 
 
-def _share_memory(**_: Any) -> None:
+def _share_memory() -> None:
     # Objects that the collector never touches stay shared with forked children: 13 MB a child instead of 27.
     gc.collect()
     gc.freeze()
 
 
-def _remember_the_main_process(sender: Any, **_: Any) -> None:
+def _remember_the_main_process(app: Any) -> None:
     global _main, _time_limit
-    _main, _time_limit = os.getpid(), sender.app.conf.task_time_limit or NO_LIMIT
+    _main, _time_limit = os.getpid(), app.conf.task_time_limit or NO_LIMIT
 
 
 def _end_with_the_worker(**_: Any) -> None:

@@ -46,7 +46,7 @@ def run(
 ) -> None:
     """Run a task in this thread and tell its request how it ended; the arguments are a pool's.
 
-    Celery's own function tells it of no error: its message would stay in our hands, and its thread's slot taken.
+    Celery's own function reports no error: its message would stay in flight, and its thread's slot taken.
     """
     accept_callback(os.getpid(), time.monotonic())
     try:

@@ -2,14 +2,10 @@
 
 import logging
 import os
-import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from celery import current_app
-from celery.app.task import Context
-from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import (
     Ignore,
     InvalidTaskError,
@@ -20,18 +16,18 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.states import READY_STATES, SUCCESS
-from celery.utils.serialization import get_pickleable_exception
+from celery.states import READY_STATES
 from celery.worker import request
 from celery.worker.request import create_request_cls
 from celery.worker.state import task_ready
 
 from celery_durable.connection import is_outage
 from celery_durable.masking import mask, mask_all
-from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, figures, waited
+from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, waited
 from celery_durable.redelivery import MAX_REDELIVERIES
-from celery_durable.revocations import revocations
-from celery_durable.worker.delivery import deliveries, suspicions
+from celery_durable.worker.redelivery import suspicions
+from celery_durable.worker.runtime import Runtime, runtime_of
+from celery_durable.worker.trace import one_line, trace
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +72,11 @@ class Request(request.Request):
             InvalidTaskError: it has not the form of a task.
         """
         super().__init__(*args, **kwargs)
+        app: Any = self.app
+        self._worker: Runtime = app.durable_worker
         self._check_form()
         if self.eta:
-            deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
+            self._worker.deliveries.postpone(self.message.delivery_tag, self.eta.timestamp() - time.time())
         if chord := (self._payload[2] or {}).get("chord"):
             self._request_dict["chord"] = chord  # for `trace`, which does not look into the body
         self._storing = False
@@ -123,8 +121,8 @@ class Request(request.Request):
         due = self.eta.timestamp() if self.eta else None
         # A message that comes back has waited since it was lost: nobody knows for how long.
         came_back = self.delivery_info["redelivered"]
-        deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
-        figures.started(self.name, None if came_back else waited(self._request_dict, due))
+        self._worker.deliveries.started(self.message.delivery_tag, in_this_process=pid == os.getpid())
+        self._worker.metrics.started(self.name, None if came_back else waited(self._request_dict, due))
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not before the result is stored."""
@@ -137,7 +135,7 @@ class Request(request.Request):
         """Give the message back, or put it among the dead letters."""
         if requeue and self._outcome == TIMED_OUT and self.message.properties.get("returns", 0) >= MAX_REDELIVERIES:
             # Celery requeues what was over its limit where acks_on_timeout is off: it would run for ever.
-            self._bury(f"It hit its hard time limit in each of {MAX_REDELIVERIES + 1} runs")
+            self._dead_letter(f"It hit its hard time limit in each of {MAX_REDELIVERIES + 1} runs")
             requeue = False
         if requeue:
             self._outcome = None
@@ -147,27 +145,27 @@ class Request(request.Request):
         if self._counted or not self.time_start or not self._outcome:
             return
         self._counted = True
-        figures.ended(self.name, self._outcome, time.time() - self.time_start)
+        self._worker.metrics.ended(self.name, self._outcome, time.time() - self.time_start)
         if self._outcome in FINAL_FAILURES:
-            figures.failed(self.name, self.id, self._outcome, self._error)
+            self._worker.metrics.failed(self.name, self.id, self._outcome, self._error)
 
-    def _bury(self, reason: str) -> None:
-        # Whoever acknowledges early keeps nothing to be buried.
+    def _dead_letter(self, reason: str) -> None:
+        # Whoever acknowledges early keeps nothing to be dead-lettered.
         if not self.acknowledged:
-            deliveries.bury(self.message.delivery_tag, reason)
+            self._worker.deliveries.dead_letter(self.message.delivery_tag, reason)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """The task failed, or its process died."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it with its traceback
         if isinstance(error, NeighbourLostError) and self.task.acks_late and self._runs_again(error):
             return
-        self._outcome, self._error = self._outcome_of(error), _one_line(error)
+        self._outcome, self._error = self._outcome_of(error), one_line(error)
         if isinstance(error, Reject) and not error.requeue:
-            self._bury(f"The task rejected it: {mask(str(error.reason))}")
+            self._dead_letter(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
                 times = suspicions(self.message.properties) or self._context.retries
-                self._bury(f"Its process died in each of {times + 1} runs: {error}")
+                self._dead_letter(f"Its process died in each of {times + 1} runs: {error}")
             self.acknowledge()
         self._count()
 
@@ -176,7 +174,7 @@ class Request(request.Request):
         if error.suspected:
             if suspicions(self.message.properties) >= MAX_REDELIVERIES:
                 return False
-            deliveries.suspect(self.message.delivery_tag)
+            self._worker.deliveries.suspect(self.message.delivery_tag)
         logger.warning("Task %s goes back to its queue: %s", self.id, error, extra=self._log_fields())
         task_ready(self)
         self.reject(requeue=True)
@@ -188,7 +186,7 @@ class Request(request.Request):
         if self._stored(super()._announce_revoked, reason, terminated, signum, expired):
             self.acknowledge()
             if not expired:
-                revocations.heeded(self.id)
+                self._worker.revocations.heeded(self.id)
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
@@ -255,7 +253,7 @@ class Request(request.Request):
             if not is_outage(error):
                 # It would fail as often as the task runs.
                 logger.exception("The end of task %s cannot be stored", self.id, extra=extra)
-                self._bury(f"Its end cannot be stored: {_one_line(error)}")
+                self._dead_letter(f"Its end cannot be stored: {one_line(error)}")
                 return True
             logger.exception("The end of task %s cannot be stored; it will run again", self.id, extra=extra)
             self._storing = False
@@ -271,81 +269,9 @@ class Request(request.Request):
         return task_id == self.id and state in READY_STATES and not self.chord
 
 
-def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[Request]:
+def request_class(base: type[request.Request], *args: Any, **options: Any) -> type[request.Request]:
     """Do what Celery's strategy does, with our Request in front of one that a task brings, and with our ``trace``."""
-    kind = base if issubclass(base, Request) else type(base.__name__, (Request, base), {})
-    made: type[Request] = create_request_cls(kind, *args, trace=trace, **options)
-    return made
-
-
-def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
-    """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
-    if _is_done(name, task_id, message):
-        _count_for_its_chord(name, task_id, message)
-        logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
-        return 0, "None", 0.0
-    run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
-    try:
-        ended = run(name, task_id, message, *args, **options)
-    except Exception as error:
-        # A handler of the task's that fails twice comes to this.
-        portable = _portable(error)
-        if portable is error:
-            raise
-        raise portable from error
-    if ended[0] and isinstance(wrapper := ended[1].exception, ExceptionWithTraceback):
-        wrapper.exc = _portable(wrapper.exc)
-        ended[1].type = type(wrapper.exc)
-    return ended
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error that pickle can restore: one that it cannot ends the worker's main process.
-
-    Celery looks after what fails or is retried, but not after Ignore, Reject, and what a task's handlers raise.
-    """
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever the error's class does
-        if isinstance(error, Reject):
-            reason = error.reason
-            return Reject(_one_line(reason) if isinstance(reason, Exception) else None, requeue=error.requeue)
-        return Ignore(_one_line(error)) if isinstance(error, Ignore) else get_pickleable_exception(error)
-    return error
-
-
-def _count_for_its_chord(name: str, task_id: str, message: dict[str, Any]) -> None:
-    """Tell a chord of a part that is done, once more: its process may have died before it said so.
-
-    Celery's script counts each part once, and hands in the chord's body once.
-    """
-    request = Context(message)
-    if request.chord:
-        backend = current_app.tasks[name].backend
-        backend.on_chord_part_return(request, SUCCESS, backend.get_result(task_id))
-
-
-def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
-    """Tell whether a message that came back, or may have, is one whose success is stored."""
-    properties = message["properties"]
-    if not (properties.get("doubtful") or message["delivery_info"]["redelivered"]):
-        return False
-    try:
-        meta = current_app.tasks[name].backend.get_task_meta(task_id, cache=False)
-        # Without its message's name it was stored by another version or backend.
-        is_same: bool = meta.get("message", properties["message_id"]) == properties["message_id"]
-        return is_same and meta["status"] == SUCCESS
-    except Exception as error:  # noqa: BLE001 - no backend, or one that has no answer: it runs, at least once
-        logger.debug("Nobody knows whether task %s is done: %r", task_id, error)
-        return False
-
-
-def _one_line(error: BaseException) -> str:
-    """Describe an exception without its secrets."""
-    try:
-        text = mask(str(error)).strip().partition("\n")[0]
-        # redis-py shows the beginning of what was to be stored.
-        text = text.rpartition("of pipeline caused error: ")[2]
-    except Exception:  # noqa: BLE001 - what makes the text is the task's own code
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    make: Callable[..., type[request.Request]] = create_request_cls
+    if not runtime_of(options["app"]):
+        return make(base, *args, **options)
+    return make(type(base.__name__, (Request, base), {}), *args, trace=trace, **options)

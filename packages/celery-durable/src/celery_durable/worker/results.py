@@ -1,4 +1,4 @@
-"""Where results are stored: Celery's Redis backend, which never drops one because Redis is away or refuses to write."""
+"""Where results are stored: Celery's Redis backend, which never drops one because Redis is unreachable or read-only."""
 
 import logging
 from typing import Any
@@ -14,8 +14,10 @@ from celery_durable.connection import (
     SentinelSslConnection,
     SslConnection,
     is_outage,
+    limits,
 )
 from celery_durable.masking import mask_all
+from celery_durable.options import options_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class ResultStore(RedisBackend):
     def _get_pool(self, **params: Any) -> Any:
         encrypted = issubclass(params.get("connection_class", object), redis.SSLConnection)
         kind = self.tls_connection if encrypted else self.plain_connection
-        return super()._get_pool(**{**params, "connection_class": kind})
+        return super()._get_pool(**{**params, "connection_class": kind, **limits(options_of(self.app))})
 
 
 class SentinelResultStore(ResultStore, SentinelBackend):
@@ -102,8 +104,10 @@ def install(app: Celery) -> None:
 
 def _limit_retries(sender: Any, **_: Any) -> None:
     # The backend belongs to the thread: those of a thread pool keep trying.
-    sender.app.backend.max_retries = MAIN_PROCESS_RETRIES
+    if hasattr(sender.app, "durable_options"):
+        sender.app.backend.max_retries = MAIN_PROCESS_RETRIES
 
 
 def _retry_until_the_time_limit(**_: Any) -> None:
-    current_app.backend.max_retries = float("inf")
+    if hasattr(current_app, "durable_options"):
+        current_app.backend.max_retries = float("inf")

@@ -20,10 +20,10 @@ from celery import Celery, bootsteps, signals
 from celery.worker import state as worker_state
 
 from celery_durable.metrics import size_of
-from celery_durable.options import current
+from celery_durable.options import options_of
 from celery_durable.probe import HEARTBEAT_LIMIT
 
-# Seconds between two signs of life of the main loop.
+# Seconds between two heartbeats of the main loop.
 LOOP_INTERVAL = 1.0
 
 
@@ -41,8 +41,8 @@ def install(app: Celery) -> None:
     app.steps["consumer"].add(ReportToSystemd)
 
 
-def _watch_without_systemd(**_: Any) -> None:
-    limit = current().watchdog_seconds
+def _watch_without_systemd(sender: Any, **_: Any) -> None:
+    limit = options_of(sender.app).watchdog_seconds if hasattr(sender.app, "durable_options") else None
     if limit is None or "NOTIFY_SOCKET" in os.environ:
         return
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -66,7 +66,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
         self._consuming = threading.Event()
         self._last_turn = 0.0
         self._pool: Any = None
-        self._heartbeat = current().heartbeat_file
+        self._heartbeat = options_of(parent.app).heartbeat_file
         if self._heartbeat:
             self._heartbeat.unlink(missing_ok=True)  # a former worker's
         # Set by systemd from WatchdogSec=, in microseconds.

@@ -11,7 +11,7 @@ from celery import signals
 from click.core import ParameterSource
 
 from celery_durable.logs import JsonFormatter, log_config
-from celery_durable.options import current
+from celery_durable.options import options_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _chosen_level(default: int | str) -> int | str:
     """Return ``--loglevel`` where it was given, else that of the options; Celery passes on its own default."""
     context = click.get_current_context(silent=True)
     if context is not None and context.get_parameter_source("loglevel") is ParameterSource.DEFAULT:
-        return (current().log_level or str(default)).upper()
+        return (options_of(context.obj.app).log_level or str(default)).upper()
     return default
 
 

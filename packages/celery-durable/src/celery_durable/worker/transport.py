@@ -2,7 +2,7 @@
 
 Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
 it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
-one command moves a message from its queue to the worker's own list, where delivery.py looks after it
+one command moves a message from its queue to the worker's own list, where the worker keeps it
 (docs/decisions/0010-atomic-delivery.md).
 """
 
@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import redis
-from kombu import transport as kombu_transport
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
@@ -23,13 +22,15 @@ from celery_durable.connection import (
     SentinelConnection,
     SentinelSslConnection,
     SslConnection,
+    limits,
     sentinel_options,
 )
-from celery_durable.options import current
+from celery_durable.options import Options, options_of
 from celery_durable.redelivery import REDELIVERIES
 from celery_durable.scripts import digest, load, run
 from celery_durable.task_ids import MADE, created, task_of, write_out
-from celery_durable.worker.delivery import deliveries
+from celery_durable.worker.delivery import Deliveries
+from celery_durable.worker.runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,29 +54,13 @@ class PurgeError(Exception):
     """A queue cannot be emptied."""
 
 
-def install() -> None:
-    """Make every broker URL of this process use this transport."""
-    for scheme, transport in (("redis", Transport), ("rediss", Transport), ("sentinel", SentinelTransport)):
-        kombu_transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{transport.__name__}"
-    # Whoever has connected before would keep the transport of then.
-    kombu_transport._transport_cache.clear()  # noqa: SLF001
-
-
-def _only_workers_acknowledge(queue: str) -> None:
-    if not deliveries.serving:
-        raise NotImplementedError(
-            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
-            " would be lost when it ends. Take them with no_ack=True, or write a task."
-        )
-
-
 @cache
 def _warn_of_priorities(task: str) -> None:
     logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
 
 
 class QoS(kombu_redis.QoS):
-    """Counts what is in our hands for the prefetch limit; everything else is told to ``deliveries``."""
+    """Counts what is in flight for the prefetch limit; everything else is done by the worker's ``deliveries``."""
 
     restore_at_shutdown = False
 
@@ -85,15 +70,15 @@ class QoS(kombu_redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Works for tasks that began on an earlier connection, too."""
-        deliveries.acknowledge(delivery_tag)
+        self.channel.deliveries.acknowledge(delivery_tag)
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put the message back, or among the dead letters."""
         if requeue:
-            deliveries.requeue(delivery_tag)
+            self.channel.deliveries.requeue(delivery_tag)
         else:
-            deliveries.bury(delivery_tag, "A worker refused it; its log says why.")
+            self.channel.deliveries.dead_letter(delivery_tag, "A worker rejected it; its log says why.")
         self._quick_ack(delivery_tag)
 
     def tags(self) -> tuple[str, ...]:
@@ -113,16 +98,39 @@ class Channel(kombu_redis.Channel):
     # Batches would bypass _put.
     supports_batch_publish = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         """Connect; the arguments are the base class's."""
-        super().__init__(*args, **kwargs)
+        # A task that ends later is acknowledged by its channel, which has lost its connection then.
+        self._app = connection.client.app
+        super().__init__(connection, *args, **kwargs)
         self._connected = time.monotonic()
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
         self._looked_in_vain = False
-        self._full = False  # Redis has no memory left and refuses BLMOVE
+        self._full = False  # Redis has no memory left and rejects BLMOVE
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
+
+    @property
+    def _options(self) -> Options:
+        return options_of(self._app)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        return {**super()._connparams(asynchronous), **limits(self._options)}
+
+    def _worker(self, queue: str) -> Runtime:
+        if runtime := runtime_of(self._app):
+            return runtime
+        raise NotImplementedError(
+            f"Only a worker takes messages from {queue!r} to acknowledge them later: what another process has taken"
+            " would be lost when it ends. Take them with no_ack=True, or write a task."
+        )
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Return those of the worker that this channel belongs to."""
+        deliveries: Deliveries = self._app.durable_worker.deliveries
+        return deliveries
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Remember which queues want acknowledgements: answers to questions do not, tasks do.
@@ -131,7 +139,7 @@ class Channel(kombu_redis.Channel):
             NotImplementedError: this process is no worker, so nobody would look after what it takes.
         """
         if not no_ack:
-            _only_workers_acknowledge(queue)
+            self._worker(queue)
             self._acknowledged_queues.add(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -142,7 +150,7 @@ class Channel(kombu_redis.Channel):
             NotImplementedError: with an acknowledgement only a worker may.
         """
         if not no_ack:
-            _only_workers_acknowledge(queue)
+            self._worker(queue)
         return super().basic_get(queue, no_ack, **kwargs)
 
     def _takes(self) -> bool:
@@ -157,7 +165,7 @@ class Channel(kombu_redis.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        lists = [deliveries.unacked_list(queue) for queue in queues]
+        lists = [self._worker(queue).unacked_list(queue) for queue in queues]
         self._reclaim(lists)
         if (len(queues) > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
@@ -177,7 +185,7 @@ class Channel(kombu_redis.Channel):
         # Nothing is on its way to us: no command is under way on this connection, and earlier ones are closed.
         now = time.monotonic()
         if any(now - self._reclaimed.get(unacked, -RECLAIM_INTERVAL) >= RECLAIM_INTERVAL for unacked in lists):
-            deliveries.reclaim(self.qos.tags())
+            self.deliveries.reclaim(self.qos.tags())
             self._reclaimed = dict.fromkeys(lists, now)
 
     def _receive_one(self, c: Any) -> Any:
@@ -232,13 +240,14 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _deliver(self, queue: str, raw: bytes) -> None:
-        refusal = signing.refusal(queue, raw)
-        payload = None if refusal else signing.parse(raw)
+        deliveries = self.deliveries
+        reason = signing.rejection(self._options, queue, raw)
+        payload = None if reason else signing.parse(raw)
         tag = deliveries.take(queue, raw, task_of(payload) if payload else "")
         if tag is None:
             return
         if payload is None:
-            deliveries.bury(tag, refusal or signing.MALFORMED)
+            deliveries.dead_letter(tag, reason or signing.MALFORMED)
             return
         try:
             # What its sender called it is the same however often it comes.
@@ -247,7 +256,7 @@ class Channel(kombu_redis.Channel):
                 payload["properties"]["doubtful"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
-            deliveries.bury(tag, signing.MALFORMED)
+            deliveries.dead_letter(tag, signing.MALFORMED)
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
@@ -255,7 +264,7 @@ class Channel(kombu_redis.Channel):
         """Delete what waits, and tell the ledger.
 
         Raises:
-            PurgeError: Redis refuses. Celery takes its own errors for an empty queue.
+            PurgeError: Redis rejects it. Celery takes its own errors for an empty queue.
         """
         purged = 0
         with self.conn_or_acquire() as client:
@@ -290,7 +299,7 @@ class Channel(kombu_redis.Channel):
             message["headers"].setdefault(MADE, time.time())
         if message["properties"].get("priority"):
             _warn_of_priorities(message["headers"].get("task", ""))
-        entry = signing.new_entry(queue, message)
+        entry = signing.new_entry(self._options, queue, message)
         with self.conn_or_acquire() as client:
             run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
 
@@ -314,7 +323,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     @property
     def sentinel_kwargs(self) -> dict[str, Any]:
         """How sentinels are reached. Not among the transport's options: `celery inspect stats` shows those, as JSON."""
-        return sentinel_options(RedisAddress.parse(current().broker_url), current().sentinel_password)
+        return sentinel_options(RedisAddress.parse(self._options.broker_url), self._options.sentinel_password)
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):

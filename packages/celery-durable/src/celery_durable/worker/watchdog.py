@@ -1,4 +1,4 @@
-"""What systemd's watchdog does, for a worker that something else supervises: kill it when its signs of life stop.
+"""What systemd's watchdog does, for a worker that something else supervises: kill it when its heartbeats stop.
 
 Started by the worker itself as a process of its own, ``python -m celery_durable.worker.watchdog``, with the receiving
 end of the worker's notification socket as its standard input (worker/systemd.py).
@@ -31,7 +31,7 @@ def main(worker: int, limit: float) -> None:
         elif last_sign and time.monotonic() - last_sign > limit:
             # The service's own formatter would load Celery into this small process.
             line = {"timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": "CRITICAL"}
-            line |= {"service": "celery_worker", "message": f"No sign of life for {limit:.0f} s: the worker is killed"}
+            line |= {"service": "celery_worker", "message": f"No heartbeat for {limit:.0f} s: the worker is killed"}
             os.write(sys.stdout.fileno(), f"{json.dumps(line)}\n".encode())
             os.kill(worker, signal.SIGKILL)
             return

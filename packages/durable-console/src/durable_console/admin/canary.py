@@ -8,8 +8,7 @@ from celery.result import AsyncResult
 from celery_durable import snapshot
 from celery_durable.connection import broker_client
 from celery_durable.entries import printable
-from celery_durable.options import current
-from durable_console.application import celery_app
+from durable_console.application import celery_app, options
 
 # Celery's own task, which every worker has: returns its arguments.
 TASK = "celery.accumulate"
@@ -38,9 +37,9 @@ def canary(node: str, within: float, ids: tuple[str, ...]) -> None:
             click.echo(printable(f"{node} has run none of {len(ids)} tasks: others have."), err=True)
             raise click.exceptions.Exit(ELSEWHERE)
         return
-    queue, client = _queue(node), broker_client(current())
+    queue, client = _queue(node), broker_client(options)
     while True:
-        several = EACH * max(len(snapshot.look(client).workers), 1)
+        several = EACH * max(len(snapshot.look(options, client).workers), 1)
         sent = [celery_app.send_task(TASK, args=("canary",), queue=queue, expires=within) for _ in range(several)]
         if _one_ran(node, deadline, sent):
             return

@@ -12,10 +12,9 @@ import redis
 from celery_durable import entries, keys, scripts, signing
 from celery_durable.connection import broker_client
 from celery_durable.entries import asked, printable, shown
-from celery_durable.options import current
 from celery_durable.scripts import run
 from celery_durable.task_ids import task_of
-from durable_console.application import celery_app
+from durable_console.application import celery_app, options
 
 BROKEN = "It is no dead letter of ours"
 
@@ -65,8 +64,8 @@ def requeue(ids: tuple[str, ...], every: bool) -> None:
         names = (keys.DEAD_LETTERS, letter["queue"], keys.ACCEPTED)
         try:
             moved = run(client, scripts.MOVE_ANEW, len(names), *names, raw, message, task_id)
-        except redis.ResponseError as refused:
-            click.echo(f"{printable(letter['id'])} stays a dead letter: Redis refuses: {printable(refused)}")
+        except redis.ResponseError as rejected:
+            click.echo(f"{printable(letter['id'])} stays a dead letter: Redis rejects it: {printable(rejected)}")
             stay = True
             continue
         if moved:
@@ -87,7 +86,7 @@ def drop(ids: tuple[str, ...], every: bool) -> None:
 
 
 def _connect() -> redis.Redis:
-    return broker_client(current())
+    return broker_client(options)
 
 
 def _letters(client: redis.Redis) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -116,7 +115,7 @@ def _why_not(letter: dict[str, Any]) -> str | None:
         message = base64.b64decode(letter["message"], validate=True)
     except ValueError:
         return f"{BROKEN}: its message is not base64."
-    return signing.refusal(letter["queue"], message)
+    return signing.rejection(options, letter["queue"], message)
 
 
 def _chosen(client: redis.Redis, ids: tuple[str, ...], every: bool) -> list[tuple[bytes, dict[str, Any]]]:
@@ -136,4 +135,4 @@ def _as_new(queue: str, raw: bytes) -> tuple[bytes | str, str]:
     if message is None:
         return raw, ""
     message["headers"].update(retries=0, redeliveries=0)
-    return signing.changed(queue, message), task_of(message)
+    return signing.changed(options, queue, message), task_of(message)

@@ -18,15 +18,13 @@ from celery.exceptions import TaskRevokedError, Terminated
 from celery.exceptions import TimeoutError as NoResultError
 from celery.result import GroupResult
 
-from celery_durable import keys, scripts, signing, snapshot
+from celery_durable import dead_letter, keys, scripts, signing, snapshot
 from celery_durable.connection import broker_client, results_client
-from celery_durable.dead_letter import dead_letter
 from celery_durable.entries import asked, printable
-from celery_durable.options import current
 from celery_durable.redelivery import LEASE_MARGIN
 from celery_durable.scripts import run
-from celery_durable.worker.delivery import deliveries
-from durable_console.application import celery_app
+from celery_durable.worker.redelivery import Redelivery
+from durable_console.application import celery_app, options
 
 # Messages that one step reads or moves: they may be large, and Redis does nothing else meanwhile.
 BATCH = 100
@@ -49,8 +47,8 @@ def group() -> None:
 
 @group.command("list")
 def list_queues() -> None:
-    """Show what waits, is deferred and is in the hands of workers, by queue and kind of task."""
-    for line in snapshot.look(_connect()).lines():
+    """Show what waits, is deferred and in flight, by queue and kind of task."""
+    for line in snapshot.look(options, _connect()).lines():
         click.echo(line)
 
 
@@ -59,9 +57,9 @@ def list_queues() -> None:
 def examine(seconds: float) -> None:
     """Look twice and say, as JSON, whether there is a backlog, why, and what helps."""
     client = _connect()
-    first = snapshot.look(client)
+    first = snapshot.look(options, client)
     time.sleep(seconds)
-    click.echo(json.dumps(snapshot.backlog(first, snapshot.look(client), celery_app)))
+    click.echo(json.dumps(snapshot.backlog(first, snapshot.look(options, client), celery_app)))
 
 
 @group.command()
@@ -70,21 +68,21 @@ def examine(seconds: float) -> None:
 @click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
 def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> None:
     """Say, as JSON, which workers are dead and hold tasks."""
-    click.echo(json.dumps(snapshot.gone(snapshot.held(_connect()), hosts, running, declared)))
+    click.echo(json.dumps(snapshot.gone(snapshot.held(options, _connect()), hosts, running, declared)))
 
 
 @group.command()
 @click.argument("task_id", metavar="[ID]", default="")
 def stuck(task_id: str) -> None:
     """Say, as JSON, which tasks run for too long or kill their workers, or what one task does."""
-    click.echo(json.dumps(snapshot.stuck(snapshot.look(_connect()), celery_app, task_id)))
+    click.echo(json.dumps(snapshot.stuck(snapshot.look(options, _connect()), celery_app, task_id)))
 
 
 @group.command()
 @click.argument("task_id", metavar="ID")
 def find(task_id: str) -> None:
     """Say in one sentence what became of a task, as JSON."""
-    found = snapshot.find(_connect(), results_client(current()), celery_app, task_id)
+    found = snapshot.find(_connect(), results_client(options), celery_app, task_id)
     click.echo(json.dumps(found))
 
 
@@ -93,7 +91,7 @@ def find(task_id: str) -> None:
 def defer(task: str) -> None:
     """Put the waiting tasks of one kind aside. They stay accepted, and run after `resume`."""
     client = _connect()
-    for queue in snapshot.queues(client):
+    for queue in snapshot.queues(options, client):
         moved = _move(client, queue, queue, keys.deferred_list(queue), _is(task))
         click.echo(printable(f"{moved} tasks of {queue} are deferred."))
 
@@ -103,7 +101,7 @@ def defer(task: str) -> None:
 def resume(task: str | None) -> None:
     """Put deferred tasks back into their queues, behind what waits there now."""
     client = _connect()
-    for queue in snapshot.queues(client):
+    for queue in snapshot.queues(options, client):
         # Without a kind everything goes back: what no worker wants becomes a dead letter there.
         wanted = _is(task) if task else lambda *_: True
         moved = _move(client, queue, keys.deferred_list(queue), queue, wanted)
@@ -116,7 +114,7 @@ def resume(task: str | None) -> None:
 def drop(task: str, reason: str) -> None:
     """End the waiting and the deferred tasks of one kind: their status becomes REVOKED. What runs goes on."""
     client = _connect()
-    for queue in snapshot.queues(client):
+    for queue in snapshot.queues(options, client):
         deferred = keys.deferred_list(queue)
 
         def end(messages: list[bytes], queue: str = queue, deferred: str = deferred) -> int:
@@ -145,7 +143,7 @@ def bury(task_id: str, reason: str) -> None:
     def is_it(queue: str, raw: bytes) -> bool:
         return _id(queue, raw) == task_id
 
-    for name, queue in snapshot.lists(client):
+    for name, queue in snapshot.lists(options, client):
         if name == queue:
             # Where no worker takes it from; the list of the deferred comes next.
             _move(client, queue, queue, keys.deferred_list(queue), is_it)
@@ -155,7 +153,8 @@ def bury(task_id: str, reason: str) -> None:
             names = (name, keys.DEAD_LETTERS, keys.ACCEPTED)
             for raw in messages:
                 celery_app.backend.store_result(task_id, Terminated(reason), states.FAILURE)
-                run(client, scripts.BURY, len(names), *names, *dead_letter(queue, raw, reason))
+                letter = dead_letter.arguments(options, queue, raw, reason)
+                run(client, scripts.DEAD_LETTER, len(names), *names, *letter)
                 click.echo(printable(f"{task_id} was in {name} and is a dead letter now."))
             return len(messages)
 
@@ -172,14 +171,14 @@ def reclaim(node: str) -> None:
     If it does run still, its tasks run twice.
     """
     client = _connect()
-    held = [held for held in snapshot.held(client) if held.node == node]
+    held = [held for held in snapshot.held(options, client) if held.node == node]
     if not held:
         raise click.UsageError(f"{node} holds nothing; see `list`.")
     if any(silent.silent <= LEASE_MARGIN for silent in held):
-        raise click.UsageError(f"{node} has given a sign of life within the last {LEASE_MARGIN} s; nothing is taken.")
+        raise click.UsageError(f"{node} has sent a heartbeat within the last {LEASE_MARGIN} s; nothing is taken.")
     for entry in held:
-        count = deliveries.take_over(celery_app, entry.name)
-        click.echo(printable(f"{count} tasks of {entry.queue} are not in the hands of {node} any more."))
+        count = Redelivery(celery_app, client).take_over(entry.name)
+        click.echo(printable(f"{count} tasks of {entry.queue} are in their queue again, and not in flight at {node}."))
 
 
 @group.command()
@@ -191,23 +190,24 @@ def move(source: str, target: str) -> None:
     What is no message of ours becomes a dead letter. What workers hold of the queue ends there.
     """
     client = _connect()
-    if target == source or target not in current().queues:
+    if target == source or target not in options.queues:
         raise click.UsageError(f"{target} is not another queue of this installation; see `list`.")
     for name, destination in ((source, target), (keys.deferred_list(source), keys.deferred_list(target))):
 
         def carry(messages: list[bytes], name: str = name, destination: str = destination) -> int:
             for raw in messages:
-                message = snapshot.ours(source, raw)
+                message = snapshot.ours(options, source, raw)
                 if message is None:
-                    reason = signing.refusal(source, raw) or signing.MALFORMED
+                    reason = signing.rejection(options, source, raw) or signing.MALFORMED
                     names = (name, keys.DEAD_LETTERS, keys.ACCEPTED)
-                    run(client, scripts.BURY, len(names), *names, *dead_letter(source, raw, reason))
+                    letter = dead_letter.arguments(options, source, raw, reason)
+                    run(client, scripts.DEAD_LETTER, len(names), *names, *letter)
                     click.echo(printable(f"An entry of {name} is a dead letter now: {reason}"))
                     continue
                 # Where a retry goes.
                 message["properties"]["delivery_info"]["routing_key"] = target
                 names = (name, destination, keys.ACCEPTED)
-                run(client, scripts.MOVE_ANEW, len(names), *names, raw, signing.changed(target, message), "")
+                run(client, scripts.MOVE_ANEW, len(names), *names, raw, signing.changed(options, target, message), "")
             return len(messages)
 
         moved = _work_off(client, source, name, lambda *_: True, carry)
@@ -237,7 +237,7 @@ def probe(names: tuple[str, ...], within: float) -> None:
         except NoResultError:
             children = zip(queues, parts.children or [], strict=True)
             missing = list(dict.fromkeys(queue for queue, part in children if not part.ready()))
-            look, late = snapshot.look(client), missing or [queues[0]]
+            look, late = snapshot.look(options, client), missing or [queues[0]]
             if all(look.is_busy(queue) for queue in late):
                 click.echo(printable(f"Not proven: all workers of {', '.join(late)} are busy with earlier tasks."))
                 return
@@ -252,15 +252,17 @@ def probe(names: tuple[str, ...], within: float) -> None:
 
 
 def _connect() -> redis.Redis:
-    return broker_client(current())
+    return broker_client(options)
 
 
 def _is(task: str) -> Wanted:
-    return lambda queue, raw: (message := snapshot.ours(queue, raw)) is not None and message["headers"]["task"] == task
+    return lambda queue, raw: (
+        (message := snapshot.ours(options, queue, raw)) is not None and message["headers"]["task"] == task
+    )
 
 
 def _id(queue: str, raw: bytes) -> str:
-    message = snapshot.ours(queue, raw)
+    message = snapshot.ours(options, queue, raw)
     return message["headers"].get("id", "") if message else ""
 
 

@@ -76,7 +76,7 @@ class _FailedLogins(RateLimiter):
         return max(0, left) if self._hits[address] >= self._amount else 0
 
 
-class _Refusal(RequestHandler):
+class _Denial(RequestHandler):
     def initialize(self, status: int, text: str, headers: dict[str, str]) -> None:
         """Take over what is to be answered."""
         self._status, self._text, self._headers_to_add = status, text, headers
@@ -128,15 +128,15 @@ def install(failed_login_limit: str, trusted_proxies: Sequence[Network]) -> None
     def find_handler(served: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
         if _SecurityHeaders not in served.transforms:
             served.add_transform(_SecurityHeaders)
-        if refusal := _refusal(request, failures, trusted):
-            return served.get_handler_delegate(request, _Refusal, refusal)
+        if denial := _denial(request, failures, trusted):
+            return served.get_handler_delegate(request, _Denial, denial)
         return Application.find_handler(served, request, **kwargs)
 
     Flower.find_handler = find_handler
     flower.app.HTTPServer = _Server
 
 
-def _refusal(request: HTTPServerRequest, failures: _FailedLogins, trusted: Sequence[Network]) -> dict[str, Any] | None:
+def _denial(request: HTTPServerRequest, failures: _FailedLogins, trusted: Sequence[Network]) -> dict[str, Any] | None:
     """Return the answer to a request that must not reach Flower, nothing for one that may."""
     path = _path(request)
     if options.basic_auth and not (path == "/healthcheck" and _is_local(request)):

@@ -8,6 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from celery_durable.aio.inspector import Inspector
+from celery_durable.options import Options
 from durable_console.web import alerts, health, metrics, status
 from durable_console.web.prometheus import Prometheus
 
@@ -16,14 +17,15 @@ ROUTERS = (metrics.scraped, health.router, metrics.router, status.router, alerts
 POLICIES = {status.PATH: status.POLICY}
 
 
-def prepare(state: Any, broker: Redis, results: Redis, *, name: str) -> None:
+def prepare(state: Any, options: Options, broker: Redis, results: Redis, *, name: str) -> None:
     """Put what the routers need into an application's state; besides, they want ``guard`` and ``max_body_bytes`` there.
 
     Args:
         state: the application's.
+        options: of the Celery application that is observed.
         broker: a client of the broker.
         results: a client of the Redis with the results.
         name: what the status page calls the service that makes it.
     """
-    state.broker, state.inspector, state.prometheus = broker, Inspector(broker), Prometheus(broker)
+    state.broker, state.inspector, state.prometheus = broker, Inspector(options, broker), Prometheus(options, broker)
     state.observer = status.Observer(state.prometheus, broker, results, name=name)

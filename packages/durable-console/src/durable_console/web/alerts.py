@@ -24,7 +24,7 @@ from durable_console.web.security import MetricsRoute
 
 logger = logging.getLogger(__name__)
 
-# It fires always, so it is a sign of life.
+# It fires always, so it is a heartbeat.
 WATCHDOG = "Watchdog"
 # Seconds after which a group counts as forgotten, and all that was said when nothing more is heard.
 GROUP_KEPT = 15 * 60

@@ -21,7 +21,7 @@ class WorkerMetrics(BaseModel):
 
 
 class TaskMetrics(BaseModel):
-    """Tasks in the hands of workers: running, and waiting for their time (retries)."""
+    """Tasks in flight: running, and scheduled (retries)."""
 
     active: int
     scheduled: int

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from celery_durable import entries, keys
 from celery_durable.aio.workforce import ALIVE_SECONDS
 from celery_durable.metrics import BUCKETS, FAILURES, FAILURES_KEPT, FIGURES, OUTCOMES, OVER, WORKERS
-from celery_durable.options import current
+from celery_durable.options import Options
 from celery_durable.signing import parse
 from celery_durable.task_ids import made
 
@@ -53,6 +53,7 @@ class Snapshot:
     unacknowledged: int = 0
     dead_letters: int = 0
     accepted: int = 0
+    workers_expected: int = 0
     beat: bool | None = None  # whether one of the beats holds the lease; None where there is no lease
     figures: dict[tuple[str, ...], float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> its state, with "silent" seconds
@@ -62,11 +63,11 @@ class Snapshot:
 class Prometheus:
     """Answers scrapes."""
 
-    def __init__(self, broker: Redis) -> None:
+    def __init__(self, options: Options, broker: Redis) -> None:
         """Ask ``broker``."""
-        self._broker = broker
-        self._queues = current().queues
-        self._snapshot = Snapshot()
+        self._options, self._broker = options, broker
+        self._queues = options.queues
+        self._snapshot = Snapshot(workers_expected=options.workers_expected)
         self._taken = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -99,7 +100,7 @@ class Prometheus:
             pipeline.zrange(keys.LEASES, 0, -1)
             pipeline.llen(keys.DEAD_LETTERS)
             pipeline.hlen(keys.ACCEPTED)
-            pipeline.exists(f"{keys.BEAT}{current().beat}")
+            pipeline.exists(f"{keys.BEAT}{self._options.beat}")
             for queue in self._queues:
                 pipeline.llen(queue)
                 pipeline.lindex(queue, -1)
@@ -107,7 +108,7 @@ class Prometheus:
             (now, _), *replies = await pipeline.execute(raise_on_error=False)
             return await self._understand(now, replies)
         except (RedisError, OSError, TypeError):  # TypeError: not even the time was answered
-            return Snapshot()
+            return Snapshot(workers_expected=self._options.workers_expected)
 
     async def _understand(self, now: int, replies: list[Any]) -> Snapshot:
         """Make a snapshot of the answers; each entry by itself.
@@ -123,7 +124,7 @@ class Prometheus:
         leases = read(keys.LEASES, entries.leases, replies[4], [])
         dead_letters = read.number(keys.DEAD_LETTERS, replies[5])
         accepted = read.number(keys.ACCEPTED, replies[6])
-        beat = bool(read.number("beat", replies[7])) if current().beat else None
+        beat = bool(read.number("beat", replies[7])) if self._options.beat else None
         lengths, oldest, deferred = {}, {}, {}
         for queue, (length, last, aside) in zip(self._queues, zip(*[iter(replies[8:])] * 3, strict=True), strict=True):
             lengths[queue] = read.number(queue, length)
@@ -140,6 +141,7 @@ class Prometheus:
         holding = {keys.node_of(name) for name, number in zip(leases, held, strict=True) if number}
         return Snapshot(
             up=True,
+            workers_expected=self._options.workers_expected,
             lengths=lengths,
             oldest=oldest,
             deferred=deferred,
@@ -179,9 +181,7 @@ class _Queue(Collector):
         """Yield all of them."""
         seen = self._snapshot
         yield GaugeMetricFamily("celery_broker_up", "Whether the broker has answered.", int(seen.up))
-        yield GaugeMetricFamily(
-            "celery_workers_expected", "Workers that the inventory wants.", current().workers_expected
-        )
+        yield GaugeMetricFamily("celery_workers_expected", "Workers that the inventory wants.", seen.workers_expected)
         if not seen.up:
             return
         if seen.beat is not None:
@@ -192,7 +192,7 @@ class _Queue(Collector):
         yield GaugeMetricFamily("celery_accepted_tasks", "Accepted tasks that are not done.", seen.accepted)
         yield GaugeMetricFamily("celery_dead_letters", "Messages that no worker will run.", seen.dead_letters)
         yield GaugeMetricFamily(
-            "celery_unacknowledged_tasks", "Tasks in the hands of workers, alive or not.", seen.unacknowledged
+            "celery_unacknowledged_tasks", "Tasks in flight, at workers that are alive or not.", seen.unacknowledged
         )
         text = "Entries of the broker's keys that are not of the expected form."
         yield _gauge("celery_bad_entries", text, "key", seen.bad)
@@ -225,7 +225,7 @@ def _workers(workers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     held = [state["held"] + state["silent"] for state in workers.values() if state["held"]]
     yield GaugeMetricFamily(
         "celery_unacknowledged_oldest_seconds",
-        "Time that the oldest task that might run is in a worker's hands.",
+        "Time that the oldest task that might run is in flight.",
         max(held, default=0),
     )
 

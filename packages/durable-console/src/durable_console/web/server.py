@@ -13,10 +13,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from celery_durable import secret_files
+from celery_durable import masking, secret_files
 from celery_durable.aio.clients import broker_client, results_client
 from celery_durable.logs import log_config
-from celery_durable.options import OptionError, Options, Variables, current, read, set_current
+from celery_durable.options import OptionError, Options, Variables, read
 from celery_durable.web.access_log import bounded
 from celery_durable.web.rate_limit import RULE, is_rate
 from durable_console import web
@@ -86,13 +86,13 @@ VARIABLES: Variables = {
 }
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Build the service; the library's options must be set."""
+def create_app(settings: Settings, options: Options) -> FastAPI:
+    """Build the service for the Celery application of ``options``."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with broker_client(current()) as broker, results_client(current()) as results:
-            web.prepare(app.state, broker, results, name="Console")
+        async with broker_client(options) as broker, results_client(options) as results:
+            web.prepare(app.state, options, broker, results, name="Console")
             yield
 
     app = FastAPI(title="durable-console", openapi_url=None, lifespan=lifespan)
@@ -129,14 +129,14 @@ def serve(bind: str, port: int) -> None:
     settings, options = Settings.from_environment(), Options.from_environment()
     broker, results = (os.environ.get(name) for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"))
     urls = (broker or f"{LOCAL}/0", results or f"{LOCAL}/1")
-    hidden = (*urls, *settings.keys, *settings.metrics_keys, *options.secrets)
-    set_current(replace(options, broker_url=urls[0], result_url=urls[1], secrets=hidden))
+    masking.hide((*urls, *settings.keys, *settings.metrics_keys, *options.secrets))
+    options = replace(options, broker_url=urls[0], result_url=urls[1])
     config = bounded(log_config("console", settings.log_level))
     # uvicorn brings handlers of its own.
     config["loggers"] |= {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.access")}
     logging.config.dictConfig(config)
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, options),
         host=bind,
         port=port,
         log_config=None,

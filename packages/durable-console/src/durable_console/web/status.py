@@ -24,7 +24,6 @@ from celery_durable import entries
 from celery_durable.aio.workforce import ALIVE_SECONDS
 from celery_durable.keys import ALERTS
 from celery_durable.metrics import DIED, FAILED, FAILURES, FAILURES_KEPT, MINUTE, RETRIED, SUCCEEDED, TIMED_OUT
-from celery_durable.options import current
 from durable_console.web.alerts import Firing, firing, heard
 from durable_console.web.errors import documented
 from durable_console.web.headers import page_policy
@@ -203,7 +202,7 @@ def _workers_part(seen: Snapshot, *, broker: bool) -> Part:
     if not broker:
         return Part("Workers", "unknown", "unknown", "They report through the broker.")
     alive = sum(state["silent"] < ALIVE_SECONDS for state in seen.workers.values())
-    expected = current().workers_expected
+    expected = seen.workers_expected
     text = f"{alive} of {expected} alive." if expected else f"{alive} alive."
     if not alive:
         return Part("Workers", "bad", "broken", f"{text} Tasks wait.")

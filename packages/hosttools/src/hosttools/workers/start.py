@@ -14,11 +14,10 @@ CHECK_DEPENDENCIES = ["-m", "pip", "--isolated", "check", "--disable-pip-version
 # A PING to what the secrets name, as a worker and without the application.
 TRY_REDIS = """
 import redis
-import durable_console.application
 from celery_durable.connection import broker_client, results_client
-from celery_durable.options import current
+from durable_console.application import options
 
-for part, client in (("queue", broker_client(current())), ("results", results_client(current()))):
+for part, client in (("queue", broker_client(options)), ("results", results_client(options))):
     try:
         client.ping()
     except redis.RedisError as error:

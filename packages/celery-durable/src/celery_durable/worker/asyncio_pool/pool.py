@@ -12,10 +12,9 @@ from celery.concurrency.base import BasePool
 from celery.concurrency.prefork import _run_ready_callbacks
 from kombu.asynchronous import get_event_loop
 
-from celery_durable.metrics import figures
 from celery_durable.worker.asyncio_pool.limits import BLOCKED, Limits
 from celery_durable.worker.asyncio_pool.member import Job, Member, processes_of
-from celery_durable.worker.delivery import suspicions
+from celery_durable.worker.redelivery import suspicions
 from celery_durable.worker.results import MAIN_PROCESS_RETRIES
 
 logger = logging.getLogger(__name__)
@@ -185,7 +184,7 @@ class TaskPool(BasePool):
     def _on_message(self, member: Member, message: tuple[Any, ...]) -> None:
         kind, number, *rest = message
         if kind == "lag":
-            figures.lagged(*rest)
+            self.app.durable_worker.metrics.lagged(*rest)
             return
         with self._changed:
             job = self._finish(number) if kind in ENDS else self._jobs.get(number)
@@ -226,7 +225,7 @@ class TaskPool(BasePool):
         # Its own report would have come when the loop was free again.
         number, since = member.step.now()
         if number in member.jobs and (held := time.monotonic() - since) > BLOCKED:
-            figures.lagged(member.jobs[number].args[0], held)
+            self.app.durable_worker.metrics.lagged(member.jobs[number].args[0], held)
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
         with self._tell():
