@@ -17,7 +17,8 @@ import httpx
 
 from tests.bench.performance.sides import Side
 from tests.bench.scaling.processes import cpu_seconds, family, family_mib
-from tests.support import Api, Program, RedisServer, free_port, wait_until
+from celery_durable.testing import RedisServer, wait_for
+from tests.support import Api, Program, free_port
 
 # CPU seconds of processes whose parents were killed with them.
 orphans_cpu: list[float] = []
@@ -105,12 +106,13 @@ class Installation:
     def wait_for(self, count: int, worker: Program, timeout: float) -> float:
         """Return when so many tasks had ended."""
 
-        def reached() -> bool:
+        deadline = time.monotonic() + timeout
+        while self.ended() < count:
             if worker.process.poll() is not None:
                 raise RuntimeError(f"The worker has ended: {worker.output()[-2000:]}")
-            return self.ended() >= count
-
-        wait_until(reached, timeout, 0.005)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.ended()} of {count} tasks have ended after {timeout:g} s")
+            time.sleep(0.005)  # finer than any wait of the tests: it is measured
         return time.monotonic()
 
 
@@ -196,7 +198,7 @@ def wrk(
 def _finish(ask: Callable[[str], httpx.Response], paths: list[str]) -> None:
     """Wait until all tasks have succeeded."""
     for path in paths:
-        wait_until(lambda path=path: ask(path).json()["status"] == "SUCCESS", 60)  # type: ignore[misc]
+        wait_for(lambda path=path: ask(path).json()["status"] == "SUCCESS", seconds=60)  # type: ignore[misc]
 
 
 def guide_api(directory: Path, seconds: float) -> dict[str, Load]:

@@ -8,7 +8,8 @@ import redis
 
 from tests.bench.performance.measures import Installation
 from tests.bench.performance.sides import NOTHING, Side
-from tests.support import REPOSITORY, wait_until
+from celery_durable.testing import wait_for
+from tests.support import REPOSITORY
 
 # Where the libraries that are not Celery keep results; arq's lie beside its queue.
 RESULTS = {"arq": "arq:result:*", "dramatiq": "*", "taskiq": "*"}
@@ -30,4 +31,4 @@ def test_a_worker_runs_both_tasks(side: Side, tmp_path: Path) -> None:
         installation.wait_for(2, worker, 30)
         results = redis.Redis.from_url(installation.env[f"BENCH_{'BROKER' if side.name == 'arq' else 'RESULTS'}_URL"])
         pattern = RESULTS.get(side.name, "celery-task-meta-*")
-        wait_until(lambda: len(list(results.scan_iter(pattern))) == 2)
+        wait_for(lambda: len(list(results.scan_iter(pattern))) == 2)

@@ -1,7 +1,7 @@
 """What a worker of one application has, and what it does beside running tasks.
 
 Each application has its own, so that several in one process do not meet. The jobs are in three threads, by what may
-delay what (docs/decisions/0043-jobs-of-a-worker.md).
+delay what (docs/decisions/0044-jobs-of-a-worker.md).
 """
 
 import logging
