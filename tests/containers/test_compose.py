@@ -332,9 +332,7 @@ def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     worker = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
     wait_for(
-        lambda: (
-            "No heartbeat" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before
-        ),
+        lambda: "No heartbeat" in stack.probe(container)[1] or stack.inspect(container)["State"]["StartedAt"] != before,
         seconds=20,
     )
     wait_for(lambda: stack.inspect(container)["State"]["StartedAt"] != before, seconds=30)

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import httpx
 
+from celery_durable.testing import RedisServer, wait_for
 from tests.bench.performance.sides import Side
 from tests.bench.scaling.processes import cpu_seconds, family, family_mib
-from celery_durable.testing import RedisServer, wait_for
 from tests.support import Api, Program, free_port
 
 # CPU seconds of processes whose parents were killed with them.
@@ -105,7 +105,6 @@ class Installation:
 
     def wait_for(self, count: int, worker: Program, timeout: float) -> float:
         """Return when so many tasks had ended."""
-
         deadline = time.monotonic() + timeout
         while self.ended() < count:
             if worker.process.poll() is not None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from celery_durable.testing import wait_for
 from tests.bench.performance.measures import Installation
 from tests.bench.performance.sides import NOTHING, Side
-from celery_durable.testing import wait_for
 from tests.support import REPOSITORY
 
 # Where the libraries that are not Celery keep results; arq's lie beside its queue.
