@@ -372,7 +372,7 @@ def roll(what: str, *options: str, name: str = "ops/deploy", good: bool = True) 
     assert (run.returncode == 0) == good, run.stdout[-6000:]
     if not good:
         said = " ".join(run.stdout.split())
-        assert "The release before is back, and well." in said or "It was not touched." in said, run.stdout[-6000:]
+        assert "The previous release is back and healthy." in said or "It was not touched." in said, run.stdout[-6000:]
         (kept,) = before
         assert f"playbooks/ops/rollback.yml -e release={kept} -e confirm=yes" in said
         if live() != before:
