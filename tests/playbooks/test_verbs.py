@@ -97,9 +97,20 @@ def test_secrets_are_changed_for_all_hosts_or_none(tmp_path: Path, playbook: str
     assert [host["changed"] for host in counts.values() if host["changed"]] == []
 
 
-@pytest.mark.parametrize(("playbook", "host"), [("ops/remove_worker", "w2"), ("ops/remove_redis", "r4")])
-def test_without_confirm_it_says_what_it_would_do(tmp_path: Path, playbook: str, host: str) -> None:
-    said, counts = run(tmp_path, playbook, host=host, redis_password="none")  # noqa: S106 - none is needed
+@pytest.mark.parametrize(
+    ("playbook", "variables", "words"),
+    [
+        ("ops/remove_worker", {"host": "w2"}, "w2"),
+        ("ops/remove_redis", {"host": "r4", "redis_password": "none"}, "r4"),
+        ("ops/move_queue", {"from": "a", "to": "b"}, "all tasks that wait in a go into b"),
+        ("ops/upgrade_redis", {}, "is installed on r1, then r2, then r3, then on r4."),
+        ("diagnose/dead_letters", {"operation": "drop", "task": "x, y"}, "x, y are deleted for good"),
+    ],
+)
+def test_without_confirm_it_says_what_it_would_do(
+    tmp_path: Path, playbook: str, variables: dict[str, Any], words: str
+) -> None:
+    said, counts = run(tmp_path, playbook, **variables)
     assert said.startswith("Nothing was changed. With -e confirm=yes: ")
-    assert host in said
+    assert words in said
     assert not any(host["changed"] or host["failures"] for host in counts.values())
