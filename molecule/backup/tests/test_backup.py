@@ -259,7 +259,7 @@ def test_the_former_data_is_back_when_the_new_one_does_not_stay(host: Host, api:
     finally:
         host.check_output(f"sed -i 's/^maxmemory .*/maxmemory {limit}/' /etc/redis/redis.conf")
     assert failed.returncode != 0
-    assert "The former data is back." in failed.stdout, failed.stdout
+    assert "The previous data is back." in failed.stdout, failed.stdout
     assert ask(host, "main", "GET app:former") == "yes"
     api.wait(api.enqueue())
 

@@ -325,7 +325,7 @@ def redis_is_upgraded() -> None:
         host.run("systemctl restart redis-server@broker")
         wait_for(whole, "all servers replicate", 90)
     with load(f"Redis is upgraded on {len(REDIS)} hosts"):
-        run_well("ops/upgrade_redis")
+        run_well("ops/upgrade_redis", "--extra-vars=confirm=yes")
     for host in REDIS:
         assert host.run("dpkg-query --show --showformat='${Version}' redis-server") == known[0]
     assert {primary(name) for name in INSTANCES} == {REDIS[0]}
@@ -339,7 +339,7 @@ def all_secrets_are_replaced(tmp_path: Path) -> None:
         run = inventory.playbook(str(PROJECT / "playbooks/ops/rotate_secrets.yml"))
     assert run.returncode == 0, run.stdout[-6000:]
     # The load had the former key, which is valid until it is retired.
-    run = inventory.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"))
+    run = inventory.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"), "--extra-vars=confirm=yes")
     assert run.returncode == 0, run.stdout[-6000:]
     inventory.give_back()
     wait_for(whole, "all servers replicate", 60)
@@ -373,7 +373,7 @@ def roll(what: str, *options: str, name: str = "ops/deploy", good: bool = True) 
     assert (run.returncode == 0) == good, run.stdout[-6000:]
     if not good:
         said = " ".join(run.stdout.split())
-        assert "The release before is back, and well." in said or "It was not touched." in said, run.stdout[-6000:]
+        assert "The previous release is back and healthy." in said or "It was not touched." in said, run.stdout[-6000:]
         (kept,) = before
         assert f"playbooks/ops/rollback.yml -e release={kept} -e confirm=yes" in said
         if live() != before:

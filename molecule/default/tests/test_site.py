@@ -96,8 +96,9 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
     host.run_expect([0], f"{login}; redis-cli -p 6380 LPUSH celery poison")
     api.wait(api.enqueue())
     wait_for(lambda: "1 dead letters." in dead_letters(), "the dead letter", 30)
-    assert dead_letters(verb="drop").startswith("failed")
-    assert "is deleted" in dead_letters(verb="drop", letters="all")
+    assert dead_letters(operation="drop").startswith("failed")
+    assert "Nothing was changed." in dead_letters(operation="drop", task="all")
+    assert "is deleted" in dead_letters(operation="drop", task="all", confirm="yes")
     assert "0 dead letters." in dead_letters()
 
 
@@ -164,7 +165,7 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
     assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout
     assert "changed=0" in refused.stdout
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
-    command += [str(PROJECT / "playbooks/ops/move_queue.yml"), "-e", "from=reports", "-e", "to=celery"]
+    command += [str(PROJECT / "playbooks/ops/move_queue.yml"), "-e", "from=reports to=celery confirm=yes"]
     moved = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert "1 entries of reports are taken out" in moved.stdout, moved.stdout
     removed = converge()

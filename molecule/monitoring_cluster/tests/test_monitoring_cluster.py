@@ -55,7 +55,7 @@ def test_maintenance_takes_no_primary_away() -> None:
     host = present_hosts()["primary"]
     play = str(PROJECT / "playbooks/runbooks/planned_maintenance.yml")
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", play]
-    command += ["--extra-vars", f"phase=begin host={host} evidence_directory={EPHEMERAL / 'evidence'}"]
+    command += ["--extra-vars", f"operation=begin host={host} evidence_directory={EPHEMERAL / 'evidence'}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode != 0
     assert f"{host} has the primary of" in run.stdout + run.stderr

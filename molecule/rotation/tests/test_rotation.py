@@ -110,7 +110,7 @@ def test_former_keys_work_until_they_are_retired(rotated: dict[str, str], api: A
     old, new = rotated["backend_api_key"], INVENTORY.secret("backend_api_key")
     assert answer(new) == "200"
     assert answer(old) == "200"
-    run = INVENTORY.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"))
+    run = INVENTORY.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"), "--extra-vars=confirm=yes")
     assert run.returncode == 0, run.stdout
     assert (answer(old), answer(new)) == ("401", "200")
     api.wait(api.enqueue())

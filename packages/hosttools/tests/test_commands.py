@@ -86,7 +86,7 @@ def test_failed_logins_are_known_by_their_lines() -> None:
 
 @pytest.mark.parametrize(
     ("sources", "action"),
-    [({"a": "1", "b": "1"}, "finish"), ({"a": "2", "b": "1"}, "back"), ({"a": "1"}, "back")],
+    [({"a": "1", "b": "1"}, "finish"), ({"a": "2", "b": "1"}, "rollback"), ({"a": "1"}, "rollback")],
 )
 def test_a_release_that_starts_elsewhere_is_installed_again(sources: dict[str, str], action: str) -> None:
     """Only ``a`` cannot start it; alone on the release before, it would be half of a deployment."""

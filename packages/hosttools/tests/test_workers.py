@@ -146,7 +146,7 @@ def test_a_chosen_release_is_that_of_all_pools_of_the_host(given: dict[str, str]
         return loader.load_from_file(str(REPOSITORY / "playbooks" / file), trusted_as_template=True)
 
     (play,) = load("runbooks/worker_crashes.yml")
-    (choose,) = [task for task in play["tasks"] if task["name"] == "Choose what is mended on this host"]
+    (choose,) = [task for task in play["tasks"] if task["name"] == "Choose the workers to repair on this host"]
     found = [{"host": "a", "unit": "u", "remedy": "examine"}, {"host": "a", "unit": "u-slow", "remedy": ""}]
     known = {"inventory_hostname": "a", "workers_found": found, "workers_broken": found[:1], **given}
     templar = Templar(loader=loader, variables={**load("vars/workers.yml"), **play["vars"], **choose["vars"], **known})

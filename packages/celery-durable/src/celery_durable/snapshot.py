@@ -238,7 +238,7 @@ def backlog(first: Look, last: Look, app: Celery) -> dict[str, Any]:
     )
     nodes = sorted(last.serving(_longest(late))) if late else []
     deferred = sum(entry.length for entry in last.deferred.values())
-    aside = f" {deferred} tasks are deferred: verb=resume puts them back." if deferred else ""
+    aside = f" {deferred} tasks are deferred: operation=resume puts them back." if deferred else ""
     return {
         "wrong": bool(late),
         "verdict": f"{cause} ({figures}).{aside}",
@@ -409,7 +409,7 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     if place := _place(client, app, task_id):
         yield f"It {place}; it was enqueued{since}", 200, ""
     letter = _dead_letter(client, task_id)
-    mend = f"playbooks/diagnose/dead_letters.yml -e verb=requeue -e letters={task_id}, when the cause is mended"
+    mend = f"playbooks/diagnose/dead_letters.yml -e operation=requeue -e task={task_id}, when the cause is mended"
     key = f"celery-task-meta-{task_id}"
     stored, _ = asked(lambda: results.get(key), b"")
     if stored is not None:
@@ -494,7 +494,7 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
                 return f"waits in the queue {queue}, {before} tasks are before it"
             if name in signs:
                 return _doing(signs[name], app, task_id)
-            return f"is deferred from {queue}: queue_backlog.yml -e verb=resume puts it back"
+            return f"is deferred from {queue}: queue_backlog.yml -e operation=resume puts it back"
     return ""
 
 
