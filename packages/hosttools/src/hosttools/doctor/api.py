@@ -128,7 +128,7 @@ def tasks(figures: dict[str, float], hard_limit: int, app: str) -> Iterator[Find
         held = figures["celery_unacknowledged_oldest_seconds"]
         yield Finding(CRITICAL, f"a task has been in flight for {held:.0f} s", "TaskStuck", QUEUES)
     if deferred := sum(number for name, number in figures.items() if name.startswith("celery_deferred_tasks")):
-        resume = "playbooks/runbooks/queue_backlog.yml -e verb=resume -e confirm=yes puts them back"
+        resume = "playbooks/runbooks/queue_backlog.yml -e operation=resume -e confirm=yes puts them back"
         yield Finding(WARNING, f"{deferred:.0f} tasks are deferred; {resume}", "", QUEUES)
     if letters := figures.get("celery_dead_letters", 0):
         yield Finding(WARNING, f"{letters:.0f} dead letters", "DeadLetters", QUEUES)
