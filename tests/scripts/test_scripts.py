@@ -48,7 +48,7 @@ def test_setup_stops_when_the_package_index_cannot_be_reached(tmp_path: Path) ->
 
 def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(tmp_path: Path) -> None:
     def lock(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [REPOSITORY / "scripts/lock.sh", *map(str, arguments)]
+        command = [str(REPOSITORY / "scripts/lock.sh"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     def wheel(name: str, version: str) -> str:

@@ -224,7 +224,7 @@ async def limited(how: str) -> str:
     return "never"
 
 
-@app.task(acks_late=True, acks_on_failure_or_timeout=False, time_limit=0.5)
+@app.task(acks_late=True, acks_on_failure_or_timeout=False, time_limit=1)
 async def overdue() -> None:
     """Hit the hard limit in each run, and be requeued."""
     note("start", "overdue")

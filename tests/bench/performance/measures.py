@@ -18,7 +18,7 @@ import httpx
 from celery_durable.testing import RedisServer, wait_for
 from tests.bench.performance.sides import Side
 from tests.bench.scaling.processes import cpu_seconds, family, family_mib
-from tests.support import Api, Program, free_port
+from tests.support import Api, Program
 
 # CPU seconds of processes whose parents were killed with them.
 orphans_cpu: list[float] = []
@@ -235,11 +235,11 @@ def our_api(directory: Path, seconds: float) -> dict[str, Load]:
         api = installation.api("app.main:app")
         task = {"data": {"key": "value"}}
         batch = {"task": "agent_run", "tasks": [task] * BATCH}
-        ids = api.client.post("/tasks/enqueue/batch", json=batch).raise_for_status().json()["task_ids"]
+        ids = api.post("/tasks/enqueue/batch", json=batch).raise_for_status().json()["task_ids"]
         paths = [f"/tasks/status/{task_id}" for task_id in ids]
         command = ["-c", AT_ONCE, "-A", "app.agents.worker", "worker", "--concurrency=2"]
         worker = installation.start([sys.executable, *command], "worker.log")
-        _finish(api.client.get, paths)
+        _finish(api.get, paths)
         _kill(worker)
 
         server, single, batches = (api.url, api.key), ["/tasks/enqueue"], ["/tasks/enqueue/batch"]
