@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from celery_durable.testing import RedisServer, wait_for
+from celery_durable.testing import RedisServer, free_port, wait_for
 from tests.bench.performance.sides import Side
 from tests.bench.scaling.processes import cpu_seconds, family, family_mib
 from tests.support import Api, Program
