@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: bring a running Redis to what its configuration file says, without a restart where possible."""
+"""Ansible module: apply a configuration file to a running Redis, without a restart where possible."""
 
 from __future__ import annotations
 
