@@ -63,7 +63,7 @@ options:
 
 RETURN = r"""
 denied:
-  description: What the server has lately refused to the file's users for want of permission (ACL LOG).
+  description: Commands that the server has lately denied to the file's users (ACL LOG).
   type: list
   returned: always
 unnamed:
