@@ -47,7 +47,7 @@ sandbox-down: ## Remove the sandbox
 .PHONY: secrets
 secrets: ## Write strong random secrets for INVENTORY into its vault file
 	@scripts/setup.sh controller
-	@ansible-playbook playbooks/secrets.yml -e inventory=$(abspath $(INVENTORY))
+	@ansible-playbook playbooks/ops/generate_secrets.yml -e inventory=$(abspath $(INVENTORY))
 
 .PHONY: site
 site: ## Install or update everything in INVENTORY
@@ -57,27 +57,27 @@ site: ## Install or update everything in INVENTORY
 .PHONY: deploy
 deploy: ## A new release in INVENTORY, host by host, behind gates
 	@scripts/setup.sh controller
-	ansible-playbook -i $(INVENTORY) playbooks/deploy.yml
+	ansible-playbook -i $(INVENTORY) playbooks/ops/deploy.yml
 
 .PHONY: kubernetes-base
 kubernetes-base: ## Write deploy/kubernetes/base and what belongs to it from the role's defaults
-	ansible-playbook -i localhost, playbooks/kubernetes.yml -e @deploy/kubernetes/base-variables.yml \
+	ansible-playbook -i localhost, playbooks/containers/kubernetes.yml -e @deploy/kubernetes/base-variables.yml \
 	  -e kubernetes_directory=$(CURDIR)/deploy/kubernetes
 
 .PHONY: compose
 compose: ## The platform as containers on this machine, with Docker; or ENGINE=podman for podman-compose
 	@scripts/setup.sh controller
-	ansible-playbook -i inventories/compose playbooks/compose.yml $(if $(ENGINE),-e compose_engine=$(ENGINE))
+	ansible-playbook -i inventories/compose playbooks/containers/compose.yml $(if $(ENGINE),-e compose_engine=$(ENGINE))
 
 .PHONY: doctor
 doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely cause first
 	@scripts/setup.sh controller
-	ansible-playbook -i $(INVENTORY) playbooks/doctor.yml
+	ansible-playbook -i $(INVENTORY) playbooks/diagnose/doctor.yml
 
 .PHONY: logs
 logs: ## The story of one task across all hosts: make logs TASK=<id>
 	@scripts/setup.sh controller
-	@ansible-playbook -i $(INVENTORY) playbooks/logs.yml -e task=$(TASK)
+	@ansible-playbook -i $(INVENTORY) playbooks/diagnose/task_timeline.yml -e task=$(TASK)
 
 .PHONY: check
 check: setup ## Linters and quick tests

@@ -48,7 +48,7 @@ up() {
     --cap-add NET_ADMIN --publish 127.0.0.1:2222:22 --publish 127.0.0.1:8000:8000 --publish 127.0.0.1:5555:5555
   step "Install the platform (ansible-playbook site.yml)" "mend what the failed task names and run make sandbox again." deploy
   step "Send a task through the API and wait for SUCCESS" "see scripts/podman.sh exec $name journalctl -u typesafe-celery -u typesafe-api -n 50." \
-    ansible-playbook --inventory inventories/sandbox playbooks/smoke.yml
+    ansible-playbook --inventory inventories/sandbox playbooks/diagnose/smoke_test.yml
   local key="${secrets#"$root"/}/backend_api_key" task
   # The key goes through a pipe: arguments are for everybody to see.
   task=$(curl --noproxy '*' --silent --show-error --fail http://127.0.0.1:8000/tasks/enqueue \

@@ -24,6 +24,8 @@ from app.agents.config import DEFAULT_QUEUE
 from celery_durable.keys import ACCEPTED, LEASES, UNACKED
 
 REPOSITORY = Path(__file__).parent.parent
+# faulty_worker and asyncio_worker, for the programs that tests start.
+APPLICATIONS = str(REPOSITORY / "packages/celery-durable/tests")
 T = TypeVar("T")
 
 
@@ -118,7 +120,11 @@ class Program:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=output, stderr=stderr
+                command,
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": APPLICATIONS, **(env or {})},
+                stdout=output,
+                stderr=stderr,
             )
 
     def output(self) -> str:
@@ -240,15 +246,15 @@ class Stack:
         self.workers: list[Program] = []
 
     def start_worker(self, *options: str, name: str = "test") -> Program:
-        """Start a worker of tests.faulty_worker; all are killed at the end."""
+        """Start a worker of faulty_worker; all are killed at the end."""
         log = self.directory / f"worker-{len(self.workers)}.log"
-        worker = start_worker(log, self.env, *options, app="tests.faulty_worker", name=name)
+        worker = start_worker(log, self.env, *options, app="faulty_worker", name=name)
         self.workers.append(worker)
         return worker
 
     def send(self, *calls: str) -> list[str]:
         """Send tasks, like ``dying.delay(1)``, and return their ids."""
-        code = f"from tests.faulty_worker import *; print(*[call.id for call in [{', '.join(calls)}]])"
+        code = f"from faulty_worker import *; print(*[call.id for call in [{', '.join(calls)}]])"
         program = Program([sys.executable, "-c", code], self.directory / "send.log", self.env)
         assert program.process.wait(20) == 0
         return program.output().split()

@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def worker(server: RedisServer, tmp_path: Path) -> Iterator[Program]:
     """A worker with tasks that sleep."""
-    program = start_worker(tmp_path / "worker.log", server.environment(0, 1), app="tests.faulty_worker")
+    program = start_worker(tmp_path / "worker.log", server.environment(0, 1), app="faulty_worker")
     yield program
     program.stop(signal.SIGKILL)
 
@@ -124,7 +124,7 @@ def test_a_worker_that_starts_meanwhile_waits(server: RedisServer, api: Api, tmp
 
 def test_a_task_that_ends_while_redis_is_busy_ends_once(server: RedisServer, worker: Program, tmp_path: Path) -> None:
     sender = Program(
-        ["python", "-c", "from tests.faulty_worker import *; print(sleeping.delay(1).id, flush=True)"],
+        ["python", "-c", "from faulty_worker import *; print(sleeping.delay(1).id, flush=True)"],
         tmp_path / "send.log",
         server.environment(0, 1),
     )

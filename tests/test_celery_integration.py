@@ -122,7 +122,7 @@ class TestFaults:
         api.stop()
 
     def test_retry(self, redis_server: RedisServer, faulty_api: Api, tmp_path: Path) -> None:
-        worker = start_worker(tmp_path / "worker.log", redis_server.environment(4, 5), app="tests.faulty_worker")
+        worker = start_worker(tmp_path / "worker.log", redis_server.environment(4, 5), app="faulty_worker")
         try:
             task_id = faulty_api.enqueue({"simulate_failure": True}, **{"X-Request-ID": "try-again"})
             retrying = faulty_api.wait_for(task_id, "RETRY")
@@ -174,8 +174,8 @@ class TestStop:
         self, redis_server: RedisServer, tmp_path: Path, settings: dict[str, str], options: tuple[str, ...]
     ) -> None:
         env = {**redis_server.environment(8, 9), **settings}
-        worker = start_worker(tmp_path / "worker.log", env, *options, app="tests.faulty_worker")
-        enqueue = "from tests.faulty_worker import endless; endless.delay()"
+        worker = start_worker(tmp_path / "worker.log", env, *options, app="faulty_worker")
+        enqueue = "from faulty_worker import endless; endless.delay()"
         Program([sys.executable, "-c", enqueue], tmp_path / "enqueue.log", env).process.wait(10)
         worker.wait_for_output("Task started")
         started = time.monotonic()

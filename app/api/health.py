@@ -9,7 +9,7 @@ from durable_console.web.errors import documented, unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# Reported only if the host is ready otherwise: playbooks/roll_out.yml waits for it.
+# Reported only if the host is ready otherwise: playbooks/ops/roll_out.yml waits for it.
 DRAINED = "The server is taken out of the balancer."
 
 

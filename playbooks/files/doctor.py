@@ -609,7 +609,7 @@ def unnamed(connection: Connection, queues: Sequence[str]) -> Iterator[Finding]:
             if name not in queues and not name.endswith(".pidbox") and is_task(connection.ask("LINDEX", key, "-1")):
                 held[name] += int(str(connection.ask("LLEN", key)))
     for name, count in sorted(held.items()):
-        remedy = f"name it in celery_worker_pools, or playbooks/move_queue.yml -e from={name!r} -e to=QUEUE"
+        remedy = f"name it in celery_worker_pools, or playbooks/ops/move_queue.yml -e from={name!r} -e to=QUEUE"
         what = f"{count} tasks are in the queue {name!r}, which no pool, route or setting names: {remedy}"
         yield Finding(WARNING, what, "QueueTooOld", QUEUES)
 

@@ -27,7 +27,7 @@ LONGEST_QUOTE = 160
 # Why a replica does not reach its primary, by what its log says, and what helps.
 REASONS = {
     "password": (r"AUTH|WRONGPASS|NOPERM", "its password is not the primary's: run site.yml"),
-    "version": (r"RDB format version|load the MASTER synchronization", "run playbooks/upgrade_redis.yml"),
+    "version": (r"RDB format version|load the MASTER synchronization", "run playbooks/ops/upgrade_redis.yml"),
     "disk": (r"No space left|Read-only file system|short write", "give its disk room"),
     "tls": (r"certificate|SSL|TLS", "run site.yml"),
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What this host's logs say about one task, as JSON; the playbook merges all hosts' (playbooks/logs.yml).
+"""What this host's logs say about one task, as JSON; the playbook merges all hosts' (playbooks/diagnose/task_timeline.yml).
 
 Runs on the host as root, with the system's Python alone, and changes nothing. A line belongs to the task when it names
 the task's id, or the id of a request that did. What systemd and supervisor say of the platform's units is told

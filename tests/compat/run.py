@@ -62,7 +62,7 @@ def rules(directory: Path) -> dict[str, list[str]]:
         "ansible-playbook",
         "-i",
         "localhost,",
-        "playbooks/kubernetes.yml",
+        "playbooks/containers/kubernetes.yml",
         "-e",
         "@deploy/kubernetes/base-variables.yml",
     ]

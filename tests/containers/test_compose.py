@@ -1,4 +1,4 @@
-"""The platform in containers (playbooks/compose.yml): the guide's commands, a worker's stop and death.
+"""The platform in containers (playbooks/containers/compose.yml): the guide's commands, a worker's stop and death.
 
 With podman-compose; ENGINE=docker takes the Docker that runs on this machine, and its Compose.
 """
@@ -96,7 +96,7 @@ class Compose:
 
     def play(self, *options: str, check: bool = True) -> str:
         """Run the playbook; return what it prints."""
-        playbook = ("-i", "inventories/compose", "playbooks/compose.yml", f"--extra-vars=@{self.variables}")
+        playbook = ("-i", "inventories/compose", "playbooks/containers/compose.yml", f"--extra-vars=@{self.variables}")
         output = self.run("ansible-playbook", *playbook, *options, cwd=REPOSITORY, check=check)
         self.key = (REPOSITORY / ".secrets/compose/backend_api_key").read_text().strip()
         return output

@@ -63,7 +63,7 @@ class Trial:
 
 def untouched(host: Host, image: str, inventory: Path) -> list[str]:
     """Return what the doctor finds critical about a host to which nothing was done."""
-    said = play(inventory, start(host, image), host, "playbooks/doctor.yml")
+    said = play(inventory, start(host, image), host, "playbooks/diagnose/doctor.yml")
     return [sentence for sentence in findings(said) if sentence.startswith("CRITICAL")]
 
 
@@ -109,7 +109,7 @@ def run(host: Host, image: str, inventory: Path, seed: int, healthy: Path) -> Tr
     if not trial.broken:
         return trial
     started = time.monotonic()
-    doctor = play(inventory, port, host, "playbooks/doctor.yml")
+    doctor = play(inventory, port, host, "playbooks/diagnose/doctor.yml")
     trial.seconds = time.monotonic() - started
     trial.sentences = list(dict.fromkeys(findings(doctor)))
     trial.hung = "" if doctor else "the doctor"

@@ -18,7 +18,7 @@ ROLES = str(REPOSITORY / "roles")
 PLAIN = ("stack", "redis", "app_release", "celery_worker", "api", "flower", "logs", "hardening", "firewall")
 CLUSTER = (*PLAIN, "monitoring", "exporters", "load_balancer")
 REPLICATED = (*CLUSTER, "redis_sentinel")
-# One host's pools and address are the other hosts' concern: tests/test_queue_names.py judges the first.
+# One host's pools and address are the other hosts' concern: tests/contract/test_queue_names.py judges the first.
 LEFT_OUT = {"celery_worker_pools", "private_address"}
 
 TEXTS = (

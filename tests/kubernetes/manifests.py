@@ -46,7 +46,15 @@ def playbook(
     with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
         json.dump(variables, extra)
         extra.flush()
-        command = ["ansible-playbook", "-i", "localhost,", f"playbooks/{name}.yml", "-e", f"@{extra.name}", *arguments]
+        command = [
+            "ansible-playbook",
+            "-i",
+            "localhost,",
+            f"playbooks/containers/{name}.yml",
+            "-e",
+            f"@{extra.name}",
+            *arguments,
+        ]
         env = {**os.environ, **INLINE, **(env or {})}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 

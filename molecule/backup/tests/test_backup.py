@@ -59,7 +59,12 @@ with tempfile.TemporaryDirectory(dir="/var/lib/redis") as directory:
 
 def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
     """Run a playbook with the scenario's inventory."""
-    command = ["ansible-playbook", "-vvv", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks" / name)]
+    command = [
+        "ansible-playbook",
+        "-vvv",
+        f"--inventory={EPHEMERAL / 'inventory'}",
+        str(PROJECT / "playbooks/ops" / name),
+    ]
     # Tests look into archives; one has them encrypted.
     common = {"backup_directory": str(BACKUPS), "backup_encrypted": False}
     command += [f"--extra-vars={json.dumps({**common, **variables})}"]

@@ -105,7 +105,7 @@ def test_the_sandbox_is_in_force(
     host: Host, supervised: bool, worker: Supervision, process: Callable[[str], Process]
 ) -> None:
     if supervised:
-        # No filter for system calls; tests/test_worker_sandbox.py has the rest of what the program makes.
+        # No filter for system calls; tests/roles/test_worker_sandbox.py has the rest of what the program makes.
         status = host.check_output(f"cat /proc/{worker.pid()}/status")
         assert "Umask:\t0077" in status
         assert "NoNewPrivs:\t1" in status

@@ -302,15 +302,15 @@ def run_well(name: str, *options: str) -> str:
 def a_setting_changes() -> None:
     # All API servers and workers restart, each at the same time as its like.
     with load("A setting of all services changes, and changes back", in_time=True):
-        run_well("app", "--extra-vars=task_soft_time_limit=50")
-        run_well("app")
+        run_well("site/app", "--extra-vars=task_soft_time_limit=50")
+        run_well("site/app")
 
 
 def another_server_becomes_primary() -> None:
     primaries = {primary(name) for name in INSTANCES}
     other = next(host for host in REDIS if host not in primaries)
     with load("Another server is made the primary of both, on purpose"):
-        run_well("switchover", f"--extra-vars=to={other.name}")
+        run_well("ops/promote_redis", f"--extra-vars=to={other.name}")
     assert {primary(name) for name in INSTANCES} == {other}
     wait_for(whole, "all servers replicate", 60)
 
@@ -324,7 +324,7 @@ def redis_is_upgraded() -> None:
         host.run("systemctl restart redis-server@broker")
         wait_for(whole, "all servers replicate", 90)
     with load(f"Redis is upgraded on {len(REDIS)} hosts"):
-        run_well("upgrade_redis")
+        run_well("ops/upgrade_redis")
     for host in REDIS:
         assert host.run("dpkg-query --show --showformat='${Version}' redis-server") == known[0]
     assert {primary(name) for name in INSTANCES} == {REDIS[0]}
@@ -335,10 +335,10 @@ def all_secrets_are_replaced(tmp_path: Path) -> None:
     inventory = VaultInventory(tmp_path / "inventory")
     inventory.create()
     with load("All secrets are replaced"):
-        run = inventory.playbook(str(PROJECT / "playbooks/rotate_secrets.yml"))
+        run = inventory.playbook(str(PROJECT / "playbooks/ops/rotate_secrets.yml"))
     assert run.returncode == 0, run.stdout[-6000:]
     # The load had the former key, which is valid until it is retired.
-    run = inventory.playbook(str(PROJECT / "playbooks/retire_secrets.yml"))
+    run = inventory.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"))
     assert run.returncode == 0, run.stdout[-6000:]
     inventory.give_back()
     wait_for(whole, "all servers replicate", 60)
@@ -359,7 +359,7 @@ def all_are_ready() -> bool:
     )
 
 
-def roll(what: str, *options: str, name: str = "deploy", good: bool = True) -> None:
+def roll(what: str, *options: str, name: str = "ops/deploy", good: bool = True) -> None:
     """Roll a release out, or back, under load; check that all hosts run one release, another one when it is good.
 
     One that is not good goes back on the host that has noticed it. Others may run it by then, the report says how they
@@ -374,9 +374,9 @@ def roll(what: str, *options: str, name: str = "deploy", good: bool = True) -> N
         said = " ".join(run.stdout.split())
         assert "The release before is back, and well." in said or "It was not touched." in said, run.stdout[-6000:]
         (kept,) = before
-        assert f"playbooks/rollback.yml -e release={kept} -e confirm=yes" in said
+        assert f"playbooks/ops/rollback.yml -e release={kept} -e confirm=yes" in said
         if live() != before:
-            back = playbook(PROJECT / "playbooks/rollback.yml", f"--extra-vars=release={kept} confirm=yes")
+            back = playbook(PROJECT / "playbooks/ops/rollback.yml", f"--extra-vars=release={kept} confirm=yes")
             assert back.returncode == 0, back.stdout[-6000:]
     assert len(live()) == 1
     assert (live() != before) == good
@@ -405,7 +405,7 @@ def a_deploy_of_a_failing_task(tmp_path: Path) -> None:
 
 
 def a_rollback() -> None:
-    roll("The release before comes back, on all hosts", "--extra-vars=confirm=yes", name="rollback")
+    roll("The release before comes back, on all hosts", "--extra-vars=confirm=yes", name="ops/rollback")
 
 
 FAULTS: list[Callable[..., None]] = [
@@ -431,7 +431,7 @@ FAULTS: list[Callable[..., None]] = [
 def test_all_is_well_at_first() -> None:
     wait_for(whole, "all servers replicate", 60)
     # The test hosts' clock is that of the machine, which may be unsynchronized.
-    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", run_well("doctor"))) <= {"ClockWrong"}
+    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", run_well("diagnose/doctor"))) <= {"ClockWrong"}
 
 
 @pytest.mark.timeout(1800)
@@ -492,16 +492,16 @@ def test_a_redis_host_is_added_and_taken_out(tmp_path: Path) -> None:
         wait_for(lambda: all(info(host, port).get("master_link_status") == "up" for port in ports), "a replica", 60)
 
         refused = playbook(
-            PROJECT / "playbooks/remove_redis.yml", inventory, f"--extra-vars=host={REDIS[0].name} confirm=yes"
+            PROJECT / "playbooks/ops/remove_redis.yml", inventory, f"--extra-vars=host={REDIS[0].name} confirm=yes"
         )
         assert refused.returncode != 0
         assert "an odd number of three sentinels at least" in " ".join(refused.stdout.split())
 
-        said = run_well("remove_redis", inventory, f"--extra-vars=host={host.name}")
+        said = run_well("ops/remove_redis", inventory, f"--extra-vars=host={host.name}")
         assert "Nothing was changed." in " ".join(said.split())
         assert info(host, INSTANCES["broker"])["role"] == "slave"
 
-        run_well("remove_redis", inventory, f"--extra-vars=host={host.name} confirm=yes")
+        run_well("ops/remove_redis", inventory, f"--extra-vars=host={host.name} confirm=yes")
         assert not any("role" in info(host, port) for port in ports)
         for sentinel in REDIS:
             assert (

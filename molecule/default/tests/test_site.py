@@ -83,7 +83,10 @@ def test_an_operator_looks_after_the_dead_letters(host: Host, api: Api, name: st
         command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
         command += [f"--extra-vars={json.dumps(variables)}"]
         result = subprocess.run(
-            [*command, str(PROJECT / "playbooks/dead_letters.yml")], capture_output=True, text=True, check=False
+            [*command, str(PROJECT / "playbooks/diagnose/dead_letters.yml")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return result.stdout if result.returncode == 0 else f"failed: {result.stdout}"
 
@@ -159,7 +162,7 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
     assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout
     assert "changed=0" in refused.stdout
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
-    command += [str(PROJECT / "playbooks/move_queue.yml"), "-e", "from=reports", "-e", "to=celery"]
+    command += [str(PROJECT / "playbooks/ops/move_queue.yml"), "-e", "from=reports", "-e", "to=celery"]
     moved = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert "1 entries of reports are taken out" in moved.stdout, moved.stdout
     removed = converge()

@@ -31,7 +31,7 @@ def playbook(name: str, **variables: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [
             *("ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--extra-vars={json.dumps(variables)}"),
-            str(PROJECT / "playbooks" / f"{name}.yml"),
+            str(PROJECT / "playbooks/ops" / f"{name}.yml"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -97,7 +97,11 @@ def test_every_unit_is_up(host: Host, unit: str) -> None:
 
 @pytest.mark.usefixtures("host")  # so that it runs where it stands
 def test_the_doctor_finds_nothing() -> None:
-    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
+    command = [
+        "ansible-playbook",
+        f"--inventory={EPHEMERAL / 'inventory'}",
+        str(PROJECT / "playbooks/diagnose/doctor.yml"),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stdout
     # The test hosts' clock is that of the machine, which may be unsynchronized.

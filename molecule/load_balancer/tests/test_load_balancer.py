@@ -508,7 +508,7 @@ def test_a_configuration_that_haproxy_refuses_changes_nothing() -> None:
     run = subprocess.run(
         [
             *("ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", "--limit=balancer-1"),
-            *(f"--extra-vars={wrong}", str(PROJECT / "playbooks/load_balancer.yml")),
+            *(f"--extra-vars={wrong}", str(PROJECT / "playbooks/site/load_balancer.yml")),
         ],
         capture_output=True,
         text=True,

@@ -33,7 +33,11 @@ def story(task: str, *options: str) -> str:
     """Return what the playbook says of a task."""
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--extra-vars=task={task}", *options]
     run = subprocess.run(
-        [*command, str(PROJECT / "playbooks/logs.yml")], capture_output=True, text=True, check=False, timeout=120
+        [*command, str(PROJECT / "playbooks/diagnose/task_timeline.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert run.returncode == 0, run.stdout
     return run.stdout

@@ -1,4 +1,4 @@
-"""What Grafana's dashboards ask, a running Prometheus can answer; the rest is in tests/test_dashboards.py."""
+"""What Grafana's dashboards ask, a running Prometheus can answer; the rest is in tests/contract/test_dashboards.py."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_alerts_reach_the_status_page_and_the_receiver(main: Host) -> None:
 def test_an_alert_comes_to_the_status_page_and_leaves_it(main: Host) -> None:
     login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
     clear = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", "--limit=monitoring-main"]
-    clear += ["--extra-vars=verb=drop letters=all", str(PROJECT / "playbooks/dead_letters.yml")]
+    clear += ["--extra-vars=verb=drop letters=all", str(PROJECT / "playbooks/diagnose/dead_letters.yml")]
     main.check_output(f"{login}; redis-cli -p 6380 LPUSH celery poison")
     try:
         wait_for(lambda: "<b>DeadLetters</b>" in status_page(main), "the alert on the status page", 180)

@@ -57,7 +57,7 @@ def test_maintenance_takes_no_primary_away() -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode != 0
     assert f"{host} has the primary of" in run.stdout + run.stderr
-    assert "playbooks/switchover.yml -e to=" in run.stdout + run.stderr
+    assert "playbooks/ops/promote_redis.yml -e to=" in run.stdout + run.stderr
     # Nothing goes on at the other hosts.
     assert "TASK [Examine all hosts]" not in run.stdout
 

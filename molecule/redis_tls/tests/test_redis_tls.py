@@ -87,7 +87,7 @@ def test_a_task_runs_across_the_hosts(app_host: Host) -> None:
 
 def test_the_doctor_sees_nothing() -> None:
     # The test hosts' clock is that of the machine, which may be unsynchronized.
-    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", playbook("doctor"))) <= {"ClockWrong"}
+    assert set(re.findall(r"-> docs/runbooks/(\w+)\.md", playbook("diagnose/doctor"))) <= {"ClockWrong"}
 
 
 def test_no_client_is_told_of_another_way(app_host: Host) -> None:
@@ -132,7 +132,7 @@ def test_a_new_certificate_is_in_force_and_no_task_is_lost(redis_hosts: list[Hos
         host.check_output(f"rm {CERTIFICATES}/*.pem")
     api = Api(app_host)
     tasks = [api.enqueue(number=number) for number in range(5)]
-    assert "PRIVATE KEY" not in playbook("redis")
+    assert "PRIVATE KEY" not in playbook("site/redis")
     after = {handshake(app_host, port) for port in PORTS}
     assert len(after) == 1
     assert before not in after
@@ -149,7 +149,7 @@ def task_id(api: Api) -> str | None:
 
 
 def test_another_primary_is_followed(redis_hosts: list[Host], app_host: Host) -> None:
-    playbook("switchover", to="tls-redis-2")
+    playbook("ops/promote_redis", to="tls-redis-2")
     wait_for(lambda: all_follow(redis_hosts, primary=1), "all follow the second")
     api = Api(app_host)
     accepted = wait_for(lambda: task_id(api), "a task that is accepted")

@@ -64,7 +64,7 @@ def rotated() -> dict[str, str]:
     before = {file.name: INVENTORY.secret(file.name) for file in INVENTORY.secrets.iterdir()}
     podman(HOST, "sh", "-c", "rm -f /run/rotation.*; cat >/run/client.py", given=CLIENT)
     podman(HOST, "systemd-run", "--unit=rotation-client", "python3", "/run/client.py")
-    run = INVENTORY.playbook("-vvv", "--diff", str(PROJECT / "playbooks/rotate_secrets.yml"), timeout=900)
+    run = INVENTORY.playbook("-vvv", "--diff", str(PROJECT / "playbooks/ops/rotate_secrets.yml"), timeout=900)
     podman(HOST, "touch", "/run/rotation.stop")
     assert run.returncode == 0, run.stdout
     INVENTORY.give_back()
@@ -108,7 +108,7 @@ def test_former_keys_work_until_they_are_retired(rotated: dict[str, str], api: A
     old, new = rotated["backend_api_key"], INVENTORY.secret("backend_api_key")
     assert answer(new) == "200"
     assert answer(old) == "200"
-    run = INVENTORY.playbook(str(PROJECT / "playbooks/retire_secrets.yml"))
+    run = INVENTORY.playbook(str(PROJECT / "playbooks/ops/retire_secrets.yml"))
     assert run.returncode == 0, run.stdout
     assert (answer(old), answer(new)) == ("401", "200")
     api.wait(api.enqueue())

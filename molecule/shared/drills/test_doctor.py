@@ -30,7 +30,11 @@ FAULTS = {name: Fault(**case) for name, case in CASES.items()}
 
 def doctor() -> tuple[int, list[str]]:
     """Return the doctor's exit code and its sentences."""
-    command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", str(PROJECT / "playbooks/doctor.yml")]
+    command = [
+        "ansible-playbook",
+        f"--inventory={EPHEMERAL / 'inventory'}",
+        str(PROJECT / "playbooks/diagnose/doctor.yml"),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     said = r"(?:CRITICAL|warning) [\w-]+: [^\"\n]+|Nothing is wrong"
     return run.returncode, re.findall(said, run.stdout)

@@ -160,7 +160,7 @@ def bill_of_materials(requirements_file: Path, name: str, identity: str) -> byte
         SystemExit: with the last line of the program that makes the list when it fails.
     """
     command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(requirements_file)]
-    # To validate it takes four seconds; tests/test_build_release.py does.
+    # To validate it takes four seconds; tests/roles/test_build_release.py does.
     command += ["--spec-version", "1.6", "--output-reproducible", "--no-validate"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -246,7 +246,7 @@ def unnamed_queues(redis: Redis, queues: list[str]) -> list[str]:
             break
     return [
         f"The queue '{name}' holds {count} tasks, but no pool and no route of the inventory names it: leave it in until"
-        f" they have run, or move what waits with playbooks/move_queue.yml -e from={name} -e to=QUEUE."
+        f" they have run, or move what waits with playbooks/ops/move_queue.yml -e from={name} -e to=QUEUE."
         for name, count in sorted(held.items())
     ]
 

@@ -1,4 +1,4 @@
-"""Filters of the stack role: what playbooks/doctor.yml looks for on a host, and how it tells what it found."""
+"""Filters of the stack role: what playbooks/diagnose/doctor.yml looks for on a host, and how it tells what it found."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Filters of the stack role: the releases that hosts run and have kept, and which one a rollback goes to.
 
-A host is given by its variables, with what playbooks/rollback.yml has registered. A release's directory is called
+A host is given by its variables, with what playbooks/ops/rollback.yml has registered. A release's directory is called
 ID-PYTHON; its time is when it was last live (roles/app_release/tasks/switch.yml), or lies before NEVER.
 """
 

@@ -1,4 +1,4 @@
-"""Filter of the stack role: a task's story as its hosts' logs tell it (playbooks/logs.yml)."""
+"""Filter of the stack role: a task's story as its hosts' logs tell it (playbooks/diagnose/task_timeline.yml)."""
 
 from __future__ import annotations
 

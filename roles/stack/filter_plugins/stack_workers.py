@@ -40,7 +40,7 @@ STATES = {
 PLANS = {
     "start": "start and enable {unit}",
     "restart": "restart {unit}",
-    "install": "write {unit} again, as playbooks/app.yml does",
+    "install": "write {unit} again, as playbooks/site/app.yml does",
     "deploy": "deploy this checkout with the inventory's settings and secrets, and restart {unit}",
     "rebuild": "deploy this checkout with a new virtual environment, and restart {unit}",
 }

@@ -1,6 +1,6 @@
 """Queue entries as kombu's Redis transport writes them, built without a kombu connection.
 
-``tests/test_api.py`` compares them with the ones Celery itself writes, so that a change in a new version is seen.
+``tests/app/test_api.py`` compares them with the ones Celery itself writes, so that a change in a new version is seen.
 """
 
 import base64

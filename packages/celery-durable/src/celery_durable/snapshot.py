@@ -344,7 +344,7 @@ def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
             0, f"No worker has the task {task_id} in its hands or has died with it; result_not_found.yml finds it"
         )
     if seen.dead_letters:
-        notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/dead_letters.yml")
+        notes.append(f"{seen.dead_letters} dead letters wait for a decision: playbooks/diagnose/dead_letters.yml")
     sentences = [entry["reason"] for entry in found] + notes
     return {"tasks": found, "verdict": "; ".join(sentences) or "No task is stuck, and none kills its worker"}
 
@@ -407,7 +407,7 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     if place := _place(client, app, task_id):
         yield f"It {place}; it was enqueued{since}", 200, ""
     letter = _dead_letter(client, task_id)
-    mend = f"playbooks/dead_letters.yml -e verb=requeue -e letters={task_id}, when the cause is mended"
+    mend = f"playbooks/diagnose/dead_letters.yml -e verb=requeue -e letters={task_id}, when the cause is mended"
     key = f"celery-task-meta-{task_id}"
     stored, _ = asked(lambda: results.get(key), b"")
     if stored is not None:

@@ -1,0 +1,281 @@
+"""The scripts stop at the first thing that fails and say so in one sentence."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import REPOSITORY, free_port, load_plugin
+
+
+def test_setup_stops_when_the_package_index_cannot_be_reached(tmp_path: Path) -> None:
+    for folder in ("scripts", "requirements"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    # The scanner is there already: one environment is enough to see that nothing arrives.
+    lock, scanner = tmp_path / "requirements/checkov.txt", tmp_path / ".cache/checkov/installed"
+    scanner.parent.mkdir(parents=True)
+    scanner.write_text(f"{hashlib.sha256(lock.read_bytes()).hexdigest()}  {lock}\n")
+    unreachable = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": f"http://127.0.0.1:{free_port()}/",
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_RETRIES": "0",
+    }
+    result = subprocess.run(
+        [tmp_path / "scripts/setup.sh", "dev"],
+        env={**os.environ, **unreachable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert 'error: "Install Python packages (dev)" failed: check the network.' in result.stderr
+    assert not (tmp_path / ".venv" / "dev.installed").exists()
+
+
+def test_the_vault_password_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    script = tmp_path / "scripts/vault-password.sh"
+    # Several at once: ansible-lint asks from each of its processes.
+    running = [subprocess.Popen([script], stdout=subprocess.PIPE, text=True) for _ in range(20)]
+    answers = {process.communicate()[0] for process in running}
+    assert {process.returncode for process in running} == {0}
+    assert len(answers) == 1
+    assert len(answers.pop().strip()) >= 40
+    assert (tmp_path / ".secrets/vault-password").stat().st_mode & 0o777 == 0o600
+
+
+AUDITED = "packaging==26.3 --hash=sha256:" + "0" * 64 + "\n"
+
+
+def audit(file: Path, url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "scripts/audit.py"), str(file)]
+    env = {**os.environ, "AUDIT_OSV_URL": url, "AUDIT_TIMEOUT": "2", "XDG_CACHE_HOME": str(file.parent)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    file = tmp_path / "locked.txt"
+    file.write_text(AUDITED)
+    return file
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, dict[str, object]]]:
+    """Something that answers like a service for vulnerabilities; the answer can be changed."""
+    answer: dict[str, object] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_audit_says_when_nobody_can_be_asked(locked: Path) -> None:
+    """Not to be mistaken for "nothing found", nor for "something found"."""
+    result = audit(locked, f"http://127.0.0.1:{free_port()}/")
+    assert result.returncode == 2
+    assert "could not be audited: no service for vulnerabilities can be reached" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_audit_tells_what_it_finds(locked: Path, service: tuple[str, dict[str, object]]) -> None:
+    url, answer = service
+    result = audit(locked, url)
+    assert result.returncode == 0
+    assert result.stdout.endswith("locked.txt: 1 packages looked up.\n")
+    versions = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.1"}]}
+    affected = [{"package": {"name": "packaging", "ecosystem": "PyPI"}, "ranges": [versions]}]
+    answer["vulns"] = [
+        {"id": "PYSEC-0000-1", "affected": affected, "details": "-", "published": "2026-01-01T00:00:00Z"}
+    ]
+    result = audit(locked, url)
+    assert result.returncode == 1
+    assert "packaging 26.3 has PYSEC-0000-1, mended in 99.1." in result.stdout
+
+
+def test_audit_does_not_pass_what_could_not_be_looked_up() -> None:
+    """A mirror that has no vulnerabilities' data answers 404, which pip-audit counts as "none known"."""
+    code = "import sys; sys.path.insert(0, 'scripts'); import audit; "
+    code += "audit.audit = lambda _: ([{'name': 'a', 'skip_reason': 'x'}, {'name': 'b', 'vulns': []}], '')"
+    command = [sys.executable, "-c", f"{code}; sys.exit(audit.main(['locked.txt']))"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "the service knows nothing of 1 of 2 packages" in result.stdout
+
+
+def test_parts_are_listed_with_version_hash_and_license(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "scripts/sbom.py"), str(tmp_path)]
+    files = [REPOSITORY / "requirements" / f"{name}.txt" for name in ("app", "controller")]
+    subprocess.run([*command, *map(str, files)], check=True, capture_output=True)
+    for file in files:
+        parts = json.loads((tmp_path / f"{file.stem}.cdx.json").read_text())["components"]
+        locked = [line for line in file.read_text().splitlines() if "==" in line]
+        assert sorted(f"{part['name']}=={part['version']}" for part in parts) == sorted(
+            line.partition(" ")[0] for line in locked
+        )
+        assert all(part["externalReferences"][0]["hashes"] for part in parts)
+        assert sum(bool(part["licenses"]) for part in parts) >= len(parts) - 3, "what other systems need has none here"
+
+
+def test_locked_files_name_no_index() -> None:
+    for file in (REPOSITORY / "requirements").glob("*.txt"):
+        assert not [line for line in file.read_text().splitlines() if "://" in line or line.startswith("-")], file
+
+
+def test_secrets_are_written_encrypted_and_never_replaced(tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory"
+    inventory.mkdir()
+    vault = inventory / "group_vars/all/vault.yml"
+    playbook = [
+        "ansible-playbook",
+        "-vvv",
+        "--diff",
+        str(REPOSITORY / "playbooks/ops/generate_secrets.yml"),
+        "-e",
+        f"inventory={inventory}",
+    ]
+
+    def run() -> str:
+        result = subprocess.run(playbook, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+    def secrets() -> dict[str, Any]:
+        command = ["ansible-vault", "view", str(vault)]
+        return dict(yaml.safe_load(subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout))
+
+    shown = run()
+    assert vault.read_text().startswith("$ANSIBLE_VAULT;")
+    first = secrets()
+    values = [value for value in first.values() if isinstance(value, str)] + list(
+        first["redis_user_passwords"].values()
+    )
+    assert len(set(values)) == 19
+    # Certificate and key of the authority have several lines, shown or not as one.
+    lines = [line for value in values for line in value.splitlines() if not line.startswith("-----")]
+    assert [line for line in lines if line in shown] == []
+
+    # An inventory of the time before some of them existed.
+    kept = {name: value for name, value in first.items() if name != "task_signing_key"}
+    kept["redis_user_passwords"] = {"worker": first["redis_user_passwords"]["worker"]}
+    vault.write_text(yaml.safe_dump(kept))
+    subprocess.run(["ansible-vault", "encrypt", str(vault)], cwd=REPOSITORY, capture_output=True, check=True)
+    assert "task_signing_key, redis_user_passwords." in run().replace("\n", " ")
+    second = secrets()
+    assert {name: second[name] for name in kept if name != "redis_user_passwords"} == {
+        name: value for name, value in kept.items() if name != "redis_user_passwords"
+    }
+    assert second["redis_user_passwords"]["worker"] == first["redis_user_passwords"]["worker"]
+    assert second["redis_user_passwords"].keys() == first["redis_user_passwords"].keys()
+    assert "nothing was changed" in run().replace("\n", " ")
+
+
+# The images of containers
+
+OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+SKOPEO = """#!/bin/sh
+[ "$1 $2 $3" = "inspect --no-tags --format={{.Digest}}" ] || exit 2
+case "$4" in
+docker://registry.example.com/library/redis:8.0) echo "$DIGEST" ;;
+*) echo "manifest unknown: $4" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A repository of its own that names images, and a registry that knows one of them."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts/pin_images.py", tmp_path / "scripts")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/skopeo").write_text(SKOPEO)
+    (tmp_path / "bin/skopeo").chmod(0o755)
+    subprocess.run(["git", "-C", str(tmp_path), "init", "--quiet"], check=True)
+
+    def run(*options: str, digest: str = NEW, **files: str) -> subprocess.CompletedProcess[str]:
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        subprocess.run(["git", "-C", str(tmp_path), "add", "--all"], check=True)
+        command = [sys.executable, str(tmp_path / "scripts/pin_images.py"), *options]
+        env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DIGEST": digest}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+Pin = Callable[..., subprocess.CompletedProcess[str]]
+REDIS = "registry.example.com/library/redis:8.0"
+
+
+def test_old_digests_of_images_are_replaced_in_every_file(images: Pin, tmp_path: Path) -> None:
+    named = f"image: {REDIS}@{OLD}\nother: {REDIS}\n"
+    checked = images("--check", one=named, two=named)
+    assert (checked.returncode, checked.stdout) == (1, f"{REDIS}: {OLD} is now {NEW}\n")
+    assert (tmp_path / "one").read_text() == named
+    assert images().returncode == 0
+    assert {(tmp_path / name).read_text() for name in ("one", "two")} == {named.replace(OLD, NEW)}
+    again = images("--check")
+    assert (again.returncode, again.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:short", "latest"])
+def test_an_image_that_cannot_be_looked_up_leaves_all_as_it_is(images: Pin, tmp_path: Path, digest: str) -> None:
+    named = f"{REDIS}@{OLD}\n"
+    refused = images(one=named, digest=digest)
+    assert refused.returncode == 1
+    assert f"{REDIS} cannot be looked up" in refused.stderr
+    unknown = images(two=f"registry.example.com/library/unknown:1@{OLD}\n")
+    assert "manifest unknown" in unknown.stderr
+    assert (tmp_path / "one").read_text() == named
+
+
+def test_every_image_of_a_registry_is_named_with_its_digest() -> None:
+    pin_images = load_plugin("scripts/pin_images.py")
+    named = pin_images.pinned(REPOSITORY)
+    # One digest for each image, in all files.
+    images = {image for found in named.values() for image in found}
+    assert len(images) == len({image for image, _ in images}) == 2
+    places = [
+        REPOSITORY / "app/Containerfile",
+        *(REPOSITORY / "roles").rglob("*.yml"),
+        *(REPOSITORY / "deploy").rglob("*.yml"),
+    ]
+    for file in places:
+        for image in re.findall(r"docker\.io/[^\s\"']+", file.read_text()):
+            assert pin_images.PINNED.fullmatch(image), f"{file}: {image}"
+
+
+def test_no_package_of_the_controller_is_built_from_source() -> None:
+    text = (REPOSITORY / "scripts/setup.sh").read_text().replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if 'pip" install' in line]
+    own = [line for line in installs if '--editable "$root/packages/' in line]
+    assert all("--no-deps" in line and "--no-build-isolation" in line for line in own)
+    others = [line for line in installs if line not in own]
+    assert others
+    assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in others)
