@@ -36,6 +36,11 @@ help: ## Show this list
 setup: ## Prepare this machine for all other targets
 	@scripts/setup.sh dev
 
+.PHONY: lock
+lock: ## An application's requirements with hashes: make lock FILE=~/shop/requirements.in LOCK=~/shop/requirements.lock; or this repository's
+	@scripts/setup.sh controller
+	@scripts/lock.sh $(FILE) $(LOCK)
+
 .PHONY: sandbox
 sandbox: ## One throw-away host with the whole platform, and a task sent through it
 	@scripts/sandbox.sh up

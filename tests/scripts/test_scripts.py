@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -42,6 +43,41 @@ def test_setup_stops_when_the_package_index_cannot_be_reached(tmp_path: Path) ->
     assert result.returncode == 1
     assert 'error: "Install Python packages (dev)" failed: check the network.' in result.stderr
     assert not (tmp_path / ".venv" / "dev.installed").exists()
+
+
+def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(tmp_path: Path) -> None:
+    def lock(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [REPOSITORY / "scripts/lock.sh", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def wheel(name: str, version: str) -> str:
+        path = tmp_path / f"parts/{name}-{version}-py3-none-any.whl"
+        path.parent.mkdir(exist_ok=True)
+        with ZipFile(path, "w") as parts:
+            information = f"{name}-{version}.dist-info"
+            parts.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            parts.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            parts.writestr(f"{information}/RECORD", "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    ours = re.search(r"^redis==(\S+)", (REPOSITORY / "requirements/app.txt").read_text(), re.MULTILINE)
+    assert ours
+    redis, shop = wheel("redis", ours[1]), wheel("shop_parts", "1.2")
+    only_these = ("--no-index", f"--find-links={tmp_path}/parts")
+    wanted, locked = tmp_path / "requirements.in", tmp_path / "requirements.lock"
+
+    wanted.write_text("shop-parts>=1\nredis<5\n")  # the library needs a later one
+    assert lock(wanted, locked, *only_these).returncode == 0
+    assert locked.read_text() == (
+        f"redis=={ours[1]} \\\n    --hash=sha256:{redis}\nshop-parts==1.2 \\\n    --hash=sha256:{shop}\n"
+    )
+    wanted.write_text("shop-parts>=2\n")
+    failed = lock(wanted, locked, *only_these)
+    assert failed.returncode != 0
+    assert "shop-parts>=2" in failed.stderr
+    assert "1.2" in locked.read_text()
+    assert f"error: {tmp_path}/none.in is no file" in lock(tmp_path / "none.in", locked).stderr
+    assert f"like {tmp_path}/requirements.lock" in lock(wanted).stderr
 
 
 def test_the_vault_password_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery, Task, chord, current_task, signals
 from celery.app.task import Task as BaseTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from pydantic import BaseModel
 
 from celery_durable import install
 from celery_durable.aio import tasks as aio
@@ -128,6 +129,57 @@ async def add(x: int, y: int) -> int:
     return x + y
 
 
+class Model(BaseModel):
+    """What a task takes and returns."""
+
+    number: int
+
+
+@app.task(pydantic=True, bind=True)
+async def validated(self: Task[Any, Any], model: Model) -> Model:
+    """Return a model, which Celery makes plain."""
+    await asyncio.sleep(0.01)
+    return Model(number=model.number + 1 + self.request.retries)
+
+
+class Passing(BaseTask):  # type: ignore[type-arg]
+    """A base class whose ``__call__`` is a plain function, like those that push a context."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Let Celery call it."""
+        return super().__call__(*args, **kwargs)
+
+
+@app.task(base=Passing)
+async def passed(number: int) -> int:
+    """Be called by it."""
+    await asyncio.sleep(0.01)
+    return number
+
+
+@app.task
+def by_hand(number: int) -> int:
+    """Call other tasks by hand, in all ways."""
+    applied: Any = add.apply(args=(number, 3)).result
+    return int(asyncio.run(add(number, 1)) + asyncio.run(add.run(number, 2)) + applied)
+
+
+@app.task
+async def nested(depth: int) -> int:
+    """Run another task in place."""
+    await asyncio.sleep(0.01)
+    applied: Any = nested.apply(args=(depth - 1,)).result if depth else -1
+    return 1 + int(applied)
+
+
+@app.task
+async def stopping() -> str:
+    """Stop the loop, as careless code does."""
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.05)
+    return "went on"
+
+
 @app.task
 async def total(numbers: list[int]) -> int:
     """End a chord."""
@@ -170,6 +222,13 @@ async def limited(how: str) -> str:
             return "all the same"
         raise
     return "never"
+
+
+@app.task(acks_late=True, acks_on_failure_or_timeout=False, time_limit=0.5)
+async def overdue() -> None:
+    """Hit the hard limit in each run, and be requeued."""
+    note("start", "overdue")
+    await asyncio.sleep(60)
 
 
 async def part() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from celery_durable.keys import DEAD_LETTERS
+from celery_durable.redelivery import MAX_REDELIVERIES
 from tests.support import Program, Stack, wait_until
 
 pytestmark = pytest.mark.integration
@@ -146,6 +148,23 @@ def test_coroutines_end_alike_in_every_pool(farm: Farm, pool: str) -> None:
     assert worker.process.poll() is None
 
 
+@pytest.mark.parametrize("pool", ["asyncio", "prefork", "threads"])
+def test_whatever_calls_a_coroutine_gets_what_it_returns(farm: Farm, pool: str) -> None:
+    farm.start_worker(*(["-c", "1"] if pool == "prefork" else []), pool=pool)
+    calls: dict[str, tuple[object, object]] = {
+        "validated": ({"number": 1}, {"number": 2}),
+        "passed": (7, 7),
+        "by_hand": (1, 9),
+        "nested": (2, 2),
+    }
+    ids = {name: farm.send(name, argument) for name, (argument, _) in calls.items()}
+    ids["stopping"] = farm.send("stopping")
+    assert {name: farm.result(task_id) for name, task_id in ids.items()} == {
+        "stopping": "went on",
+        **{name: expected for name, (_, expected) in calls.items()},
+    }
+
+
 @pytest.mark.parametrize("pool", ["asyncio", "prefork"])
 def test_the_soft_limit_is_raised_inside_the_coroutine(farm: Farm, pool: str) -> None:
     farm.start_worker(*(["-c", "3"] if pool == "prefork" else []), pool=pool)
@@ -157,6 +176,18 @@ def test_the_soft_limit_is_raised_inside_the_coroutine(farm: Farm, pool: str) ->
     assert {*farm.noted("soft")} == {"return", "raise", "inside"}
     # Not left behind on the loop.
     wait_until(lambda: farm.noted("part") == ["ended"])
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "prefork"])
+def test_what_is_requeued_at_its_limit_becomes_a_dead_letter(farm: Farm, pool: str) -> None:
+    farm.start_worker(*(["-c", "1"] if pool == "prefork" else []), pool=pool)
+    overdue = farm.send("overdue", returns=MAX_REDELIVERIES - 1)
+    wait_until(lambda: farm.stack.redis.client(0).llen(DEAD_LETTERS))
+    assert farm.starts() == {"overdue": 2}
+    assert farm.error(overdue) == "TimeLimitExceeded"
+    (letter,) = farm.stack.redis.client(0).lrange(DEAD_LETTERS, 0, -1)
+    assert "hit its hard time limit in each of 11 runs" in str(letter)
+    wait_until(farm.stack.nothing_waits)
 
 
 def test_a_worker_has_limits_of_its_own(farm: Farm) -> None:

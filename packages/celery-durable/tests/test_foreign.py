@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from celery import Celery
 
 from celery_durable.options import OptionError, Options
 from tests.support import REPOSITORY, Program, Stack, free_port, wait_until
@@ -362,3 +363,19 @@ def answer(url: str) -> str:
         return httpx.get(url, timeout=20).text
     except httpx.ConnectError:
         return ""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_no_task_of_djangos_gets_the_connection_of_the_one_before(shop: Shop, tmp_path: Path, pool: str) -> None:
+    """Django closes a connection at the end of a request; Celery's fixup at the end of a task, in its own thread."""
+    shop.env |= {"DJANGO_SECRET_KEY": secrets.token_hex(), "DATABASE": str(tmp_path / "store.sqlite3")}
+    shop.env["DJANGO_SETTINGS_MODULE"] = "store.settings"
+    assert shop.start("-m", "django", "migrate", "--verbosity", "0").process.wait(60) == 0
+    worker = shop.start(*DURABLE, "-A", "store", "worker", "--pool", pool, "-c", "1", "-l", "info")
+    worker.wait_for_output("ready")
+    client = Celery(broker=shop.env["REDIS_URL"], backend=shop.env["RESULTS_URL"], set_as_current=False)
+    for task in ("count", "count_in_turn"):
+        for _ in range(3):
+            sent = client.send_task(f"store.tasks.{task}", queue="store")
+            assert sent.get(timeout=20) == [0, True]

@@ -10,11 +10,16 @@ import inspect
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
 
 from billiard.pool import soft_timeout_sighandler
+from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_durable import django
 
 T = TypeVar("T")
 
@@ -164,12 +169,32 @@ def complete_here(coroutine: Awaitable[T]) -> T:
     if limited:
         signal.signal(signal.SIGUSR1, on_soft_limit)
     try:
-        loop.run_until_complete(asyncio.wait([task]))
+        while not task.done():  # a task may stop its loop
+            with suppress(RuntimeError):
+                loop.run_until_complete(asyncio.wait([task]))
     finally:
         if limited:
             signal.signal(signal.SIGUSR1, handler)
     result: T = outcome(task)
     return result
+
+
+def complete_eagerly(coroutine: Awaitable[T], task: Any, request: Any) -> T:
+    """Run a coroutine to its end where it was called, as ``apply`` promises, even if that is on a loop."""
+    if asyncio._get_running_loop() is None:  # noqa: SLF001 - get_running_loop raises
+        return complete_here(coroutine)
+
+    def complete() -> T:
+        # Celery's stacks belong to threads.
+        _task_stack.push(task)
+        task.request_stack.push(request)
+        try:
+            return complete_here(coroutine)
+        finally:
+            _own.loop.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, complete).result()
 
 
 def run_here(function: Callable[[], Awaitable[None]]) -> None:
@@ -188,14 +213,23 @@ def set_complete(complete: Callable[[Awaitable[Any]], Any]) -> None:
     _complete = complete
 
 
-def _completing(function: Callable[..., Any]) -> Callable[..., Any]:
+def _completing(function: Callable[..., Any], task: Any = None) -> Callable[..., Any]:
+    """Wrap a function of ``task``, or a method of its class."""
+
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         returned = function(*args, **kwargs)
-        # On a loop it was called by a coroutine, which awaits it.
-        if not inspect.isawaitable(returned) or asyncio._get_running_loop() is not None:  # noqa: SLF001
+        if not inspect.isawaitable(returned):
             return returned
-        return _complete(returned)
+        # Whoever calls a task by hand awaits it, and so does the task itself with what it calls of its own.
+        requests = (task or args[0]).request_stack.stack
+        traced = next((request for request in reversed(requests) if not request.called_directly), None)
+        if traced is None or getattr(traced, "completed", False):
+            return returned
+        traced.completed = True
+        if traced.is_eager:
+            return complete_eagerly(returned, task or args[0], traced)
+        return _complete(django.closing_connections(returned) if django.is_used() else returned)
 
     run.__dict__["completes"] = True
     return run
@@ -214,10 +248,26 @@ def _is_async(function: Any) -> bool:
 def adopt(app: Any) -> None:
     """Have Celery's tracer run the coroutines of the tasks of ``app``; to be called before tracers are built."""
     for task in app.tasks.values():
-        # Celery's automatic retry stands in front of what it retries.
-        name = "_orig_run" if hasattr(task, "_orig_run") else "run"
-        if _is_async(getattr(task, name)):
-            setattr(task, name, _completing(getattr(task, name)))
-        for kind in type(task).__mro__:
-            if "__call__" in vars(kind) and _is_async(vars(kind)["__call__"]):
-                setattr(kind, "__call__", _completing(vars(kind)["__call__"]))  # noqa: B010 - of any class
+        adopt_task(task)
+
+
+def adopt_task(task: Any) -> None:
+    """Have Celery's tracer run the coroutines of one task."""
+    # Celery's automatic retry stands in front of what it retries.
+    name = "_orig_run" if hasattr(task, "_orig_run") else "run"
+    function = getattr(task, name)
+    if _is_async(function):
+        if hasattr(function, "dump_arguments"):
+            _complete_inside(getattr(function, "__func__", function), task)
+        else:
+            setattr(task, name, _completing(function, task))
+    for kind in type(task).__mro__:
+        if "__call__" in vars(kind) and _is_async(vars(kind)["__call__"]):
+            setattr(kind, "__call__", _completing(vars(kind)["__call__"]))  # noqa: B010 - of any class
+
+
+def _complete_inside(wrapper: Any, task: Any) -> None:
+    """Complete what Celery's wrapper of ``pydantic=True`` calls: it dumps the model that comes out of it."""
+    called = wrapper.__closure__[wrapper.__code__.co_freevars.index("task_fun")]
+    called.cell_contents = _completing(called.cell_contents, task)
+    wrapper.completes = True

@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 from celery.app.task import Task
 
-from celery_durable import defaults
+from celery_durable import defaults, eager
 from celery_durable.options import Options, set_current
 from celery_durable.worker import delivery, lifecycle, results, systemd, task_logs, transport
 
@@ -47,6 +47,7 @@ def finish(app: Any, options: Options | None) -> dict[str, Any]:
     Task.Request = "celery_durable.worker.request:Request"
     transport.install()
     results.install(app)
+    eager.install()
     delivery.install(app)
     lifecycle.install()
     systemd.install(app)

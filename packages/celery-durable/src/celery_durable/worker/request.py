@@ -135,6 +135,10 @@ class Request(request.Request):
 
     def reject(self, requeue: bool = False) -> None:
         """Give the message back, or put it among the dead letters."""
+        if requeue and self._outcome == TIMED_OUT and self.message.properties.get("returns", 0) >= MAX_REDELIVERIES:
+            # Celery requeues what was over its limit where acks_on_timeout is off: it would run for ever.
+            self._bury(f"It hit its hard time limit in each of {MAX_REDELIVERIES + 1} runs")
+            requeue = False
         if requeue:
             self._outcome = None
         super().reject(requeue)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Locks requirements with the hashes of their wheels: releases are installed from nothing else. For Python 3.11 (Debian 12) and later, or
+# from the version in PYTHON on. A locked version stays, unless an OPTION is --upgrade or --upgrade-package=NAME.
+#
+#   lock.sh [OPTION]...            this repository's own, requirements/*.in
+#   lock.sh FILE LOCK [OPTION]...  an application's: FILE is a requirements.txt, a requirements.in or a pyproject.toml
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/common.sh"
+
+lock() {
+  [ -f "$1" ] || die "$1 is no file: name the application's requirements.in or pyproject.toml."
+  "$root/.venv/bin/uv" pip compile --quiet --universal --python-version "${PYTHON:-3.11}" --generate-hashes --only-binary :all: \
+    --no-emit-index-url --no-annotate --no-header "$1" --output-file "$2" "${@:3}" >/dev/null
+}
+
+case ${1:--} in
+-*)
+  cd "$root/requirements"
+  lock dev.in dev.txt "$@"
+  # In one environment with what checks them, and so in the same versions.
+  for name in app console controller kubernetes; do
+    lock "$name.in" "$name.txt" --constraints dev.txt
+  done
+  lock checkov.in checkov.txt "$@"
+  ;;
+*)
+  [ $# -ge 2 ] || die "LOCK is missing: name the file to write, like $(dirname "$1")/requirements.lock."
+  # An application may pin older ones. The library works with these; its tests run with them.
+  sed -nE 's/^((amqp|billiard|kombu|redis|vine)==\S+).*/\1/p; s/^celery(==\S+).*/celery[redis]\1/p' "$root/requirements/app.txt" >"$2.overrides"
+  trap 'rm -f "$2.overrides"' EXIT
+  lock "$@" --overrides "$2.overrides"
+  ;;
+esac
