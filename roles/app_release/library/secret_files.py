@@ -111,7 +111,7 @@ def main() -> None:
             group_id = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
         except KeyError:
             if not check_mode:
-                module.fail_json(msg=f"There is no group {group}, which {root / service} shall belong to.")
+                module.fail_json(msg=f"The group {group} of {root / service} does not exist: create it first.")
             changed.append(root / service)  # check mode on a bare host
             continue
         changed += keep_service(root / service, group_id, files, check_mode)
