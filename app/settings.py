@@ -35,12 +35,12 @@ from celery_durable.address import RedisAddress
 from celery_durable.queue_names import DEFAULT_QUEUE, RULE, is_queue_name, route_queue
 
 ENV_FILE = ".env"
-# What makes a key of the API too long to be guessed.
+# Length at which a key of the API cannot be guessed.
 MIN_KEY_LENGTH = 16
 MIN_KEY_VARIETY = 8
 # Characters; 64 hexadecimal ones hold the 256 bits that HMAC-SHA256 can use.
 SHORTEST_SIGNING_KEY = 32
-# What a byte of a request's body can become in its queue entry: 6 in JSON, which escapes DEL, and base64's third more.
+# Growth of a byte of a request's body in its queue entry: 6 in JSON, which escapes DEL, and base64's third more.
 MESSAGE_GROWTH = 8
 # Bytes for everything else in an entry: Celery's headers hold two cut representations of the arguments, 1 KiB each.
 MESSAGE_HEADERS = 64 * 1024
@@ -92,12 +92,12 @@ class Settings(BaseSettings):
     celery_broker_url: RedisUrl = SecretStr("redis://localhost:6379/0")
     celery_result_backend: RedisUrl = SecretStr("redis://localhost:6379/1")
 
-    # Where a URL above names sentinels: what they call the primary, and the password that they ask for themselves.
+    # Where a URL above names sentinels: the primary's name, and the sentinels' own password.
     broker_primary: str = "broker"
     results_primary: str = "main"
     sentinel_password: SecretStr | None = None
-    # Replicas that must have a task before the API accepts it, and what it does with a task that they have not got in
-    # time: refuse it, although it may run, or accept it and say so.
+    # Replicas that must confirm a task before the API accepts it, and the response when they have not in
+    # time: 503, although it may run, or 202 with a mark.
     broker_replicas_wanted: Annotated[int, Field(ge=0)] = 0
     broker_unreplicated: Literal["refuse", "mark"] = "refuse"
 
@@ -129,11 +129,11 @@ class Settings(BaseSettings):
     worker_watchdog_seconds: PositiveInt | None = None  # unset: no watchdog, or systemd's
     worker_heartbeat_file: Path | None = None  # touched while the worker lives, for celery_durable/probe.py
 
-    # How long `.delay()` takes while Redis is away or hangs: of a worker as long as Celery tries, some 16 s; in a web
+    # How long `.delay()` takes while Redis is down or hung: of a worker as long as Celery tries, some 16 s; in a web
     # process 1 s at most.
     celery_client_profile: Literal["worker", "web"] = "worker"
 
-    drain_file: Path | None = None  # while it is there, the API tells balancers to send requests elsewhere
+    drain_file: Path | None = None  # while it exists, the API makes balancers drain it
     log_level: LogLevel = "info"
     api_docs: bool = True  # /docs and /openapi.json
     # Per API process. A process answers about 2,000 requests/s: no client takes more than half of that from the others.
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     failed_login_limit: RateLimit = "30/minute"  # requests without a valid key from one address
     max_body_bytes: PositiveInt = 256 * 1024
     max_message_bytes: PositiveInt | None = None  # unset: what the largest body can grow to
-    queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API refuses more
+    queue_max_length: PositiveInt = 10_000  # messages that may wait in a queue before the API rejects more
     broker_max_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the broker's maxmemory
 
     @model_validator(mode="before")
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
 
     @property
     def metrics_keys(self) -> list[str]:
-        """Further keys, which read figures and tell of alerts, and do nothing else."""
+        """Further keys, which read metrics and post alerts, and allow no other request."""
         return split_keys(self.metrics_api_key) if self.metrics_api_key else []
 
     @property
@@ -278,7 +278,7 @@ def _is_secret(field: FieldInfo) -> bool:
 
 
 def _sentences(error: ValidationError) -> str:
-    """Say for each wrong variable its name, its value unless that is a secret, and the rule."""
+    """Return for each wrong variable its name, its value unless that is a secret, and the rule."""
     lines = []
     for problem in error.errors():
         rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]

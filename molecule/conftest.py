@@ -333,9 +333,9 @@ def runbook_pages() -> dict[str, list[Path]]:
 
 
 def look_as_told(page: Path, host: str) -> None:
-    """Run the commands of a page's section Look on a host."""
+    """Run the commands of a page's section Diagnose on a host."""
     commands = re.findall(
-        r"```bash\n(.*?)```", page.read_text().partition("## Look")[2].partition("## Mend")[0], re.DOTALL
+        r"```bash\n(.*?)```", page.read_text().partition("## Diagnose")[2].partition("## Repair")[0], re.DOTALL
     )
     run = [str(PROJECT / "scripts/podman.sh"), "exec", "--interactive", host, "bash", "-e"]
     seen = subprocess.run(run, input="".join(commands), capture_output=True, text=True, check=False, timeout=60)

@@ -35,8 +35,8 @@ HEADER = """\
 # Variables
 
 Generated from each role's `meta/argument_specs.yml` and `defaults/main.yml` by `scripts/variables_page.py`.
-A wrong value is refused before anything is changed on any host. Set variables in `inventories/<name>/group_vars/all/`.
-Where a file is named, the value is derived from others there; set these instead.
+Preflight rejects a wrong value before it changes any host. Set variables in `inventories/<name>/group_vars/all/`.
+If the table names a file, that file derives the value from other variables; set those instead.
 """
 # What these say of other roles' variables is for containers only.
 FOR_ONE_ROLE = {"containers.yml": "compose", "kubernetes.yml": "kubernetes"}

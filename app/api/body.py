@@ -44,7 +44,7 @@ async def read_batch_request(request: Request, limit: int) -> BatchRequest:
 
 
 def _find_problem(data: dict[str, Any], at: str = "data") -> str | None:
-    """Return what the queue cannot carry and where it is; without recursion, ``data`` may be deep."""
+    """Return the value that the queue cannot carry and its place; without recursion, ``data`` may be deep."""
     waiting: list[tuple[str, int, Any]] = [(at, 1, data)]
     while waiting:
         path, depth, value = waiting.pop()

@@ -97,7 +97,7 @@ class Protocol(H11Protocol):
             self._idle.pop(self, None)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of a body that nobody reads."""
+        """Wait for the next request, or for the rest of an unread body."""
         self._becomes_idle()
         super().on_response_complete()
 
@@ -115,7 +115,7 @@ class Protocol(H11Protocol):
             self._stalled = None
 
     def _should_upgrade(self) -> bool:
-        """Speak nothing but HTTP, and do not log each time that a client asks for more."""
+        """Speak HTTP alone, and do not log each client that requests another protocol."""
         return False
 
     def _becomes_idle(self) -> None:

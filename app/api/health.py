@@ -9,7 +9,7 @@ from durable_console.web.errors import documented, unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# Said only when nothing else keeps requests away: playbooks/ops/roll_out.yml waits for it.
+# Reported only if the host is ready otherwise: playbooks/ops/roll_out.yml waits for it.
 DRAINED = "The server is taken out of the balancer."
 
 
@@ -18,7 +18,7 @@ def _is_drained() -> bool:
     return drain_file is not None and drain_file.exists()
 
 
-# Monitors and balancers of others ask with HEAD, too.
+# Third-party monitors and balancers use HEAD, too.
 @router.head("", include_in_schema=False)
 @router.get("")
 async def health() -> Health:
@@ -29,7 +29,7 @@ async def health() -> Health:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model_exclude_none=True, responses=documented(503))
 async def ready(request: Request) -> Readiness:
-    """Tell a balancer whether to send requests here."""
+    """Return whether a balancer may send requests here."""
     if request.app.state.draining:
         raise unavailable("The server is stopping.")
     try:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 VISIBLE_ASCII = r"^[!-~]{1,255}$"
 IDEMPOTENCY_HELP = (
     "1 to 255 visible ASCII characters that name this task. A repeated request with the same key and data gets the "
-    "same task id and enqueues nothing, as long as results are kept. The same key with other data is refused with 422."
+    "same task id and enqueues nothing, as long as results are kept. The same key with other data is rejected with 422."
 )
 # Ids of ours, which clients may write in capitals; Celery takes any text for one.
 UUID7 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
@@ -21,7 +21,7 @@ def visible_key(key: str | None) -> str | None:
     """Return a client's idempotency key.
 
     Raises:
-        ValueError: it says what the key must be.
+        ValueError: the rule of a key.
     """
     if key is not None and not re.fullmatch(VISIBLE_ASCII, key):
         raise ValueError("must be 1 to 255 visible ASCII characters without spaces")
@@ -48,7 +48,7 @@ DEFAULT_TASK: TaskName = "example_agent_task"
 
 
 class EnqueueRequest(BaseModel):
-    """What a client sends to have a task run."""
+    """A client's request to run a task."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"data": {"key": "value"}}})
 
@@ -71,7 +71,7 @@ class BatchEntry(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """What a client sends to have several tasks run."""
+    """A client's request to run several tasks."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,7 +80,7 @@ class BatchRequest(BaseModel):
 
 
 class StatusRequest(BaseModel):
-    """The tasks that a client wants to know about."""
+    """The tasks of a client's status request."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,36 +111,36 @@ class BatchResponse(BaseModel):
 
 
 class TaskStatus(BaseModel):
-    """What is known about a task."""
+    """The status of a task."""
 
     task_id: str
     status: str = Field(
         description="PENDING, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE, REVOKED, a state of the task's own, or "
-        "UNKNOWN when what is stored cannot be read."
+        "UNKNOWN when the stored result is unreadable."
     )
-    result: Any = Field(description="What the task returned, once it has succeeded.")
+    result: Any = Field(description="The task's return value, once it has succeeded.")
     error: str | None = Field(description="One line about the failure, or about why the task is retried.")
     meta: Any = Field(
-        description="Progress (current, total, status) while the status is PROGRESS; else what the task stored with it."
+        description="Progress (current, total, status) while the status is PROGRESS; else the task's own metadata."
     )
 
 
 class KnownTask(TaskStatus):
-    """What is known about one of several tasks."""
+    """The status of one of several tasks."""
 
-    code: Literal[200] = Field(description="What the task's own status answers.")
+    code: Literal[200] = Field(description="The code of the task's own status route.")
 
 
 class UnknownTask(BaseModel):
     """One of several tasks that nothing is known about."""
 
     task_id: str
-    code: Literal[404, 410] = Field(description="What the task's own status answers.")
+    code: Literal[404, 410] = Field(description="The code of the task's own status route.")
     detail: str = Field(description="One sentence.")
 
 
 class StatusResponse(BaseModel):
-    """What is known about several tasks."""
+    """The statuses of several tasks."""
 
     tasks: list[KnownTask | UnknownTask] = Field(description="In the order of the request.")
 

@@ -1,4 +1,4 @@
-"""What became of a task, made of what Celery has stored about it."""
+"""A task's outcome, from Celery's stored result."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ LONGEST_ERROR = 2000
 
 
 class Outcome(NamedTuple):
-    """What a status request answers about one task."""
+    """The response of a status request about one task."""
 
     code: int
     content: str  # JSON, in ASCII: a text may hold a half of a surrogate pair, for which UTF-8 has no bytes
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Tell whether it stays like this."""
+        """Return whether it stays like this."""
         return self.state is None or self.state == UNKNOWN or self.state in READY_STATES
 
 
@@ -39,7 +39,7 @@ def unknown(code: int, detail: str) -> Outcome:
 
 
 async def describe(task_id: str, stored: bytes) -> Outcome:
-    """Return what is known of a task by what Celery has stored of it."""
+    """Return a task's outcome from Celery's stored result."""
     try:
         return _outcome(task_id, stored)
     except RecursionError:
@@ -59,18 +59,18 @@ def _outcome(task_id: str, stored: bytes) -> Outcome:
     if state == SUCCESS:
         return known(task_id, state, result=value)
     error = _one_line(value) if state in EXCEPTION_STATES else None
-    # Which process runs it is nobody's business, and an error has its line.
+    # Clients get neither the process nor more of an error than its line.
     told = _is_error(value) if error else isinstance(value, dict) and value.keys() == {"pid", "hostname"}
     return known(task_id, state, error=error, meta=None if told else value)
 
 
 def _is_error(value: Any) -> bool:
-    """Tell whether a value is an exception as Celery stores it: type, arguments, module."""
+    """Return whether a value is an exception as Celery stores it: type, arguments, module."""
     return isinstance(value, dict) and isinstance(value.get("exc_type"), str)
 
 
 def _one_line(value: Any) -> str:
-    """Describe an exception, or what a task stored in its place; the text may hold a password or key."""
+    """Describe an exception, or a task's own value in its place; the text may hold a password or key."""
     prefix, message = "", value
     if _is_error(value):
         prefix, message = value["exc_type"], value.get("exc_message")

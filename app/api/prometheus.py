@@ -1,4 +1,4 @@
-"""What Prometheus reads of this API's own requests; of queues and workers: durable_console.web.prometheus."""
+"""Metrics of this API's own requests; for those of queues and workers see durable_console.web.prometheus."""
 
 import time
 from functools import cache
@@ -28,7 +28,7 @@ class RequestMetrics:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, and count what was answered."""
+        """Pass everything on, and count the responses."""
         if scope["type"] != "http" or scope["path"] == SCRAPES:
             await self.app(scope, receive, send)
             return

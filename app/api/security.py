@@ -11,7 +11,7 @@ OPEN_ENVIRONMENT = "development"
 
 
 class KeyRequired:
-    """Refuses to start an API that everybody could use.
+    """Keeps an API without a key from starting.
 
     At start, not at import: a release is tried without its secrets. In front of the lifespan: an exception in there
     would log its trace.

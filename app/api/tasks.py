@@ -1,4 +1,4 @@
-"""Enqueueing a task and asking what became of it."""
+"""Enqueueing a task and querying its status."""
 
 import asyncio
 import json
@@ -48,9 +48,9 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, 
 EXPIRY_ALLOWANCE = 5
 # Seconds that a client may wait for a task's end. A balancer without a ready API waits 15 s for an answer.
 LONGEST_WAIT = 10
-# Seconds after which a client asks again, when too many others wait already.
+# Seconds after which a client retries, when too many others wait already.
 WAIT_ELSEWHERE = {"Retry-After": "2"}
-# Seconds between two reads while Redis is away and a client waits.
+# Seconds between two reads while Redis is down and a client waits.
 OUTAGE_PAUSE = 0.5
 # Requests that wait, of one host: half of those that a balancer sends to it. Processes are as many as processors.
 HOST_WAITERS = 128
@@ -73,7 +73,7 @@ IDEMPOTENCY_HEADER = {
     "schema": {"type": "string", "pattern": VISIBLE_ASCII},
 }
 Wait = Annotated[int, Query(ge=0, le=LONGEST_WAIT, description=WAIT_HELP)]
-# Tells programs that read /openapi.json where the answer's task id goes.
+# The use of the response's task id, for programs that read /openapi.json.
 STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
 
@@ -167,7 +167,7 @@ register_url_convertor("any_text", _AnyText())
     responses=documented(404, 410, 422, 503),
 )
 async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
-    """Tell what is known about a task: 404 when nothing is, 410 when its result must have expired."""
+    """Return the state of a task: 404 for an unknown one, 410 when its result must have expired."""
     state = request.app.state
     outcome = await _outcome(task_id, await state.lookup.one(task_id))
     headers = None
@@ -180,7 +180,7 @@ async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
 
 
 async def _await_end(task_id: str, request: Request, deadline: float, outcome: Outcome) -> Outcome:
-    """Return what is known when the task ends, and at the deadline at the latest.
+    """Return the outcome when the task ends, and at the deadline at the latest.
 
     Raises:
         redis.exceptions.RedisError: Redis does not answer at the deadline.
@@ -210,7 +210,7 @@ async def _await_end(task_id: str, request: Request, deadline: float, outcome: O
 
 
 async def _until_gone(request: Request, changed: asyncio.Event) -> None:
-    """Wake who waits for a client that is no more there."""
+    """Wake a request whose client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     changed.set()
@@ -223,7 +223,7 @@ async def _until_gone(request: Request, changed: asyncio.Event) -> None:
     openapi_extra=_body(StatusRequest),
 )
 async def statuses(request: Request) -> Response:
-    """Tell what is known about several tasks, for each what its own status answers."""
+    """Return the states of several tasks, each as its own status route does."""
     body = await read_json(request, get_settings().max_body_bytes, StatusRequest)
     lookup: Lookup = request.app.state.lookup
     found = await lookup.many(body.task_ids)

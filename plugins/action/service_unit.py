@@ -27,7 +27,7 @@ def last_sentence(lines: list[str]) -> str:
 
 
 class ActionModule(ActionBase):
-    """Runs the module, then asks the journal where it failed."""
+    """Runs the module, then reads the journal where it failed."""
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result."""

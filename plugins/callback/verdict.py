@@ -1,4 +1,4 @@
-"""Prints a run's verdict below everything else: what a task has set as ``verdict``, and each later failure once."""
+"""Prints a run's verdict below everything else: a task's ``verdict``, and each later failure once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CallbackModule(CallbackBase):
         self.failures: dict[str, dict[str, None]] = {}
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Take a verdict; what has failed before it is what it is about."""
+        """Take a verdict, which covers the failures before it."""
         told = result.result.get("ansible_stats", {}).get("data", {}).get("verdict")
         if told:
             self.verdict, self.failures = [str(line) for line in told], {}

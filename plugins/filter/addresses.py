@@ -42,7 +42,7 @@ def network_error(network: str, used: Iterable[str]) -> str:
         return f"is '{network}', but it must be a private IPv4 network from /8 to /28, such as 172.31.213.0/24."
     taken = [each for each in used if IPv4Address(each) in parsed and each != first_address(network)]
     if taken:
-        return f"is {network}, where this host has the address {taken[0]} already; choose a network that nobody uses."
+        return f"is {network}, where this host has the address {taken[0]} already; choose an unused network."
     return ""
 
 

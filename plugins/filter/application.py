@@ -192,7 +192,7 @@ class FilterModule:
     """The filters under their names in templates."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Tell Ansible about them."""
+        """Return the filters."""
         return {
             "application_refusals": application_refusals,
             "described": described,

@@ -117,7 +117,7 @@ def egress_resolvers(dns: Mapping[str, Any] | None) -> list[str]:
             addresses.append(str(ip_address(str(server).partition("%")[0])))
         except ValueError:
             continue  # the C library ignores it as well
-    # It asks this host where /etc/resolv.conf names no server.
+    # It queries this host where /etc/resolv.conf names no server.
     return addresses or LOOPBACK
 
 

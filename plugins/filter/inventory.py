@@ -84,7 +84,7 @@ FORMS: dict[str, tuple[str, str]] = {
     ),
     "supabase_url": (r"(https?://[!-~]+)?", "an address like https://example.supabase.co"),
 }
-# Addresses on which something listens; with brackets around one of IPv6 where its role wants them.
+# Addresses on which something listens; with brackets around one of IPv6 where its role requires them.
 ADDRESSES = ("flower_bind", "monitoring_bind", "exporters_bind")
 IN_BRACKETS = ("api_bind", "load_balancer_bind", "load_balancer_status_bind")
 # As Redis writes them: an optional one with a hyphen, * for all.
@@ -373,7 +373,7 @@ def _bind_refusals(name: str, entries: list[str]) -> Iterator[str]:
 
 
 def is_bound(entries: Iterable[str], host: str) -> bool:
-    """Tell whether a Redis that listens on these addresses can be reached at ``host``, one of this machine's."""
+    """Return whether a Redis that listens on these addresses is reachable at ``host``, one of this machine's."""
     names = {"localhost", "127.0.0.1", "::1"} if host == "localhost" else {host}
     names |= {"localhost"} if host in ("127.0.0.1", "::1") else set()
     every = {"::*", "::"} if ":" in host else {"*", "0.0.0.0"}  # noqa: S104 - what stands for all addresses
@@ -418,7 +418,7 @@ def _is_interface(text: str) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Tell whether ``text`` is an IP address or a host name (RFC 1123), as a URL names a host."""
+    """Return whether ``text`` is an IP address or a host name (RFC 1123), as a URL names a host."""
     label = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
     name = len(text) <= 253 and re.fullmatch(rf"{label}([.]{label})*[.]?", text) is not None
     # What looks like an address must be one.
@@ -446,7 +446,7 @@ def queue_of_task(routes: Mapping[str, Any], task: str, default_queue: Any = DEF
 
 
 def is_queue_name(name: object) -> bool:
-    """Tell whether a queue may have this name (celery_durable/queue_names.py)."""
+    """Return whether a queue may have this name (celery_durable/queue_names.py)."""
     return (
         isinstance(name, str)
         and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}", name) is not None

@@ -21,7 +21,7 @@ module: host_files
 short_description: Keep directories and small files as they are given
 description:
   - Creates the directories, with their parents, then writes the files whose content or rights differ.
-  - A link on the way is followed when root has made it, and refused when a service has.
+  - A link on the way is followed if root has made it, and rejected if a service has.
   - All files are validated before the first is put in place.
   - One task instead of one for each directory and file, which took half of a run that changes nothing.
   - The action plugin of the same name renders C(template) and reads C(src); contents are not logged on the host.
@@ -44,7 +44,7 @@ options:
 
 RETURN = r"""
 changed_paths:
-  description: What was created or changed (in check mode, would be).
+  description: Created or changed paths (in check mode, their preview).
   type: list
   returned: always
 """
@@ -59,7 +59,7 @@ OWNER: dict[str, dict[str, Any]] = {
 
 
 def exists(database: Callable[[str], Any], name: str) -> bool:
-    """Tell whether a user or group is there; a number always is."""
+    """Return whether a user or group exists; a number always does."""
     try:
         return name.isdigit() or bool(database(name))
     except KeyError:
@@ -71,7 +71,7 @@ def keep_rights(module: AnsibleModule, entry: dict[str, Any], changed: bool, pat
     place = path or Path(entry["path"])
     if module.check_mode:
         known = exists(pwd.getpwnam, entry["owner"]) and exists(grp.getgrnam, entry["group"])
-        # What the run would have created by now: the path itself, its owner.
+        # In check mode the path or its owner may be missing.
         if not place.exists() or not known:
             return True
     arguments = module.load_file_common_arguments(entry | {"path": str(place), "follow": True})
@@ -79,7 +79,7 @@ def keep_rights(module: AnsibleModule, entry: dict[str, Any], changed: bool, pat
 
 
 def enter(path: Path, create: Callable[[Path], None] | None = None) -> bool:
-    """Make a directory the working directory, one name after the other; tell whether it is there.
+    """Make a directory the working directory, one name after the other; return whether it exists.
 
     A service that owns one of its parents may have put a link there: only root's links are followed. From here on the
     directory is ".", whatever becomes of its name.

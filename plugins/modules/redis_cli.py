@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: run redis-cli with a password that nobody sees."""
+"""Ansible module: run redis-cli with a hidden password."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: redis_cli
-short_description: Run redis-cli with a password that nobody sees
+short_description: Run redis-cli with a hidden password
 description:
   - Runs a command as M(ansible.builtin.command) does, with the password in its environment alone.
   - A task's C(environment) would be in the command line of the connection, which C(ps), sudo's log and C(-vvv) show.
@@ -18,14 +18,14 @@ options:
     elements: str
     required: true
   password:
-    description: What redis-cli logs in with.
+    description: Password of redis-cli.
     type: str
     required: true
 """
 
 RETURN = r"""
 stdout:
-  description: What the command has said.
+  description: The command's output.
   type: str
   returned: always
 """

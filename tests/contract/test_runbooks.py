@@ -1,6 +1,6 @@
 """Each alert has a page in docs/runbooks that says what it means and what to do, and each such page an alert.
 
-Pages in lower case are procedures that no alert asks for.
+Pages in lower case are procedures without an alert.
 """
 
 import re
@@ -17,8 +17,8 @@ doctor = load_plugin("roles/stack/filter_plugins/stack_doctor.py")
 PAGES = REPOSITORY / "docs/runbooks"
 ALERTS = REPOSITORY / "roles/monitoring/templates/alerts.yml.j2"
 PLAYBOOKS = REPOSITORY / "playbooks/runbooks"
-SECTIONS = ["Look", "Mend", "Verify", "Why this threshold"]
-SECTIONS_OF_A_PROCEDURE = [["Look", "Mend", "Verify"], ["Look", "Do", "Verify"]]
+SECTIONS_OF_A_PROCEDURE = ["Diagnose", "Repair", "Verify"]
+SECTIONS = [*SECTIONS_OF_A_PROCEDURE, "Threshold"]
 
 
 def alerts() -> list[str]:
@@ -59,10 +59,10 @@ def test_each_page_says_all_that_is_needed() -> None:
     for page in pages() + procedures():
         text = page.read_text()
         sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
-        assert sections in ([SECTIONS] if page in pages() else SECTIONS_OF_A_PROCEDURE), page
+        assert sections == (SECTIONS if page in pages() else SECTIONS_OF_A_PROCEDURE), page
         assert "**Meaning.** " in text, page
         assert "**Impact.** " in text, page
-        assert "```bash" in text.partition("## Look")[2].partition("## ")[0], page
+        assert "```bash" in text.partition("## Diagnose")[2].partition("## ")[0], page
 
 
 def test_playbooks_that_pages_name_are_there() -> None:

@@ -12,7 +12,7 @@ from tests.support import REPOSITORY, ansible_report, load_plugin
 
 last_sentence = load_plugin("plugins/action/service_unit.py").last_sentence
 NOTIFIED = {
-    "celery_worker": ["Application changed", "Restart the workers whose units changed"],
+    "celery_worker": ["Application changed", "Restart the workers with changed units"],
     "api": ["Application changed", "The API's units changed"],
     "flower": ["Settings changed", "Platform tools changed", "Restart Flower"],
     "console": ["Settings changed", "Platform tools changed", "Restart the console"],

@@ -277,7 +277,7 @@ def test_what_users_were_refused_is_told(server: Server, run: Run) -> None:
         server.call("FLUSHALL")
     with pytest.raises(live.RedisError, match="WRONGPASS"):
         live.Redis(str(server.directory / "s"), 5).call("AUTH", "guess")
-    assert run()["denied"] == ["default was refused the command flushall 1 times."]
+    assert run()["denied"] == ["default was denied the command flushall 1 times."]
     assert run(denied_within=-1)["denied"] == []
 
 

@@ -83,6 +83,6 @@ def test_check_mode_tells_and_changes_nothing(run: Run, tmp_path: Path) -> None:
 def test_a_group_that_is_not_there_fails_but_not_in_check_mode(run: Run, tmp_path: Path) -> None:
     answer = run({"api": {"KEY": SECRET}}, group="no-such-group")
     assert answer["failed"]
-    assert answer["msg"].startswith("There is no group no-such-group, which ")
+    assert answer["msg"].startswith("The group no-such-group of ")
     assert run({"api": {"KEY": SECRET}}, group="no-such-group", check_mode=True)["changed"]
     assert list(tmp_path.iterdir()) == []

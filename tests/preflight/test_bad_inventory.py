@@ -158,7 +158,7 @@ CASES = {
     "flower-in-the-place-of-the-api": Case({"flower_url_prefix": "tasks"}, ["flower_url_prefix is 'tasks'", "choose"]),
     "host-without-a-firewall": Case(
         {"hardening_disabled_modules": ["dccp", "nf_tables"]},
-        ["hardening_disabled_modules", "nf_tables", "take it out"],
+        ["hardening_disabled_modules", "nf_tables", "remove it"],
     ),
     "one-password-for-all": Case(
         {"redis_user_passwords": dict.fromkeys(REDIS_USERS, "k3P9zQ-k3P9zQ-longer")},

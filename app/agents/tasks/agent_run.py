@@ -16,7 +16,7 @@ STEPS = (("Asking the model", 4.0), ("Calling a tool", 2.0), ("Asking the model 
 
 @celery_app.task(bind=True)
 async def agent_run(self: Task[Any, Any], task_id: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Wait as a run does and return what was asked for; in the pool asyncio hundreds of them wait in one process.
+    """Wait as a run does and return the result; in the pool asyncio hundreds of them wait in one process.
 
     Args:
         self: the bound task.

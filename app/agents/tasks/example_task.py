@@ -17,12 +17,12 @@ FAILURE_RATE = 0.1
 
 
 class SimulatedFailureError(Exception):
-    """Raised at random for tasks that ask for it."""
+    """Raised at random for tasks that request it."""
 
 
 @celery_app.task(bind=True, max_retries=3, default_retry_delay=2)
 def example_agent_task(self: Task[Any, Any], task_id: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Work through the steps and return what was asked for.
+    """Work through the steps and return the result.
 
     Args:
         self: the bound task.

@@ -30,7 +30,7 @@ FORMAT = b"4"
 WHEEL_TIME = "315532800"
 # CycloneDX, beside the application.
 BILL_OF_MATERIALS = "sbom.cdx.json"
-# The application's files, one in a line: what the doctor looks for, and what hosts are compared by.
+# The application's files, one in a line, for the doctor and for the comparison of hosts.
 LIST_OF_FILES = ".files"
 
 
@@ -54,7 +54,7 @@ def release_files(source: Path, paths: list[str], exclude: list[str]) -> list[Pa
         for file in path.rglob("*") if path.is_dir() else [path]:
             parts = file.relative_to(source).parts
             left_out = any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in exclude)
-            # What Git ignores is made by hand or by programs: databases, logs, secrets.
+            # Git ignores files made by hand or by programs: databases, logs, secrets.
             if file.is_file() and not left_out and (tracked is None or file in tracked or name != "."):
                 found.add(file)
     return sorted(found)

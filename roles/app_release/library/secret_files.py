@@ -45,7 +45,7 @@ FILE_MODE = 0o640
 
 
 def write(path: Path, content: bytes, group_id: int) -> None:
-    """Put a file in place whole; nobody else can read it at any moment."""
+    """Write a file atomically, readable for its group alone at any time."""
     handle, name = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
     with os.fdopen(handle, "wb") as file:
         file.write(content)
@@ -70,7 +70,7 @@ def remove(path: Path) -> None:
 
 
 def keep_service(directory: Path, group_id: int, files: dict[str, str], check_mode: bool) -> list[Path]:
-    """Bring one service's directory to what it shall be; return what was changed."""
+    """Synchronize one service's directory; return the changes."""
     changed = []
     if not directory.exists() or not has_rights(directory, DIRECTORY_MODE, group_id):
         changed.append(directory)
@@ -111,7 +111,7 @@ def main() -> None:
             group_id = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
         except KeyError:
             if not check_mode:
-                module.fail_json(msg=f"There is no group {group}, which {root / service} shall belong to.")
+                module.fail_json(msg=f"The group {group} of {root / service} does not exist: create it first.")
             changed.append(root / service)  # check mode on a bare host
             continue
         changed += keep_service(root / service, group_id, files, check_mode)

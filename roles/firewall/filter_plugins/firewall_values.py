@@ -22,7 +22,7 @@ def malformed(networks: list[str]) -> list[str]:
 
 
 def firewall_sources(networks: list[str]) -> dict[str, list[str]]:
-    """Sort addresses and networks by nftables' family; leave out what another one contains, which nft would refuse."""
+    """Sort addresses and networks by nftables' family; leave out contained ones, which nft would reject."""
     parsed = [ip_network(str(value)) for value in networks]
     version_4 = collapse_addresses(network for network in parsed if isinstance(network, IPv4Network))
     version_6 = collapse_addresses(network for network in parsed if isinstance(network, IPv6Network))
@@ -80,7 +80,7 @@ def firewall_refusals(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """Ansible's entry point."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""

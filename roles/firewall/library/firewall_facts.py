@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: ask the kernel whether it takes nftables rules from this host."""
+"""Ansible module: test whether the kernel accepts nftables rules from this host."""
 
 from __future__ import annotations
 

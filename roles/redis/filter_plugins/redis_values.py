@@ -39,7 +39,7 @@ RESERVED_SETTINGS = {
 }
 # What an inventory of the whole platform sets instead.
 FROM_THE_PLATFORM = {"maxmemory": "; the platform takes it from stack_redis_maxmemory"}
-# Commands that an older Redis does not know; one unknown word makes it refuse the whole rule.
+# Commands that an older Redis does not know; it rejects a whole rule for one unknown word.
 COMMANDS_SINCE = {"client|setinfo": (7, 2)}
 
 
@@ -104,7 +104,7 @@ def redis_bytes(value: object, host_memory: int) -> int:
 
 
 def is_option(name: object, value: object) -> bool:
-    """Tell whether this can be one line of redis.conf; ``redis-server`` says what it means."""
+    """Return whether this can be one line of redis.conf; ``redis-server`` validates its meaning."""
     line = isinstance(value, str | int | float) and re.search(r"[\x00-\x1f\x7f]", str(value)) is None
     return line and re.fullmatch(r"[A-Za-z0-9-]+", str(name)) is not None
 

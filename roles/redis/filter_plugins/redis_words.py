@@ -1,4 +1,4 @@
-"""Filter of the redis role: what an inventory says in Redis' own words, judged before Redis is installed.
+"""Filter of the redis role: validates Redis' own commands, rules and options before Redis is installed.
 
 redis_words.json beside this file has the words of each release that Debian ships; scripts/redis_words.py writes it.
 """
@@ -39,7 +39,7 @@ NEEDED = {
     *("client|kill", "client|list", "client|pause", "client|unpause", "config|get", "config|resetstat", "config|set"),
     *("memory|purge", "memory|usage", "script|exists", "script|load", "slowlog|get"),
 }
-# Rules that a selector has not. Those that would shut the user out (reset, resetpass) are none here.
+# Rules that a selector does not support. Rules that lock the user out (reset, resetpass) are left out.
 OF_USERS = ("on", "off", "clearselectors", "sanitize-payload", "skip-sanitize-payload")
 # Options whose values Redis gives a form of their own.
 FORMS = {
@@ -56,7 +56,7 @@ FORMS = {
     "syslog-facility": (r"(?i)user|local[0-7]", "user, or local0 to local7"),
     "tls-protocols": (r"(?i)(TLSv1([.][123])?( (?!$)|$))*", "protocols like 'TLSv1.2 TLSv1.3'"),
 }
-# Those that only a start sets, so that CONFIG SET cannot be asked for their bounds.
+# Options that only a start sets, so that CONFIG SET does not report their bounds.
 BOUNDS = {
     "cluster-port": (0, 65535),
     "io-threads": (1, 128),
@@ -112,7 +112,7 @@ def broken_option(name: str, value: object, options: Mapping[str, Any]) -> str:
 
 
 def broken_rules(rules: list[str], words: Mapping[str, Any]) -> list[str]:
-    """Return the words among rules of ACL SETUSER that Redis would refuse, or that would shut the user out."""
+    """Return the rules of ACL SETUSER that Redis would reject, or that would lock the user out."""
     everything: set[str] = set()
     return [
         word

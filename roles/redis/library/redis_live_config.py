@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: bring a running Redis to what its configuration file says, without a restart where possible."""
+"""Ansible module: apply a configuration file to a running Redis, without a restart where possible."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ options:
 
 RETURN = r"""
 denied:
-  description: What the server has lately refused to the file's users for want of permission (ACL LOG).
+  description: Commands that the server has lately denied to the file's users (ACL LOG).
   type: list
   returned: always
 unnamed:
@@ -222,7 +222,7 @@ def denials(redis: Redis, names: set[str], seconds: int) -> list[str]:
     """Return what these users were not permitted, one sentence each; wrong passwords do not count."""
     entries = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in redis.call("ACL", "LOG")]
     return [
-        f"{entry['username']} was refused the {entry['reason']} {entry['object']} {entry['count']} times."
+        f"{entry['username']} was denied the {entry['reason']} {entry['object']} {entry['count']} times."
         for entry in entries
         if entry["username"] in names and entry["reason"] != "auth" and float(entry["age-seconds"]) <= seconds
     ]
@@ -353,7 +353,7 @@ def main() -> None:
         module.fail_json(msg=f"{path} does not exist.")
     options, users = parse(text), parse_users(text)
     if "unixsocket" not in options:
-        module.fail_json(msg=f"{path} names no unixsocket, over which the server could be asked.")
+        module.fail_json(msg=f"{path} names no unixsocket, which the module needs to query the server.")
 
     # Whatever this module prints, these are masked.
     module.no_log_values.update(options[name] for name in ("requirepass", "masterauth") if options.get(name))
@@ -380,7 +380,7 @@ def main() -> None:
                 applied += disconnect(redis, set(users), module.params["disconnect_older_than"])
             denied = denials(redis, set(users), module.params["denied_within"])
         except (RedisError, OSError) as error:
-            module.fail_json(msg=f"The running server refused a change from {path}: {error}")
+            module.fail_json(msg=f"The running server rejected a change from {path}: {error}")
         with contextlib.suppress(OSError):
             redis.call("QUIT")
     module.exit_json(

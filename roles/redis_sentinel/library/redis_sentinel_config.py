@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: bring Sentinel's configuration, which Sentinel itself rewrites, to what it should say."""
+"""Ansible module: update Sentinel's configuration, which Sentinel itself rewrites."""
 
 from __future__ import annotations
 
