@@ -922,7 +922,7 @@ def test_a_process_of_another_release_is_told(
     live.symlink_to(tmp_path / "new")
     # systemd has just made the process when it is in /.
     with subprocess.Popen(["sleep", "60"], cwd=tmp_path / place) as child:
-        monkeypatch.setattr(process, "run", lambda *_: Result(0, f"MainPID={child.pid}"))
+        monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, f"MainPID={child.pid}"))
         found = list(release.outdated("unit", live, tmp_path / "none", ""))
         child.kill()
     assert [words for words in told if words in found[0].what] == told
@@ -933,7 +933,7 @@ def test_the_consoles_own_release_is_not_the_applications(monkeypatch: pytest.Mo
     for directory in ("backend", "console/1", "console/2"):
         (tmp_path / directory).mkdir(parents=True)
     with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "console/1") as child:
-        monkeypatch.setattr(process, "run", lambda *_: Result(0, f"MainPID={child.pid}"))
+        monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, f"MainPID={child.pid}"))
         found = [
             list(
                 release.outdated(
