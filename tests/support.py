@@ -21,8 +21,9 @@ from celery_durable.testing import RedisServer, free_port, wait_for
 from tests.api_client import ApiClient
 
 REPOSITORY = Path(__file__).parent.parent
-# faulty_worker and asyncio_worker, for the programs that tests start.
+# Every program that tests start finds faulty_worker and asyncio_worker.
 APPLICATIONS = str(REPOSITORY / "packages/celery-durable/tests")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (APPLICATIONS, os.environ.get("PYTHONPATH"))))
 
 
 # Ansible in one process, without a fork for each task of each host.
@@ -91,7 +92,7 @@ class Program(testing.Program):
         self, command: list[str], log: Path, env: dict[str, str] | None = None, stderr: int = subprocess.DEVNULL
     ) -> None:
         """Start it with ``env`` on top of the environment."""
-        super().__init__(command, log, {"PYTHONPATH": APPLICATIONS, **(env or {})}, stderr, cwd=REPOSITORY)
+        super().__init__(command, log, env, stderr, cwd=REPOSITORY)
 
 
 class TlsRedisServer(RedisServer):
