@@ -150,7 +150,7 @@ class TaskPool(BasePool):
         job.member = member
         self._jobs[job.number] = member.jobs[job.number] = job
         member.given += 1
-        member.tell("run", job.number, job.target, job.args, job.kwargs)
+        member.send("run", job.number, job.target, job.args, job.kwargs)
         most = self.options.get("maxtasksperchild")
         if most and member.given >= most:
             self._drain(member)
@@ -159,7 +159,7 @@ class TaskPool(BasePool):
         """Give it nothing more, and let it go when its runs have ended."""
         member.draining = True
         if not member.jobs:
-            member.tell("exit")
+            member.send("exit")
         self._changed.notify_all()
 
     def _finish(self, number: int) -> Job | None:
@@ -168,7 +168,7 @@ class TaskPool(BasePool):
         if job and job.member:
             job.member.jobs.pop(number, None)
             if job.member.draining and not job.member.jobs:
-                job.member.tell("exit")
+                job.member.send("exit")
         self._hand_out()
         return job
 
@@ -205,7 +205,7 @@ class TaskPool(BasePool):
             elif kind == "raised":
                 job.error_callback(rest[0])
             elif kind == "ended":
-                job.tell_of_end()
+                job.report_end()
 
     def _on_end(self, member: Member) -> None:
         """A process has ended: tell who is to blame, and what runs again."""
@@ -229,7 +229,7 @@ class TaskPool(BasePool):
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
         with self._tell():
-            member.tell_of_death([job for job in jobs if job.accepted is not None])
+            member.report_death([job for job in jobs if job.accepted is not None])
 
     # The keeper: a thread, so that limits hold while the main loop waits for Redis.
 
@@ -294,7 +294,7 @@ class TaskPool(BasePool):
         with self._changed:
             self._ending = True
             for member in self._members:
-                member.tell("exit")
+                member.send("exit")
             self._changed.notify_all()
             if patience:
                 self._changed.wait_for(lambda: not self._members, patience)
