@@ -36,7 +36,7 @@ POISON = 3
 # Runs between two looks that say whether tasks are slower than usual, and how much slower they must be.
 RUNS_TO_COMPARE, SLOWER = 3, 2.0
 # Seconds for a worker's answer.
-PATIENCE = 2.0
+TIMEOUT = 2.0
 NOT_OURS = "(forged or broken)"
 
 
@@ -299,7 +299,7 @@ def _causes(
 def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
     """Say which tasks run for too long or come back again and again; with an id, where that one is."""
     limit: float = app.conf.task_time_limit or NO_LIMIT
-    asked = app.control.inspect(timeout=PATIENCE)
+    asked = app.control.inspect(timeout=TIMEOUT)
     running = {
         entry["id"]: time.time() - entry["time_start"]
         for entries in (asked.active() or {}).values()
@@ -501,7 +501,7 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
 def _doing(holder: Held, app: Celery, task_id: str) -> str:
     if holder.silent > LEASE_MARGIN:
         return f"is in flight at {holder.node}, which is unreachable for {holder.silent:.0f} s: unacknowledged.yml"
-    asked: Any = app.control.inspect(destination=[holder.node], timeout=PATIENCE).query_task(task_id) or {}
+    asked: Any = app.control.inspect(destination=[holder.node], timeout=TIMEOUT).query_task(task_id) or {}
     doing, request = asked.get(holder.node, {}).get(task_id, ("reserved", {}))
     if doing == "active":
         return f"has been running on {holder.node} for {time.time() - request['time_start']:.0f} s"

@@ -68,7 +68,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
         self._pool: Any = None
         self._heartbeat = options_of(parent.app).heartbeat_file
         if self._heartbeat:
-            self._heartbeat.unlink(missing_ok=True)  # a former worker's
+            self._heartbeat.unlink(missing_ok=True)  # a previous worker's
         # Set by systemd from WatchdogSec=, in microseconds.
         self._limit = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 or (HEARTBEAT_LIMIT if self._heartbeat else 0)
         self._thread = threading.Thread(target=self._beat, name="systemd-watchdog", daemon=True)

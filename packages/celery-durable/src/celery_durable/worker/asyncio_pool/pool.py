@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Seconds between two looks at memory, and before the next process where one did not even start.
 LOOK_INTERVAL = 1.0
 # Seconds that a process has at the end of the worker to close what tasks have opened.
-EXIT_PATIENCE = 5.0
+EXIT_TIMEOUT = 5.0
 # Seconds between two attempts to fork.
 FORK_INTERVAL = 0.05
 # Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
@@ -113,7 +113,7 @@ class TaskPool(BasePool):
             if hub is not None:  # nothing else acknowledges, and sends heartbeats, while a worker stops
                 hub.fire_timers()
                 _run_ready_callbacks(hub)
-        self._end_processes(EXIT_PATIENCE)
+        self._end_processes(EXIT_TIMEOUT)
         if hub is not None:
             _run_ready_callbacks(hub)
 
@@ -290,14 +290,14 @@ class TaskPool(BasePool):
             if not member.draining and member.has_more_than(most):
                 self._drain(member)
 
-    def _end_processes(self, patience: float) -> None:
+    def _end_processes(self, timeout: float) -> None:
         with self._changed:
             self._ending = True
             for member in self._members:
                 member.send("exit")
             self._changed.notify_all()
-            if patience:
-                self._changed.wait_for(lambda: not self._members, patience)
+            if timeout:
+                self._changed.wait_for(lambda: not self._members, timeout)
             for member in self._members:
                 member.kill()
-            self._changed.wait_for(lambda: not self._members, EXIT_PATIENCE)
+            self._changed.wait_for(lambda: not self._members, EXIT_TIMEOUT)
