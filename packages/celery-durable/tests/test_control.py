@@ -59,10 +59,10 @@ class Worker:
         headers = {"clock": 0, "expires": 0}
         self.broker.publish(channel, envelope(body, "celery.pidbox", "", headers, {"delivery_mode": 1}))
 
-    def ask(self, command: dict[str, Any], patience: float = 5) -> Any:
+    def ask(self, command: dict[str, Any], seconds: float = 5) -> Any:
         """Send a command and return the worker's answer; None if there is none."""
         self.tell(command)
-        reply: Any = self.broker.brpop([f"{command['reply_to']['routing_key']}"], timeout=patience)
+        reply: Any = self.broker.brpop([f"{command['reply_to']['routing_key']}"], timeout=seconds)
         return json.loads(base64.b64decode(json.loads(reply[1])["body"]))[NODE] if reply else None
 
     def pools(self) -> dict[str, Any]:

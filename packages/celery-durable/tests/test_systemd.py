@@ -136,7 +136,7 @@ def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tm
 
 def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: Path) -> None:
     heartbeat = tmp_path / "heartbeat"
-    heartbeat.touch()  # a former worker's
+    heartbeat.touch()  # a previous worker's
     env = {"WORKER_HEARTBEAT_FILE": str(heartbeat), "WORKER_WATCHDOG_SECONDS": str(LIMIT)}
 
     def probe() -> subprocess.CompletedProcess[str]:

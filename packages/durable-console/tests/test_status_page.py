@@ -26,7 +26,7 @@ from celery_durable.testing import RedisServer, wait_for
 from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
 from durable_console.web.status import SILENT_SECONDS
-from tests.support import Api, Program, start_worker
+from tests.support import APPLICATIONS, Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -186,7 +186,7 @@ dying.apply_async((9,), task_id={EVIL!r})
 deaf.delay()
 sleeping.apply_async((60,), soft_time_limit=1)
 """
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": APPLICATIONS, **env}, check=True)
     text = wait_for_text(api, "3 succeeded 3 retried 4 failed", timeout=60)
     assert "Workers too few 1 of 2 alive." in text
     assert f"one@{os.uname().nodename} prefork 0 of 2" in text

@@ -1,8 +1,8 @@
 """Connections to Redis for worker processes: a Redis that rejects commands is waited for like one that is unreachable.
 
-Redis rejects commands while its disk or memory is full, while it has too few replicas, when it is no primary, and while a
-runs for longer than 5 s. Neither Celery nor kombu knows these answers: a worker would exit, and a result would be
-dropped.
+Redis rejects commands while its disk or memory is full, while it has too few replicas, when it is no primary, and while
+a script runs for longer than 5 s. Neither Celery nor kombu knows these answers: a worker would exit, and a result would
+be dropped.
 """
 
 from typing import Any

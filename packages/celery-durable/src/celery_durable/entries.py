@@ -90,9 +90,9 @@ def workers(stored: Mapping[bytes, bytes]) -> tuple[dict[str, tuple[int, dict[st
     return _each(stored.items(), _worker)
 
 
-def figures(stored: Mapping[bytes, bytes]) -> tuple[dict[tuple[str, ...], float], int]:
+def counters(stored: Mapping[bytes, bytes]) -> tuple[dict[tuple[str, ...], float], int]:
     """Return each count by its name and labels."""
-    return _each(stored.items(), _figure)
+    return _each(stored.items(), _counter)
 
 
 def minute(stored: Mapping[bytes, bytes]) -> tuple[dict[str, float], int]:
@@ -179,7 +179,7 @@ def _worker(name: bytes, value: bytes) -> tuple[str, tuple[int, dict[str, Any]]]
     return _text(name), (time_of(told), {"pool": pool, "size": size, "busy": busy, "held": held, "began": began})
 
 
-def _figure(name: bytes, value: bytes) -> tuple[tuple[str, ...], float]:
+def _counter(name: bytes, value: bytes) -> tuple[tuple[str, ...], float]:
     what, *labels = parts = _text(name, SEPARATOR).split(SEPARATOR)
     bounds = {*map(str, BUCKETS[what]), OVER} if what in BUCKETS else {*OUTCOMES}
     several = what in BUCKETS or what == "ended"

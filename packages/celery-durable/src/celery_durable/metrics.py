@@ -1,7 +1,7 @@
-"""What workers count: kept in Redis, so that the figures outlive them.
+"""What workers count: kept in Redis, so that their counters outlive them.
 
-A worker adds up in memory and tells Redis once a second, whatever its throughput. One that is killed takes the counts
-of its last second along.
+A worker adds up in memory and reports once a second, whatever its throughput. One that is killed takes the counts of
+its last second along.
 """
 
 import json
@@ -25,7 +25,7 @@ FIGURES = "figures"
 MINUTE = "figures:minute:"
 WORKERS = "workers"
 FAILURES = "failures"
-# Seconds that the figures of a minute are kept, and how many failures are.
+# Seconds that the counters of a minute are kept, and how many failures are.
 MINUTE_KEPT = 2 * 3600
 FAILURES_KEPT = 50
 # Characters of a failure's error, and of its task's id, which the sender chooses.

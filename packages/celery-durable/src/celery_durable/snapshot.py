@@ -1,4 +1,4 @@
-"""What an operator asks about queues and single tasks, answered with the cause and not only with figures.
+"""What an operator asks about queues and single tasks, answered with the cause and not only with numbers.
 
 Everything here only reads, with the operator's Redis user.
 """
@@ -36,7 +36,7 @@ POISON = 3
 # Runs between two looks that say whether tasks are slower than usual, and how much slower they must be.
 RUNS_TO_COMPARE, SLOWER = 3, 2.0
 # Seconds for a worker's answer.
-PATIENCE = 2.0
+TIMEOUT = 2.0
 NOT_OURS = "(forged or broken)"
 
 
@@ -70,7 +70,7 @@ class Look:
     deferred: dict[str, Waiting]
     held: list[Held]
     workers: dict[str, dict[str, Any]]  # node -> what it told last, of those that live
-    figures: dict[tuple[str, ...], float]
+    counters: dict[tuple[str, ...], float]
     dead_letters: int
     workers_expected: int = 0
     bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
@@ -97,7 +97,7 @@ class Look:
 
     def total(self, name: str) -> float:
         """Return a count of all tasks together."""
-        return sum(value for (counted, *_), value in self.figures.items() if counted == name)
+        return sum(value for (counted, *_), value in self.counters.items() if counted == name)
 
     def lines(self) -> list[str]:
         """Return all of it for a person."""
@@ -183,7 +183,7 @@ def look(options: Options, client: redis.Redis) -> Look:
     now = client.time()[0]
     read = entries.Reading()
     workers = read(WORKERS, entries.workers, _answer(lambda: client.hgetall(WORKERS)), {})
-    figures = read(FIGURES, entries.figures, _answer(lambda: client.hgetall(FIGURES)), {})
+    counters = read(FIGURES, entries.counters, _answer(lambda: client.hgetall(FIGURES)), {})
     letters = read.number(keys.DEAD_LETTERS, _answer(lambda: client.llen(keys.DEAD_LETTERS)))
     leases = _answer(lambda: client.zrange(keys.LEASES, 0, -1))
     read(keys.LEASES, entries.leases, leases, [])
@@ -196,7 +196,7 @@ def look(options: Options, client: redis.Redis) -> Look:
         deferred={queue: _waiting(options, client, queue, keys.deferred_list(queue)) for queue in names},
         held=held(options, client),
         workers={node: state for node, (told, state) in workers.items() if now - told <= LEASE_MARGIN},
-        figures=figures,
+        counters=counters,
         dead_letters=letters,
         workers_expected=options.workers_expected,
         bad=read.bad,
@@ -232,7 +232,7 @@ def backlog(first: Look, last: Look, app: Celery) -> dict[str, Any]:
         if late
         else ("No queue is too long or too old", {"verb": ""})
     )
-    figures = (
+    numbers = (
         f"{waits} tasks wait, {last.busy} of {last.size} slots are busy, {drains:.1f} runs end and the queues "
         f"{'grow' if grows > 0 else 'shrink'} by {abs(grows):.1f} tasks each second"
     )
@@ -241,7 +241,7 @@ def backlog(first: Look, last: Look, app: Celery) -> dict[str, Any]:
     aside = f" {deferred} tasks are deferred: operation=resume puts them back." if deferred else ""
     return {
         "wrong": bool(late),
-        "verdict": f"{cause} ({figures}).{aside}",
+        "verdict": f"{cause} ({numbers}).{aside}",
         **advice,
         "nodes": nodes,
         "lines": last.lines(),
@@ -285,7 +285,7 @@ def _causes(
     kinds: Counter[str] = sum((entry.kinds for entry in late.values()), Counter())
     task, count = kinds.most_common(1)[0]
     # A flood hurts the other kinds; where there is none, all that helps is more slots.
-    known = {labels[0] for figure, *labels in last.figures if figure == "started"} | set(kinds)
+    known = {labels[0] for counter, *labels in last.counters if counter == "started"} | set(kinds)
     if task != NOT_OURS and len(known) > 1 and count >= FLOOD * kinds.total():
         share = count / kinds.total()
         yield f"One kind floods {name}: {share:.0%} of what waits is {task}", {"verb": "defer", "task": task}
@@ -299,7 +299,7 @@ def _causes(
 def stuck(seen: Look, app: Celery, task_id: str) -> dict[str, Any]:
     """Say which tasks run for too long or come back again and again; with an id, where that one is."""
     limit: float = app.conf.task_time_limit or NO_LIMIT
-    asked = app.control.inspect(timeout=PATIENCE)
+    asked = app.control.inspect(timeout=TIMEOUT)
     running = {
         entry["id"]: time.time() - entry["time_start"]
         for entries in (asked.active() or {}).values()
@@ -501,7 +501,7 @@ def _place(client: redis.Redis, app: Celery, task_id: str) -> str:
 def _doing(holder: Held, app: Celery, task_id: str) -> str:
     if holder.silent > LEASE_MARGIN:
         return f"is in flight at {holder.node}, which is unreachable for {holder.silent:.0f} s: unacknowledged.yml"
-    asked: Any = app.control.inspect(destination=[holder.node], timeout=PATIENCE).query_task(task_id) or {}
+    asked: Any = app.control.inspect(destination=[holder.node], timeout=TIMEOUT).query_task(task_id) or {}
     doing, request = asked.get(holder.node, {}).get(task_id, ("reserved", {}))
     if doing == "active":
         return f"has been running on {holder.node} for {time.time() - request['time_start']:.0f} s"

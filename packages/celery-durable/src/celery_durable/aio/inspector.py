@@ -22,7 +22,7 @@ Answers = dict[str, list[Any]]
 
 EXCHANGE = "celery.pidbox"
 # Seconds to wait for workers that do not answer; the promise to clients is about one second.
-PATIENCE = 0.8
+TIMEOUT = 0.8
 # Seconds that one command may block, below the client's socket timeout.
 LONGEST_BLOCK = 0.4
 
@@ -66,10 +66,10 @@ class Inspector:
             body,
             exchange=EXCHANGE,
             routing_key="",
-            headers={"clock": 0, "expires": time.time() + PATIENCE},
+            headers={"clock": 0, "expires": time.time() + TIMEOUT},
             properties={"delivery_mode": 1},
         )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         listening = await self._broker.publish(self._channel, message)
         answers: Answers = {}
         while len(answers) < listening and (left := deadline - time.monotonic()) > 0:

@@ -157,7 +157,7 @@ class Publisher:
         return self._recovery.remembers(task_id)
 
     async def watch(self) -> None:
-        """Keep admission's figures fresh, look for workers, bring back what a restarted Redis has lost; without end."""
+        """Keep admission's sample fresh, look for workers, bring back what a restarted Redis has lost; without end."""
         loaded_into = None
         while True:
             if loaded_into != self._run_id or loaded_into is None:

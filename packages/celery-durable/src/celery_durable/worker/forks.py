@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 # Seconds to wait for a handler that writes; one that takes longer hangs, and the worker must go on.
-PATIENCE = 1.0
+TIMEOUT = 1.0
 _installed = False
 _held: list[logging.Handler] = []
 
@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def _hold() -> None:
-    _held.extend(handler for handler in _handlers() if handler.lock and handler.lock.acquire(timeout=PATIENCE))
+    _held.extend(handler for handler in _handlers() if handler.lock and handler.lock.acquire(timeout=TIMEOUT))
 
 
 def _release() -> None:

@@ -100,7 +100,7 @@ def _shutting_down(how: str, **_: Any) -> None:
     if how != "Warm" or _stopping.is_set():
         return
     _stopping.set()
-    systemd.tell("STOPPING=1")
+    systemd.notify("STOPPING=1")
     delay = _time_limit + SECOND_PHASE_MARGIN
     second_phase = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGQUIT))
     second_phase.daemon = True

@@ -27,7 +27,7 @@ from celery_durable.probe import HEARTBEAT_LIMIT
 LOOP_INTERVAL = 1.0
 
 
-def tell(assignment: str) -> None:
+def notify(assignment: str) -> None:
     """Notify systemd (sd_notify(3)); nothing happens where it did not start us, or does not listen any more."""
     if address := os.environ.get("NOTIFY_SOCKET"):
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -68,7 +68,7 @@ class ReportToSystemd(bootsteps.StartStopStep):
         self._pool: Any = None
         self._heartbeat = options_of(parent.app).heartbeat_file
         if self._heartbeat:
-            self._heartbeat.unlink(missing_ok=True)  # a former worker's
+            self._heartbeat.unlink(missing_ok=True)  # a previous worker's
         # Set by systemd from WatchdogSec=, in microseconds.
         self._limit = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 or (HEARTBEAT_LIMIT if self._heartbeat else 0)
         self._thread = threading.Thread(target=self._beat, name="systemd-watchdog", daemon=True)
@@ -79,15 +79,15 @@ class ReportToSystemd(bootsteps.StartStopStep):
         self._turn()
         parent.timer.call_repeatedly(LOOP_INTERVAL, self._turn)
         self._consuming.set()
-        tell("READY=1")
-        tell(self._status())
+        notify("READY=1")
+        notify(self._status())
         if self._limit and not self._thread.is_alive():
             self._thread.start()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
         """The connection is lost, or the worker stops."""
         self._consuming.clear()
-        tell(self._status())
+        notify(self._status())
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()
@@ -96,8 +96,8 @@ class ReportToSystemd(bootsteps.StartStopStep):
         while True:
             # The loop may be late by most of the limit: it waits for Redis here and there, some seconds at a time.
             if not self._consuming.is_set() or time.monotonic() - self._last_turn < self._limit * 0.7:
-                tell("WATCHDOG=1")
-                tell(self._status())
+                notify("WATCHDOG=1")
+                notify(self._status())
                 if self._heartbeat:
                     self._heartbeat.touch()
             time.sleep(self._limit / 4)

@@ -174,8 +174,8 @@ class Channel(kombu_redis.Channel):
             command = ["BRPOP", NOTHING, LOOK_INTERVAL]
             self._full = False
         else:
-            patience = timeout or self.brpop_timeout if len(queues) == 1 else LOOK_INTERVAL
-            command = ["BLMOVE", queues[0], lists[0], "RIGHT", "LEFT", patience]
+            seconds = timeout or self.brpop_timeout if len(queues) == 1 else LOOK_INTERVAL
+            command = ["BLMOVE", queues[0], lists[0], "RIGHT", "LEFT", seconds]
         self._taken_from, self._command = list(queues), command[0]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()

@@ -74,7 +74,7 @@ def _one_ran(node: str, deadline: float, tasks: list[AsyncResult[object]]) -> bo
 
 def _queue(node: str) -> str:
     """Return a queue that a worker takes from."""
-    answers = celery_app.control.inspect(destination=[node], timeout=snapshot.PATIENCE).active_queues() or {}
+    answers = celery_app.control.inspect(destination=[node], timeout=snapshot.TIMEOUT).active_queues() or {}
     names = [str(queue["name"]) for queue in answers.get(node) or []]
     if not names:
         raise click.ClickException(printable(f"{node} does not answer, or takes tasks of no queue."))

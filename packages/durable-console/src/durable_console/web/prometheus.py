@@ -1,4 +1,4 @@
-"""What Prometheus reads: this process's own figures, and those of queues and workers, which lie in Redis.
+"""What Prometheus reads: this process's own metrics, and those of queues and workers, which lie in Redis.
 
 However many scrape, Redis is asked once in SNAPSHOT_SECONDS by each process, with about ten commands and one for each
 worker.
@@ -55,7 +55,7 @@ class Snapshot:
     accepted: int = 0
     workers_expected: int = 0
     beat: bool | None = None  # whether one of the beats holds the lease; None where there is no lease
-    figures: dict[tuple[str, ...], float] = field(default_factory=dict)
+    counters: dict[tuple[str, ...], float] = field(default_factory=dict)
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)  # node -> its state, with "silent" seconds
     bad: dict[str, int] = field(default_factory=dict)  # key -> entries that are not of the expected form
 
@@ -117,7 +117,7 @@ class Prometheus:
             redis.exceptions.RedisError: Redis does not answer.
         """
         read = entries.Reading()
-        figures = read(FIGURES, entries.figures, replies[0], {})
+        counters = read(FIGURES, entries.counters, replies[0], {})
         workers = read(WORKERS, entries.workers, replies[1], {})
         read(keys.ALERTS, entries.alerts, replies[2], {})
         read(FAILURES, entries.failures, replies[3], [])
@@ -149,7 +149,7 @@ class Prometheus:
             dead_letters=dead_letters,
             accepted=accepted,
             beat=beat,
-            figures=figures,
+            counters=counters,
             workers=dict(_states(workers, now, holding)),
             bad=read.bad,
         )
@@ -197,7 +197,7 @@ class _Queue(Collector):
         text = "Entries of the broker's keys that are not of the expected form."
         yield _gauge("celery_bad_entries", text, "key", seen.bad)
         yield from _workers(seen.workers)
-        yield from _figures(seen.figures)
+        yield from _counters(seen.counters)
 
 
 def _gauge(name: str, text: str, label: str, values: dict[str, Any]) -> GaugeMetricFamily:
@@ -230,29 +230,29 @@ def _workers(workers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     )
 
 
-def _figures(figures: dict[tuple[str, ...], float]) -> Iterator[Metric]:
+def _counters(counted: dict[tuple[str, ...], float]) -> Iterator[Metric]:
     counters = {
         "worker_starts": CounterMetricFamily("celery_worker_starts", "Starts of a worker.", labels=["worker"]),
         "started": CounterMetricFamily("celery_tasks_started", "Runs that were begun.", labels=["task"]),
         "ended": CounterMetricFamily("celery_tasks_ended", "Runs that ended.", labels=["task", "outcome"]),
     }
-    for (name, *labels), value in sorted(figures.items()):
+    for (name, *labels), value in sorted(counted.items()):
         if name in counters:
             counters[name].add_metric(labels, value)
     # What has not happened yet is 0: Prometheus sees no increase in a series that begins with its first event.
-    known = {labels[0] for name, *labels in figures if name in ("started", "ended")}
+    known = {labels[0] for name, *labels in counted if name in ("started", "ended")}
     for task in sorted(known):
         for outcome in OUTCOMES:
-            if ("ended", task, outcome) not in figures:
+            if ("ended", task, outcome) not in counted:
                 counters["ended"].add_metric([task, outcome], 0)
     yield from counters.values()
     for name, (metric, text) in HISTOGRAMS.items():
         family = HistogramMetricFamily(metric, text, labels=["task"])
-        tasks = {labels[0] for what, *labels in figures if what == name}
+        tasks = {labels[0] for what, *labels in counted if what == name}
         for task in sorted(tasks | known if name == "loop_lag" else tasks):
             total, buckets = 0.0, []
             for bound in (*map(str, BUCKETS[name]), OVER):
-                total += figures.get((name, task, bound), 0.0)
+                total += counted.get((name, task, bound), 0.0)
                 buckets.append((bound, total))
-            family.add_metric([task], buckets, figures.get((f"{name}_sum", task), 0.0))
+            family.add_metric([task], buckets, counted.get((f"{name}_sum", task), 0.0))
         yield family

@@ -40,7 +40,7 @@ class Limits:
             if job.member and job.number in self._jobs and not job.reason:
                 job.reason = reason
                 job.kill_at = time.monotonic() + GRACE
-                job.member.tell("end", job.number, reason)
+                job.member.send("end", job.number, reason)
                 self._plan(job.kill_at, self._on_overdue, job)
 
     def enforce(self, now: float) -> None:
@@ -61,7 +61,7 @@ class Limits:
 
     def _on_soft_limit(self, job: Job, _now: float) -> None:
         if job.member and not job.reason:
-            job.member.tell("soft", job.number)
+            job.member.send("soft", job.number)
 
     def _on_hard_limit(self, job: Job, _now: float) -> None:
         self.end(job, TIME_LIMIT)

@@ -74,7 +74,7 @@ class Job:
         except type(error):
             self.error_callback(ExceptionInfo())
 
-    def tell_of_end(self) -> None:
+    def report_end(self) -> None:
         """Tell its request that it was ended from outside."""
         if self.reason == TIME_LIMIT:
             self.timeout_callback(False, self.hard_limit)
@@ -126,7 +126,7 @@ class Member:
         threading.Thread(target=self._send, name=f"to-{self.pid}", daemon=True).start()
         threading.Thread(target=self._receive, args=(on_message, on_end), name=f"from-{self.pid}", daemon=True).start()
 
-    def tell(self, *message: Any) -> None:
+    def send(self, *message: Any) -> None:
         """Send a message, soon."""
         self._outbox.put(message)
 
@@ -151,13 +151,13 @@ class Member:
             logger.warning("The process %d of the pool has %d KiB: it is replaced", self.pid, memory)
         return memory > most
 
-    def tell_of_death(self, jobs: list[Job]) -> None:
+    def report_death(self, jobs: list[Job]) -> None:
         """Tell requests that its process has ended: which run is to blame, and that the others run again."""
         blamed = self.culprit.number if self.culprit else self.step.now()[0]
         how = f"the process {self.pid} has ended ({self.process.exitcode})"
         for job in jobs:
             if job.reason == TERMINATED or (job is self.culprit and job.reason):
-                job.tell_of_end()
+                job.report_end()
             elif job.number == blamed:
                 job.fail(WorkerLostError(f"The task ended its process: {how}."))
             else:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Seconds between two looks at memory, and before the next process where one did not even start.
 LOOK_INTERVAL = 1.0
 # Seconds that a process has at the end of the worker to close what tasks have opened.
-EXIT_PATIENCE = 5.0
+EXIT_TIMEOUT = 5.0
 # Seconds between two attempts to fork.
 FORK_INTERVAL = 0.05
 # Deaths of processes without a culprit, after which a run that was in each of them gets a process of its own.
@@ -113,7 +113,7 @@ class TaskPool(BasePool):
             if hub is not None:  # nothing else acknowledges, and sends heartbeats, while a worker stops
                 hub.fire_timers()
                 _run_ready_callbacks(hub)
-        self._end_processes(EXIT_PATIENCE)
+        self._end_processes(EXIT_TIMEOUT)
         if hub is not None:
             _run_ready_callbacks(hub)
 
@@ -150,7 +150,7 @@ class TaskPool(BasePool):
         job.member = member
         self._jobs[job.number] = member.jobs[job.number] = job
         member.given += 1
-        member.tell("run", job.number, job.target, job.args, job.kwargs)
+        member.send("run", job.number, job.target, job.args, job.kwargs)
         most = self.options.get("maxtasksperchild")
         if most and member.given >= most:
             self._drain(member)
@@ -159,7 +159,7 @@ class TaskPool(BasePool):
         """Give it nothing more, and let it go when its runs have ended."""
         member.draining = True
         if not member.jobs:
-            member.tell("exit")
+            member.send("exit")
         self._changed.notify_all()
 
     def _finish(self, number: int) -> Job | None:
@@ -168,7 +168,7 @@ class TaskPool(BasePool):
         if job and job.member:
             job.member.jobs.pop(number, None)
             if job.member.draining and not job.member.jobs:
-                job.member.tell("exit")
+                job.member.send("exit")
         self._hand_out()
         return job
 
@@ -205,7 +205,7 @@ class TaskPool(BasePool):
             elif kind == "raised":
                 job.error_callback(rest[0])
             elif kind == "ended":
-                job.tell_of_end()
+                job.report_end()
 
     def _on_end(self, member: Member) -> None:
         """A process has ended: tell who is to blame, and what runs again."""
@@ -229,7 +229,7 @@ class TaskPool(BasePool):
         if jobs or not member.draining:
             logger.error("The process %d of the pool has ended (%s)", member.pid, member.process.exitcode)
         with self._tell():
-            member.tell_of_death([job for job in jobs if job.accepted is not None])
+            member.report_death([job for job in jobs if job.accepted is not None])
 
     # The keeper: a thread, so that limits hold while the main loop waits for Redis.
 
@@ -290,14 +290,14 @@ class TaskPool(BasePool):
             if not member.draining and member.has_more_than(most):
                 self._drain(member)
 
-    def _end_processes(self, patience: float) -> None:
+    def _end_processes(self, timeout: float) -> None:
         with self._changed:
             self._ending = True
             for member in self._members:
-                member.tell("exit")
+                member.send("exit")
             self._changed.notify_all()
-            if patience:
-                self._changed.wait_for(lambda: not self._members, patience)
+            if timeout:
+                self._changed.wait_for(lambda: not self._members, timeout)
             for member in self._members:
                 member.kill()
-            self._changed.wait_for(lambda: not self._members, EXIT_PATIENCE)
+            self._changed.wait_for(lambda: not self._members, EXIT_TIMEOUT)
