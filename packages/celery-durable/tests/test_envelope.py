@@ -8,11 +8,16 @@ from celery import Celery
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from celery_durable import install
 from celery_durable.envelope import task_message
 from celery_durable.task_ids import new_task_id
 
 
-@Celery().task(soft_time_limit=50, time_limit=60)
+app = Celery(set_as_current=False)
+install(app)
+
+
+@app.task(soft_time_limit=50, time_limit=60)
 def task(task_id: str, data: dict[str, Any]) -> None:
     """Be sent."""
 
