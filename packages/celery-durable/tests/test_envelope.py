@@ -12,7 +12,6 @@ from celery_durable import install
 from celery_durable.envelope import task_message
 from celery_durable.task_ids import new_task_id
 
-
 app = Celery(set_as_current=False)
 install(app)
 
