@@ -10,7 +10,7 @@ PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 
 # What a fault puts where: file, the text that it goes before, and its own.
 FAULTS = {
-    "the API does not start": ("main.py", "    settings = get_settings()\n    async with", "    raise RuntimeError\n"),
+    "the API does not start": ("main.py", "    settings, options = get_settings()", "    raise RuntimeError\n"),
     "the worker does not start": (
         "agents/worker.py",
         "celery_app = Celery(",
