@@ -46,7 +46,7 @@ up() {
   step "Build the host image (Debian 13)" "check the network and the free space." scripts/testhost.sh image debian13
   step "Start the host" "see scripts/podman.sh logs $name." scripts/testhost.sh start "$name" debian13 \
     --cap-add NET_ADMIN --publish 127.0.0.1:2222:22 --publish 127.0.0.1:8000:8000 --publish 127.0.0.1:5555:5555
-  step "Install the platform (ansible-playbook site.yml)" "mend what the failed task names and run make sandbox again." deploy
+  step "Install the platform (ansible-playbook site.yml)" "correct what the failed task names and run make sandbox again." deploy
   step "Send a task through the API and wait for SUCCESS" "see scripts/podman.sh exec $name journalctl -u typesafe-celery -u typesafe-api -n 50." \
     ansible-playbook --inventory inventories/sandbox playbooks/diagnose/smoke_test.yml
   local key="${secrets#"$root"/}/backend_api_key" task
