@@ -52,7 +52,7 @@ options:
     type: int
     default: 0
   denied_within:
-    description: Seconds that C(denied) looks back.
+    description: Seconds before this module's start from which on C(denied) counts.
     type: int
     default: 60
   timeout:
@@ -218,7 +218,7 @@ def disconnect(redis: Redis, names: set[str], seconds: int) -> list[str]:
     return [f"connection of {line['user']} from {line['addr']}" for line in ended]
 
 
-def denials(redis: Redis, names: set[str], seconds: int) -> list[str]:
+def denials(redis: Redis, names: set[str], seconds: float) -> list[str]:
     """Return what these users were not permitted, one sentence each; wrong passwords do not count."""
     entries = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in redis.call("ACL", "LOG")]
     return [
@@ -362,6 +362,7 @@ def main() -> None:
     reasons: list[str] = []
     denied: list[str] = []
     unnamed: list[str] = []
+    began = time.monotonic()
     try:
         redis = log_in(options, module.params["earlier_passwords"], timeout)
     except OSError as error:
@@ -378,7 +379,9 @@ def main() -> None:
                 time.sleep(module.params["settle"])
             if module.params["disconnect_older_than"] is not None and not module.check_mode:
                 applied += disconnect(redis, set(users), module.params["disconnect_older_than"])
-            denied = denials(redis, set(users), module.params["denied_within"])
+            # The wait above is part of the run, too.
+            seconds = module.params["denied_within"] + time.monotonic() - began
+            denied = denials(redis, set(users), seconds)
         except (RedisError, OSError) as error:
             module.fail_json(msg=f"The running server rejected a change from {path}: {error}")
         with contextlib.suppress(OSError):
