@@ -682,10 +682,32 @@ def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
     }
     (packages / "some_one-1.0.dist-info").rename(packages / "some_one-0.9.dist-info")
     told = {found.what for found in release.packages(tmp_path)}
-    assert f"the package some-one in {packages} is 0.9, the release needs 1.0" in told
+    assert f"the package some-one in {packages} is 0.9, the lock names 1.0" in told
     (packages / "other-1.0.dist-info/RECORD").unlink()
     (packages / "other-1.0.dist-info").rmdir()
     assert f"the package other is missing in {packages}" in {found.what for found in release.packages(tmp_path)}
+
+
+def test_what_is_wrong_with_the_platforms_tools_comes_with_its_repair(tmp_path: Path) -> None:
+    live, version = tmp_path / "platform", tmp_path / "platform-releases/1"
+    repair = f": rm -r {version} {live}; then site.yml installs the platform's tools again"
+    packages = made_release(version)
+    assert [found.what for found in release.tools(live)] == [
+        f"the platform's tools are not installed, {live} is missing: site.yml installs them"
+    ]
+    live.symlink_to(version)
+    (missing,) = release.tools(live)
+    assert (
+        missing.what
+        == f"the platform's tools are incomplete: {live}/venv/bin/python is missing or leads nowhere{repair}"
+    )
+    (version / "venv/bin").mkdir()
+    (version / "venv/bin/python").touch(0o755)
+    assert list(release.tools(live)) == []
+    (packages / "other.py").unlink()
+    (broken,) = release.tools(live)
+    assert broken.what == f"{live}/{packages.relative_to(version)}/other.py is missing, of the package other{repair}"
+    assert (broken.runbook, broken.severity) == ("drift", findings.CRITICAL)
 
 
 def test_silences_and_alerts_that_we_do_not_see_ourselves_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,17 +128,20 @@ def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisSe
     assert told(before, now()) == ["Redis main: hz is 50 instead of 10", "Redis main: the user stranger is new"]
 
 
-def test_other_versions_in_the_venv_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = tmp_path / "venv/lib/python3.11/site-packages"
-    monkeypatch.setattr(contents, "Path", lambda _: tmp_path)
+@pytest.mark.parametrize(("place", "whose"), [("backend", "release's"), ("platform", "platform's")])
+def test_other_versions_in_a_venv_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, whose: str
+) -> None:
+    packages = tmp_path / f"opt/typesafe/{place}/venv/lib/python3.11/site-packages"
+    monkeypatch.setattr(contents, "Path", lambda path: tmp_path / path.lstrip("/"))
     for name in ("kombu-5.7.0", "redis-8.1.0", "gone-1"):
-        (place / f"{name}.dist-info").mkdir(parents=True)
+        (packages / f"{name}.dist-info").mkdir(parents=True)
     before = {"packages": contents.packages("typesafe", GIVEN)}
-    (place / "kombu-5.7.0.dist-info").rename(place / "kombu-5.3.0.dist-info")
-    (place / "gone-1.dist-info").rmdir()
+    (packages / "kombu-5.7.0.dist-info").rename(packages / "kombu-5.3.0.dist-info")
+    (packages / "gone-1.dist-info").rmdir()
     assert told(before, {"packages": contents.packages("typesafe", GIVEN)}) == [
-        "in the release's venv the package gone is none instead of 1",
-        "in the release's venv the package kombu is 5.3.0 instead of 5.7.0",
+        f"in the {whose} venv the package gone is none instead of 1",
+        f"in the {whose} venv the package kombu is 5.3.0 instead of 5.7.0",
     ]
 
 

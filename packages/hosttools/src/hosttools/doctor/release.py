@@ -1,5 +1,6 @@
 """The release, its settings and its secrets."""
 
+import dataclasses
 import hashlib
 import pwd
 import re
@@ -25,7 +26,7 @@ def check(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator
         if name in SECRETS:
             what = f"{settings_file} sets {name}, which goes before the secret file of that name"
             yield Finding(CRITICAL, what, "drift", FILES, certain=True)
-    live = Path(f"/opt/{app}/backend")
+    live, platform = Path(f"/opt/{app}/backend"), Path(f"/opt/{app}/platform")
     listed = files.of_release(live)
     for needed in (
         "",
@@ -39,8 +40,10 @@ def check(app: str, services: list[str], wanted: Sequence[str] = ()) -> Iterator
             yield Finding(CRITICAL, what, "UnitRestartLoop", FILES, certain=True)
             break
     folders = {live / Path(name).parts[0] for name in listed}
-    yield from closed([live, *sorted(folders), live / "venv/lib", live / "venv/bin/python", settings_file])
+    venvs = [place / name for place in (live, platform) for name in ("venv/lib", "venv/bin/python")]
+    yield from closed([live, *sorted(folders), *venvs, settings_file])
     yield from packages(live)
+    yield from tools(platform)
     for service in services:
         names = sorted(name.partition("/")[2] for name in wanted if name.startswith(f"{service}/"))
         user = app if service == "worker" else f"{app}-{service}"
@@ -106,9 +109,24 @@ def facts(app: str) -> Iterator[dict[str, object]]:
 
 
 @apart
-def packages(live: Path) -> Iterator[Finding]:
-    """Look whether the packages that the release names are whole: each has a list of its files and their sizes."""
-    page = "failed-deploy"
+def tools(live: Path) -> Iterator[Finding]:
+    """Look whether the platform's tools are whole: Flower, the console and the operator's commands."""
+    if not live.is_symlink():
+        what = f"the platform's tools are not installed, {live} is missing: site.yml installs them"
+        yield Finding(CRITICAL, what, "drift", FILES, certain=True)
+        return
+    remedy = f"rm -r {live.resolve()} {live}; then site.yml installs the platform's tools again"
+    if not (live / "venv/bin/python").exists():
+        what = f"the platform's tools are incomplete: {live}/venv/bin/python is missing or leads nowhere: {remedy}"
+        yield Finding(CRITICAL, what, "drift", FILES, certain=True)
+        return
+    for found in packages(live, "drift"):
+        yield dataclasses.replace(found, what=f"{found.what}: {remedy}")
+
+
+@apart
+def packages(live: Path, page: str = "failed-deploy") -> Iterator[Finding]:
+    """Look whether the packages that a lock names are whole: each has a list of its files and their sizes."""
     for place in live.glob("venv/lib/python3*/site-packages"):
         installed = {}
         for package in place.glob("*.dist-info"):
@@ -132,7 +150,7 @@ def packages(live: Path) -> Iterator[Finding]:
             if here is None:
                 yield Finding(CRITICAL, f"the package {name} is missing in {place}", page, FILES, certain=True)
             elif here != version:
-                what = f"the package {name} in {place} is {here}, the release needs {version}"
+                what = f"the package {name} in {place} is {here}, the lock names {version}"
                 yield Finding(WARNING, what, page, FILES, suspect=True)
 
 

@@ -64,7 +64,9 @@ def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
         told = f"{name} is {'gone' if now is None else f'a {now}'} instead of a {before}: every use of it fails"
         return told if before is not None and (now is not None or persists) else ""
     if "packages" in part:
-        whose = "Debian's package" if part.startswith("system") else "in the release's venv the package"
+        place, _, name = name.rpartition("/")
+        venv = f"in the {place or 'release'}'s venv the package"
+        whose = "Debian's package" if part.startswith("system") else venv
         versions = [value.partition(" ")[0] if value else "none" for value in (before, now)]
         same = "not the one that was installed" if versions[0] == versions[1] else ""
         return f"{whose} {name} is {same or f'{versions[1]} instead of {versions[0]}'}"

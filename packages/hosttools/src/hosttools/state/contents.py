@@ -26,12 +26,15 @@ CONTENT = {
     " /etc/cron*/** /etc/prometheus/** /etc/prometheus-*/** /etc/default/prometheus* /etc/systemd/system/*.d/*"
     " /etc/systemd/system/certificate-end.* /etc/haproxy/** /etc/keepalived/**",
 }
-RELEASE = (
-    "/opt/{app}/backend /opt/{app}/backend/.* /opt/{app}/backend/app/** /opt/{app}/backend/venv/bin/*"
-    " /opt/{app}/backend/venv/pyvenv.cfg /opt/{app}/backend/venv/lib/python3*/site-packages/*.pth"
-    " /opt/{app}/backend/venv/lib/python3*/site-packages/*custom*.py"
+# The application's live release, and the platform's tools: each with a virtual environment of its own.
+PLACES = ("backend", "platform")
+RELEASE = "/opt/{app}/backend/.* /opt/{app}/backend/app/**" + "".join(
+    f" /opt/{{app}}/{place} /opt/{{app}}/{place}/venv/bin/* /opt/{{app}}/{place}/venv/pyvenv.cfg"
+    f" /opt/{{app}}/{place}/venv/lib/python3*/site-packages/*.pth"
+    f" /opt/{{app}}/{place}/venv/lib/python3*/site-packages/*custom*.py"
+    for place in PLACES
 )
-RELEASE_RIGHTS = "/opt/{app}/backend/ /opt/{app}/backend/**/"
+RELEASE_RIGHTS = " ".join(f"/opt/{{app}}/{place}/ /opt/{{app}}/{place}/**/" for place in PLACES)
 # Of these owner and mode count, and their number does not grow.
 RIGHTS_OF = (
     "/ /dev /dev/shm /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/ptmx /tmp /var/tmp /run"
@@ -71,7 +74,7 @@ def all_files(app: str, _: Any) -> State:
 
 
 def release(app: str, _: Any) -> State:
-    """Return which release is live, and its files."""
+    """Return which release and which tools of the platform are live, and their files."""
     return _files(RELEASE, RELEASE_RIGHTS, app)
 
 
@@ -113,11 +116,14 @@ def _file(name: str) -> str:
 
 
 def packages(app: str, _: Any) -> State:
-    """Return the versions in the release's virtual environment, each with its list of files."""
+    """Return the versions in both virtual environments, and their lists of files; tools are platform/NAME."""
     found = {}
-    for place in Path(f"/opt/{app}/backend/").glob("venv/lib/python3*/site-packages/*.dist-info"):
-        name, _, version = place.name.removesuffix(".dist-info").rpartition("-")
-        found[name] = f"{version} ({digest(files.read(place / 'RECORD').strip())})"
+    for where in PLACES:
+        for place in Path(f"/opt/{app}/{where}/").glob("venv/lib/python3*/site-packages/*.dist-info"):
+            name, _, version = place.name.removesuffix(".dist-info").rpartition("-")
+            found[f"{where}/{name}".removeprefix("backend/")] = (
+                f"{version} ({digest(files.read(place / 'RECORD').strip())})"
+            )
     return found
 
 
