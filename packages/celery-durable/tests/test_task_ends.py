@@ -111,7 +111,7 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     wait_for(stack.nothing_waits)
     admin.execute_command("ACL", "SETUSER", "worker", "-lrem")  # type: ignore[no-untyped-call]
     stack.send(f"recorded.delay('a', '{stack.ledger}', 0)")
-    worker.wait_for_output("Redis cannot be told")
+    worker.wait_for_output("Redis rejects the acknowledgement")
     stack.send(f"recorded.delay('b', '{stack.ledger}', 0)")
     wait_for(lambda: stack.events("end") == ["a", "b"])
     time.sleep(2 * RECLAIM_INTERVAL)  # nothing may happen
