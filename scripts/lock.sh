@@ -28,7 +28,7 @@ case ${1:--} in
 *)
   [ $# -ge 2 ] || die "LOCK is missing: name the file to write, like $(dirname "$1")/requirements.lock."
   # An application may pin older ones. The library works with these; its tests run with them.
-  sed -nE 's/^((amqp|billiard|kombu|redis|vine)==\S+).*/\1/p; s/^celery(==\S+).*/celery[redis]\1/p' "$root/requirements/app.txt" >"$2.overrides"
+  sed -nE 's/^((amqp|billiard|redis|vine)==\S+).*/\1/p; s/^(celery|kombu)(==\S+).*/\1[redis]\2/p' "$root/requirements/app.txt" >"$2.overrides"
   trap 'rm -f "$2.overrides"' EXIT
   lock "$@" --overrides "$2.overrides"
   ;;

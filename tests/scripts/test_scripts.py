@@ -51,31 +51,38 @@ def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(t
         command = [str(REPOSITORY / "scripts/lock.sh"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def wheel(name: str, version: str) -> str:
+    def wheel(name: str, version: str, *metadata: str) -> str:
+        """Make a wheel; return what a lock says of it."""
         path = tmp_path / f"parts/{name}-{version}-py3-none-any.whl"
         path.parent.mkdir(exist_ok=True)
         with ZipFile(path, "w") as parts:
             information = f"{name}-{version}.dist-info"
-            parts.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata, ""]
+            parts.writestr(f"{information}/METADATA", "\n".join(lines))
             parts.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             parts.writestr(f"{information}/RECORD", "")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"{name}=={version} \\\n    --hash=sha256:{digest}\n"
 
-    ours = re.search(r"^redis==(\S+)", (REPOSITORY / "requirements/app.txt").read_text(), re.MULTILINE)
-    assert ours
-    redis, shop = wheel("redis", ours[1]), wheel("shop_parts", "1.2")
+    ours = dict(re.findall(r"^(\S+)==(\S+)", (REPOSITORY / "requirements/app.txt").read_text(), re.MULTILINE))
+    locked_lines = [
+        # What the library needs beside it.
+        wheel("kombu", ours["kombu"], "Provides-Extra: redis", 'Requires-Dist: packaging ==1 ; extra == "redis"'),
+        wheel("packaging", "1"),
+        wheel("redis", ours["redis"]),
+        wheel("shop", "1.2", "Requires-Dist: kombu"),
+    ]
     only_these = ("--no-index", f"--find-links={tmp_path}/parts")
     wanted, locked = tmp_path / "requirements.in", tmp_path / "requirements.lock"
 
-    wanted.write_text("shop-parts>=1\nredis<5\n")  # the library needs a later one
+    wheel("packaging", "2")
+    wanted.write_text("shop>=1\nredis<5\npackaging\n")  # the library needs a later Redis client
     assert lock(wanted, locked, *only_these).returncode == 0
-    assert locked.read_text() == (
-        f"redis=={ours[1]} \\\n    --hash=sha256:{redis}\nshop-parts==1.2 \\\n    --hash=sha256:{shop}\n"
-    )
-    wanted.write_text("shop-parts>=2\n")
+    assert locked.read_text() == "".join(locked_lines)
+    wanted.write_text("shop>=2\n")
     failed = lock(wanted, locked, *only_these)
     assert failed.returncode != 0
-    assert "shop-parts>=2" in failed.stderr
+    assert "shop>=2" in failed.stderr
     assert "1.2" in locked.read_text()
     assert f"error: {tmp_path}/none.in is no file" in lock(tmp_path / "none.in", locked).stderr
     assert f"like {tmp_path}/requirements.lock" in lock(wanted).stderr
