@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,14 +29,15 @@ HOSTS = [Host(name) for name in ADDRESSES]
 FLOATING = "10.213.2.100"
 CA = EPHEMERAL / "secrets/redis_ca.pem"
 STATE = "/run/backend"
-# Forgets what was counted of each client.
-CLEAR = """python3 -c '
+ADMIN = """python3 -c '
 import socket
 with socket.socket(socket.AF_UNIX) as haproxy:
     haproxy.connect("/run/haproxy/admin.sock")
-    haproxy.sendall(b"clear table clients\\n")
+    haproxy.sendall(b"{}\\n")
     haproxy.recv(100)
 '"""
+# Forgets what was counted of each client.
+CLEAR = ADMIN.format("clear table clients")
 # Seconds until a host that is not ready gets no more requests, and until the floating address answers again.
 LEAVES, MOVES = 2, 8
 
@@ -89,13 +91,19 @@ def state(host: Host, flag: str) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def whole() -> None:
+def whole() -> Iterator[None]:
     """Begin each test with all servers in use, one floating address, and nothing counted."""
     for host in HOSTS:
         host.run(f"rm -f {STATE}/requests")
         host.run(CLEAR)
     wait_for(in_use, "both servers in use", 30)
     wait_for(lambda: len(holders()) == 1, "one floating address", 30)
+    begin = time.time()
+    yield
+    for host in HOSTS:
+        # pytest shows it of a test that failed.
+        log = host.run(f"journalctl --unit haproxy --unit keepalived --output short-precise --since @{begin:.0f}")
+        sys.stdout.write(f"{host.name}\n{log}\n")
 
 
 @contextmanager
@@ -589,6 +597,33 @@ def test_the_floating_address_moves(fault: str) -> None:
         time.sleep(4)
         assert holders() == [other]
         assert longest() < MOVES
+
+
+def priority_fell(host: Host, since: float, *, back: bool = False) -> bool:
+    """Tell whether keepalived has seen the last API go, or one come back."""
+    log = host.run(f"journalctl --unit keepalived --since @{since:.0f}")
+    return f"VRRP_Script(serving) {'succeeded' if back else 'failed'}" in log
+
+
+def test_the_address_stays_when_the_last_api_comes_back() -> None:
+    """The other balancer sees it first."""
+    (holder,) = holders()
+    (other,) = [host for host in HOSTS if host != holder]
+    begin = time.time()
+    for host in HOSTS:
+        host.run("systemctl stop backend")
+    wait_for(lambda: all(priority_fell(host, begin) for host in HOSTS), "lower priorities", 10)
+    begin = time.time() + 1
+    time.sleep(1)
+    holder.run(ADMIN.format("set server api/balancer-1 state maint; set server api/balancer-2 state maint"))
+    for host in HOSTS:
+        host.run("systemctl start backend")
+    wait_for(lambda: priority_fell(other, begin, back=True), "the other's priority", 10)
+    time.sleep(1)  # two more of its checks
+    holder.run(ADMIN.format("set server api/balancer-1 state ready; set server api/balancer-2 state ready"))
+    wait_for(lambda: priority_fell(holder, begin, back=True), "the holder's priority", 10)
+    assert holders() == [holder]
+    assert "MASTER" not in other.run(f"journalctl --unit keepalived --since @{begin:.0f}")
 
 
 def test_a_host_that_stands_still_for_a_moment_keeps_the_address() -> None:
