@@ -278,6 +278,14 @@ def test_secrets_of_files_are_hidden_and_logs_are_json_by_choice(shop: Shop, tmp
     assert "a-long-password" not in worker.output()
 
 
+@pytest.mark.integration
+def test_json_logs_have_celerys_own_level_where_none_is_given(shop: Shop) -> None:
+    worker = shop.start(*DURABLE, "-A", "shop.jobs", "worker", "-c", "2", DURABLE_LOGS="json")
+    shop.run("try: leak.delay().get(timeout=20)\nexcept Exception as e: print(e)")
+    worker.wait_for_output("Task failed")
+    assert "INFO" not in {json.loads(line)["level"] for line in worker.output().splitlines() if line.startswith("{")}
+
+
 def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *DURABLE, *arguments],

@@ -35,16 +35,15 @@ def _no_banner(instance: Any, **_: Any) -> None:
 
 
 def _setup_logging(loglevel: int | str, logfile: str | None, **_: Any) -> None:
-    level = _chosen_level(loglevel)
-    name = level if isinstance(level, str) else logging.getLevelName(level)
-    logging.config.dictConfig(log_config("celery_worker", name, logfile))
+    name = loglevel if isinstance(loglevel, str) else logging.getLevelName(loglevel)
+    logging.config.dictConfig(log_config("celery_worker", _chosen_level(name), logfile))
 
 
-def _chosen_level(default: int | str) -> int | str:
+def _chosen_level(default: str) -> str:
     """Return ``--loglevel`` where it was given, else that of the options; Celery passes on its own default."""
     context = click.get_current_context(silent=True)
     if context is not None and context.get_parameter_source("loglevel") is ParameterSource.DEFAULT:
-        return (options_of(context.obj.app).log_level or str(default)).upper()
+        return options_of(context.obj.app).log_level or default
     return default
 
 
