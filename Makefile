@@ -90,7 +90,7 @@ check: setup ## Linters and quick tests
 
 .PHONY: quick-tests
 quick-tests:
-	pytest -q -n auto --dist loadfile -m "not integration"
+	pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not integration"
 
 .PHONY: lint
 lint: ## Linters alone

@@ -5,6 +5,7 @@ with a random password, so that they need no preparation and touch nothing else.
 """
 
 import signal
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ from celery_durable.testing import RedisServer, redis_server
 from tests.support import Api, Program, Stack, start_worker
 
 __all__ = ["redis_server"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that may take longest: one that begins last runs alone."""
+    limits: dict[Path, float] = defaultdict(float)
+    for item in items:
+        for mark in item.iter_markers("timeout"):
+            limits[item.path] = max(limits[item.path], *mark.args)
+    numbers = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-limits[item.path], -numbers[item.path]))
 
 
 @pytest.fixture(scope="session")

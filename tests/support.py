@@ -1,11 +1,14 @@
 """What the tests share: the sample application's programs, and Ansible without hosts."""
 
+import atexit
 import importlib.util
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,17 +60,61 @@ def of_the_console(env: dict[str, str]) -> dict[str, str]:
     return {**env, **{name: env[sample] for name, sample in OF_THE_CONSOLE.items() if sample in env}}
 
 
+class Ansible:
+    """Ansible with one environment, loaded once for all runs of ansible-playbook."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        """Load it, in a process of its own."""
+        self.process = subprocess.Popen(
+            [sys.executable, "tests/ansible_forks.py"],
+            cwd=REPOSITORY,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ansible-playbook in the repository."""
+        assert self.process.stdin
+        assert self.process.stdout
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+            request = {"arguments": arguments, "stdout": stdout.name, "stderr": stderr.name}
+            try:
+                self.process.stdin.write(f"{json.dumps(request)}\n")
+                self.process.stdin.flush()
+                status = int(self.process.stdout.readline())
+            except BaseException:  # a test's time is over
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+                raise
+            return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+
+
+ansibles: dict[tuple[tuple[str, str], ...], Ansible] = {}
+
+
+@atexit.register
+def stop_ansibles() -> None:
+    """Let them remove their temporary files."""
+    for ansible in ansibles.values():
+        ansible.process.communicate()
+
+
+def ansible_playbook(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook in the repository, in one process."""
+    environment = {**os.environ, **INLINE, **env}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    key = tuple(sorted(environment.items()))
+    if key not in ansibles or ansibles[key].process.poll() is not None:
+        ansibles[key] = Ansible(environment)
+    return ansibles[key].run(*map(str, arguments))
+
+
 def ansible_report(*arguments: str | Path, **env: str) -> dict[str, Any]:
     """Run ansible-playbook in the repository, in one process; return what its JSON callback reports."""
-    result = subprocess.run(
-        ["ansible-playbook", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **INLINE, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", **env},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=540,
-    )
+    result = ansible_playbook(*arguments, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json", **env)
     assert "{" in result.stdout, result.stderr
     report: dict[str, Any]
     report, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{") :])

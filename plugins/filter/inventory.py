@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -183,15 +183,21 @@ def derived_names(variables: Iterable[str], roles: str) -> list[str]:
     return sorted(derived(roles).keys() & set(variables))
 
 
+@cache
+def closest(name: str, roles: str, cutoff: float) -> list[str]:
+    """Return the documented variable whose name is most like this one, if any is like it."""
+    return get_close_matches(name, specified(roles), n=1, cutoff=cutoff)
+
+
 def name_refusals(variables: Iterable[str], roles: str) -> list[str]:
     """Say in one sentence each which names nothing reads although they look like the platform's."""
     known, words = specified(roles), mentioned(roles)
     prefixes = tuple(f"{path.name}_" for path in Path(roles).iterdir() if path.is_dir())
     refusals = []
     for name in sorted(set(variables) - known.keys() - words):
-        close = get_close_matches(name, known, n=1, cutoff=0.85)
+        close = closest(name, roles, 0.85)
         if close or name.startswith(prefixes):
-            likely = close or get_close_matches(name, known, n=1, cutoff=0.6)
+            likely = close or closest(name, roles, 0.6)
             hint = (
                 f": is {likely[0]} meant?" if likely else ": take it out, or give a variable of your own another name."
             )

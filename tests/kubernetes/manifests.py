@@ -17,7 +17,7 @@ from typing import Any
 import kubernetes_validate.utils
 import yaml
 
-from tests.support import INLINE
+from tests.support import ansible_playbook
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy/kubernetes"
@@ -46,17 +46,8 @@ def playbook(
     with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
         json.dump(variables, extra)
         extra.flush()
-        command = [
-            "ansible-playbook",
-            "-i",
-            "localhost,",
-            f"playbooks/containers/{name}.yml",
-            "-e",
-            f"@{extra.name}",
-            *arguments,
-        ]
-        env = {**os.environ, **INLINE, **(env or {})}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        options = ["-i", "localhost,", f"playbooks/containers/{name}.yml", "-e", f"@{extra.name}", *arguments]
+        return ansible_playbook(*options, **(env or {}))
 
 
 def render(directory: Path, **variables: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -14,8 +12,8 @@ import pytest
 
 from celery_durable.testing import free_port
 from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, serving
-from tests.kubernetes.manifests import ROOT, VERSIONS, playbook, random_secrets
-from tests.support import INLINE
+from tests.kubernetes.manifests import VERSIONS, playbook, random_secrets
+from tests.support import ansible_playbook
 
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "good": ({}, []),
@@ -80,9 +78,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         }
         inventory = directory / "hosts.json"
         inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
-        command = ["ansible-playbook", f"--inventory={inventory}", "tests/kubernetes/preflight.yml"]
-        env = {**os.environ, **INLINE}
-        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        result = ansible_playbook(f"--inventory={inventory}", "tests/kubernetes/preflight.yml")
     found = dict.fromkeys(CASES, "")
     for line in result.stdout.splitlines():
         if line.startswith(("fatal: [", "failed: [")):

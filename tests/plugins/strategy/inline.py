@@ -6,16 +6,23 @@ tasks. Everything else is Ansible's: inventories, variables, roles, loops, modul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 from ansible._internal._task import TaskContext
+from ansible._internal._templating import _jinja_bits
 from ansible._internal._templating._jinja_bits import AnsibleEnvironment, _TemplateCompileContext
+from ansible._internal._templating._jinja_common import TemplateContext
+from ansible._internal._templating._lazy_containers import _AnsibleLazyTemplateMixin
 from ansible.executor.task_executor import TaskExecutor
 from ansible.executor.task_result import _RawTaskResult
+from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins import loader
 from ansible.plugins.strategy.linear import StrategyModule as Linear
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
 
 DOCUMENTATION = """
 name: inline
@@ -24,6 +31,9 @@ description: As linear does, one host after the other and without forks.
 """
 load_from_file = DataLoader.load_from_file
 compile_template = AnsibleEnvironment.compile
+new_context = _jinja_bits._new_context
+get_hostvars = HostVars.__getitem__
+hostvars: dict[tuple[str, Any], Any] = {}
 codes: dict[tuple[Any, ...], CodeType] = {}
 
 
@@ -45,8 +55,45 @@ def compile_once(environment: AnsibleEnvironment, source: Any, *arguments: Any, 
     return codes[key]
 
 
+def new_context_once(*, jinja_vars: Any = None, **options: Any) -> Any:
+    """Let the templates of a task share what was rendered; Ansible renders a variable again wherever one names it."""
+    engine = TemplateContext.current().templar
+    if jinja_vars is engine._variables and type(jinja_vars) is dict:
+        before, lazy = getattr(engine, "rendered", (None, None))
+        # A loop sets its item; a copy of an engine has what the first has rendered.
+        if before != jinja_vars or lazy._templar is not engine:
+            lazy = _AnsibleLazyTemplateMixin._try_create(jinja_vars)
+            engine.rendered = (jinja_vars.copy(), lazy)
+        jinja_vars = lazy
+    return new_context(jinja_vars=jinja_vars, **options)
+
+
+def hostvars_once(self: HostVars, host: str) -> Any:
+    """Keep a host's variables, as others see them, until one changes."""
+    context = TemplateContext.current(optional=True)
+    key = host, context and context.templar.marker_behavior
+    if key not in hostvars:
+        hostvars[key] = get_hostvars(self, host)
+    return hostvars[key]
+
+
+def changes_hostvars(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method that changes variables of a host."""
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        hostvars.clear()
+        return method(*arguments, **options)
+
+    return wrapped
+
+
 DataLoader.load_from_file = load_once
 AnsibleEnvironment.compile = compile_once
+_jinja_bits._new_context = new_context_once
+HostVars.__getitem__ = hostvars_once
+for changing in ("set_host_facts", "set_nonpersistent_facts", "set_host_variable", "clear_facts"):
+    setattr(VariableManager, changing, changes_hostvars(getattr(VariableManager, changing)))
+InventoryManager.reconcile_inventory = changes_hostvars(InventoryManager.reconcile_inventory)
 
 
 class StrategyModule(Linear):  # type: ignore[misc] # Ansible has no types
