@@ -3,12 +3,10 @@
 import asyncio
 import gc
 import logging.config
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -16,8 +14,7 @@ from app.agents.worker import celery_app
 from app.api import health, tasks
 from app.api.connections import STOP
 from app.api.errors import add_error_handlers
-from app.api.prometheus import RequestMetrics
-from app.api.security import KeyRequired
+from app.api.middleware import EachRequest
 from app.logs import log_config
 from app.settings import get_settings
 from celery_durable.aio.arrivals import Arrivals
@@ -26,11 +23,10 @@ from celery_durable.aio.lookup import Lookup
 from celery_durable.aio.publisher import Publisher
 from celery_durable.options import options_of
 from durable_console import web
-from durable_console.web.headers import DOCS, SecurityHeaders, docs_policy
+from durable_console.web.headers import DOCS, docs_policy
 from durable_console.web.security import Guard, document_schemes
 
 TITLE = "TypeSafe agent API"
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @asynccontextmanager
@@ -69,17 +65,12 @@ def create_app() -> FastAPI:
         app = FastAPIOffline(title=TITLE, redoc_url=None, lifespan=_lifespan)
     else:
         app = FastAPI(title=TITLE, openapi_url=None, lifespan=_lifespan)
-    app.add_middleware(
-        CorrelationIdMiddleware, validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None
-    )
-    app.add_middleware(SecurityHeaders, policies={DOCS: docs_policy(app), **web.POLICIES})
-    app.add_middleware(KeyRequired)
+    app.add_middleware(EachRequest, policies={DOCS: docs_policy(app), **web.POLICIES})
     add_error_handlers(app)
-    for router in (tasks.router, health.router, *web.ROUTERS):
-        # include_router would leave a router inside of the router, which looks for each request's route twice.
-        app.router.routes.extend(router.routes)
+    # include_router would leave a router inside of the router, which looks for each request's route twice. In front of
+    # the pages, and what is requested most first: the routes are tried in turn.
+    app.router.routes[:0] = [route for router in (health.router, tasks.router, *web.ROUTERS) for route in router.routes]
     document_schemes(app)
-    app.add_middleware(RequestMetrics)
     return app
 
 

@@ -28,7 +28,12 @@ def visible_key(key: str | None) -> str | None:
     return key
 
 
-def _canonical(task_id: str) -> str:
+def canonical(task_id: str) -> str:
+    """Return a task's id as it is stored.
+
+    Raises:
+        ValueError: the rule of an id.
+    """
     if not 1 <= len(task_id) <= LONGEST_ID:
         raise ValueError(f"must have 1 to {LONGEST_ID} characters")
     return task_id.lower() if re.fullmatch(UUID7, task_id) else task_id
@@ -36,7 +41,7 @@ def _canonical(task_id: str) -> str:
 
 # The patterns are not pydantic's to check, whose sentence would show the pattern.
 TaskId = Annotated[
-    str, AfterValidator(_canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
+    str, AfterValidator(canonical), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
 ]
 
 Data = Annotated[dict[str, Any], Field(description="Passed to the task as it is; at most 64 levels deep.")]

@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client import Counter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 from starlette.convertors import PathConvertor, register_url_convertor
 
@@ -20,6 +20,7 @@ from app.api.body import read_batch_request, read_enqueue_request
 from app.api.models import (
     DEFAULT_TASK,
     IDEMPOTENCY_HELP,
+    LONGEST_ID,
     VISIBLE_ASCII,
     BatchRequest,
     BatchResponse,
@@ -27,9 +28,9 @@ from app.api.models import (
     EnqueueResponse,
     StatusRequest,
     StatusResponse,
-    TaskId,
     TaskName,
     TaskStatus,
+    canonical,
     visible_key,
 )
 from app.api.outcome import Outcome, describe, known, unknown
@@ -38,11 +39,11 @@ from celery_durable.aio.arrivals import Arrivals
 from celery_durable.aio.lookup import Found, Lookup
 from celery_durable.aio.publisher import KeyReusedError, NewTask, Publisher
 from celery_durable.task_ids import created
-from durable_console.web.body import read_json
+from durable_console.web.body import read_json, rule_of
 from durable_console.web.errors import documented
-from durable_console.web.security import ProtectedRoute
+from durable_console.web.security import ProtectedDirectRoute
 
-router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedRoute, responses=documented(401, 429))
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=ProtectedDirectRoute, responses=documented(401, 429))
 
 # Seconds that clocks of different hosts may differ, and a result may be late, before an id counts as expired.
 EXPIRY_ALLOWANCE = 5
@@ -72,7 +73,16 @@ IDEMPOTENCY_HEADER = {
     "description": IDEMPOTENCY_HELP,
     "schema": {"type": "string", "pattern": VISIBLE_ASCII},
 }
-Wait = Annotated[int, Query(ge=0, le=LONGEST_WAIT, description=WAIT_HELP)]
+TASK_ID = {
+    "name": "task_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_ID, "title": "Task Id"},
+}
+_wait = TypeAdapter(
+    Annotated[int, Field(ge=0, le=LONGEST_WAIT, title="Wait", description=WAIT_HELP, json_schema_extra={"default": 0})]
+)
+WAIT = {"name": "wait", "in": "query", "required": False, "description": WAIT_HELP, "schema": _wait.json_schema()}
 # The use of the response's task id, for programs that read /openapi.json.
 STATUS_LINK = {"status": {"operationId": "status", "parameters": {"task_id": "$response.body#/task_id"}}}
 
@@ -118,18 +128,17 @@ async def enqueue(request: Request) -> Response:
     published = await publisher.publish(task, body.data, correlation_id.get(), key)
     if published.new:
         ENQUEUED.labels(task.name).inc()
-    answer = EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False)
-    return Response(answer.model_dump_json(exclude_none=True), 202, media_type="application/json")
+    return _accepted(EnqueueResponse(task_id=published.task_id, replicated=None if published.replicated else False))
 
 
 @router.post(
     "/enqueue/batch",
     status_code=202,
-    response_model_exclude_none=True,
+    response_model=BatchResponse,
     responses=documented(408, 413, 415, 422, 503),
     openapi_extra=_body(BatchRequest),
 )
-async def enqueue_batch(request: Request) -> BatchResponse:
+async def enqueue_batch(request: Request) -> Response:
     """Put several tasks into the queue, all or none; 202 means that all of them are there."""
     if "Idempotency-Key" in request.headers:
         raise HTTPException(422, "Idempotency-Key: each task of a batch has its own, as its idempotency_key.")
@@ -143,7 +152,12 @@ async def enqueue_batch(request: Request) -> BatchResponse:
         raise HTTPException(422, f"tasks.{error.number}.idempotency_key: {error}") from None
     ENQUEUED.labels(task.name).inc(sum(one.new for one in published))
     replicated = all(one.replicated for one in published)
-    return BatchResponse(task_ids=[one.task_id for one in published], replicated=None if replicated else False)
+    answer = BatchResponse(task_ids=[one.task_id for one in published], replicated=None if replicated else False)
+    return _accepted(answer)
+
+
+def _accepted(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), 202, media_type="application/json")
 
 
 def _key_of(task: TaskName, key: str | None) -> str | None:
@@ -165,9 +179,11 @@ register_url_convertor("any_text", _AnyText())
     operation_id="status",
     response_model=TaskStatus,
     responses=documented(404, 410, 422, 503),
+    openapi_extra={"parameters": [TASK_ID, WAIT]},
 )
-async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
+async def status(request: Request) -> Response:
     """Return the state of a task: 404 for an unknown one, 410 when its result must have expired."""
+    task_id, wait = _asked(request)
     state = request.app.state
     outcome = await _outcome(task_id, await state.lookup.one(task_id))
     headers = None
@@ -177,6 +193,24 @@ async def status(task_id: TaskId, request: Request, wait: Wait = 0) -> Response:
         else:
             headers = WAIT_ELSEWHERE
     return Response(outcome.content, outcome.code, headers, media_type="application/json")
+
+
+def _asked(request: Request) -> tuple[str, int]:
+    """Return a status request's task id and its seconds to wait.
+
+    Raises:
+        HTTPException: 422.
+    """
+    try:
+        task_id = canonical(request.path_params["task_id"])
+    except ValueError as error:
+        raise HTTPException(422, f"task_id: {error}.") from None
+    if not request.scope["query_string"]:
+        return task_id, 0
+    try:
+        return task_id, _wait.validate_python(request.query_params.get("wait", 0))
+    except ValidationError as error:
+        raise HTTPException(422, f"wait: {rule_of(error.errors()[0])}.") from None
 
 
 async def _await_end(task_id: str, request: Request, deadline: float, outcome: Outcome) -> Outcome:

@@ -17,7 +17,7 @@ from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 from celery_durable import scripts
 from celery_durable.aio.clients import broker_client, results_client
-from celery_durable.aio.publisher import NewTask, Publisher
+from celery_durable.aio.publisher import NewTask, Published, Publisher
 from celery_durable.keys import ACCEPTED, IDEMPOTENCY
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
@@ -264,6 +264,24 @@ def test_other_apis_get_the_rules_too(redis: RedisServer) -> None:
 
     ids = asyncio.run(publish())
     assert queued(redis) == ids
+
+
+def test_many_large_batches_at_once_are_no_outage(redis: RedisServer) -> None:
+    """40,000 tasks take this process and Redis seconds, which once counted as silence of Redis."""
+
+    async def publish() -> list[list[Published]]:
+        options = Options(broker_url=redis.url(0), result_url=redis.url(1), queue_max_length=100_000)
+        async with broker_client(options) as broker, results_client(options) as results:
+            publisher, tasks = (
+                Publisher(options, broker, results),
+                [NewTask({"number": number}) for number in range(1000)],
+            )
+            batches = [publisher.publish_batch(example_agent_task, tasks, None) for _ in range(40)]
+            return await asyncio.gather(*batches)
+
+    published = asyncio.run(publish())
+    assert set(queued(redis)) == {one.task_id for each in published for one in each}
+    assert redis.client(0).llen(DEFAULT_QUEUE) == 40_000
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ so that a flood cannot get far beyond a limit between two samples.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +75,19 @@ class Admission:
     def add(self, queue: str, message: str) -> None:
         """Count a message that is about to be pushed."""
         self._since.lengths[queue] += 1
-        self._since.memory += int(len(message) * ALLOCATION_FACTOR) + ENTRY_BYTES
+        self._since.memory += _bytes(message)
 
-    def ask(self, pipeline: Pipeline) -> None:
-        """Put the questions at the end of a pipeline that pushes everything that was counted so far."""
+    def ask(self, pipeline: Pipeline, later: Iterable[tuple[str, str]] = ()) -> None:
+        """Put the questions at the end of a pipeline that pushes everything that was counted so far.
+
+        Args:
+            pipeline: what is sent next.
+            later: queue and message of what was counted, but is sent after it.
+        """
         self._covered = Load(self._since.lengths.copy(), self._since.memory)
+        for queue, message in later:
+            self._covered.lengths[queue] -= 1
+            self._covered.memory -= _bytes(message)
         pipeline.info("memory", "server")
         for queue in self._queues:
             pipeline.llen(queue)
@@ -117,3 +126,7 @@ class Admission:
         self._since.lengths -= self._covered.lengths
         self._since.memory -= self._covered.memory
         return str(info["run_id"])
+
+
+def _bytes(message: str) -> int:
+    return int(len(message) * ALLOCATION_FACTOR) + ENTRY_BYTES

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ from celery_durable.task_ids import created, new_task_id
 
 logger = logging.getLogger(__name__)
 
-# Seconds until a client is told that the broker is gone; the promise is one second.
+# Seconds for a round trip, until clients are told that the broker is gone; the promise is one second.
 PUBLISH_BUDGET = 0.8
+# Messages after which a round trip takes no further ones: with some thousand, one took longer than its budget.
+LARGEST_TRIP = 500
 # Seconds that replicas have to confirm a batch; one on the same network needs a few milliseconds.
 REPLICATION_BUDGET = 0.3
 # Tasks of a batch that are prepared before others have their turn; a few milliseconds.
@@ -86,12 +89,21 @@ class _Waiting:
     pushes: Sequence[Push]
     pushed: asyncio.Future[Answer]
 
+
+class _Call:
+    """A call of a script, and whose messages it pushes."""
+
+    def __init__(self, waiting: _Waiting) -> None:
+        """Begin with one of those who wait."""
+        self.waiting = [waiting]
+
     def run(self, pipeline: Pipeline) -> None:
-        """Put them into a pipeline."""
-        if len(self.pushes) == 1:
-            self.pushes[0].run(ENQUEUE, pipeline)
+        """Put it into a pipeline."""
+        pushes = [push for waiting in self.waiting for push in waiting.pushes]
+        if len(pushes) == 1:
+            pushes[0].run(ENQUEUE, pipeline)
         else:
-            run_batch(self.pushes, pipeline)
+            run_batch(pushes, pipeline)
 
 
 class Publisher:
@@ -106,7 +118,9 @@ class Publisher:
         self._admission = Admission(options)
         self._recovery = Recovery(broker, results)
         self.workforce = Workforce(options, broker)
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._in_flight: list[_Call] = []
+        self._timer: asyncio.TimerHandle
         self._sample_is_due = False
         self._run_id: str | None = None  # of the Redis that answers
         self._writer: asyncio.Task[None] | None = None
@@ -123,8 +137,12 @@ class Publisher:
             WorkersAbsentError: nobody would run it.
             KeyReusedError: the idempotency key came with other data before.
         """
-        [published] = await self.publish_batch(task, [NewTask(data, idempotency_key)], request_id)
-        return published
+        to, new = _Destination(task, queue_of(task.app, task.name), request_id), NewTask(data, idempotency_key)
+        self._admission.check(to.queue)
+        self.workforce.check()
+        push = self._prepare(to, 0, new)
+        [earlier], replicated = await self._push([push])
+        return self._conclude(to, 0, new, push, earlier=earlier, replicated=replicated)
 
     async def publish_batch(
         self, task: Task[Any, Any], batch: Sequence[NewTask], request_id: str | None
@@ -204,9 +222,8 @@ class Publisher:
         self._waiting.append(_Waiting(pushes, pushed))
         self._start_writer()
         try:
-            async with asyncio.timeout(PUBLISH_BUDGET):
-                answer = await pushed
-        except (RedisError, OSError, TimeoutError) as error:
+            answer = await pushed
+        except (RedisError, OSError) as error:
             raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
         if not answer[1] and self._options.unreplicated == "refuse":
             raise NotReplicatedError(f"Fewer than {self._options.replicas_wanted} replicas have the task.")
@@ -218,69 +235,110 @@ class Publisher:
 
     async def _write(self) -> None:
         while self._waiting or self._sample_is_due:
-            # A client that was already told "unavailable" must not get its task in later.
-            batch = [waiting for waiting in self._waiting if not waiting.pushed.done()]
-            self._waiting.clear()
+            calls = self._in_flight = self._next_calls()
             sampling, self._sample_is_due = self._sample_is_due, False
             pipeline = self._broker.pipeline(transaction=False)
-            for waiting in batch:
-                waiting.run(pipeline)
-            replicas = self._options.replicas_wanted if batch else 0
+            for call in calls:
+                call.run(pipeline)
+            replicas = self._options.replicas_wanted if calls else 0
             if replicas:
                 pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
             if sampling:
-                self._admission.ask(pipeline)
+                later = [(push.queue, push.message) for waiting in self._waiting for push in waiting.pushes]
+                self._admission.ask(pipeline, later)
+            # Begun anew with each round trip: behind many others a task waits longer, though Redis is well.
+            self._start_timer()
             try:
                 replies = await pipeline.execute(raise_on_error=False)
             except (RedisError, OSError) as error:
                 if isinstance(error, RedisTimeoutError):
                     # Redis hangs: who came meanwhile need not wait as long once more.
-                    batch += self._waiting
-                    self._waiting.clear()
-                replies = [error] * len(batch)
-            answers = replies[len(batch) :]
+                    self._fail(error)
+                replies = [error] * len(calls)
+            finally:
+                self._timer.cancel()
+            answers = replies[len(calls) :]
             confirmed = answers.pop(0) if replicas and answers else 0
             replicated = not isinstance(confirmed, Exception) and confirmed >= replicas
             if not replicated:
                 # It may be the primary no longer: who connects again asks the sentinels.
                 await self._broker.connection_pool.disconnect(inuse_connections=False)
-            batch, replies = await self._without_missing(batch, replies[: len(batch)])
-            for waiting, reply in zip(batch, replies, strict=False):
-                self._tell(waiting, reply, replicated)
+            calls, replies = await self._without_missing(calls, replies[: len(calls)])
+            for call, reply in zip(calls, replies, strict=False):
+                self._tell(call, reply, replicated)
             if answers:
                 self._learn(answers)
 
-    async def _without_missing(self, batch: list[_Waiting], replies: list[Any]) -> tuple[list[_Waiting], list[Any]]:
+    def _next_calls(self) -> list[_Call]:
+        """Take those who wait longest, as many as fit into a round trip."""
+        calls: list[_Call] = []
+        plain: dict[str, _Call] = {}  # by queue: single messages without an idempotency key, which nothing rejects
+        messages = 0
+        while self._waiting and messages < LARGEST_TRIP:
+            waiting = self._waiting.popleft()
+            # A client that was already told "unavailable" must not get its task in later.
+            if waiting.pushed.done():
+                continue
+            messages += len(waiting.pushes)
+            push = waiting.pushes[0]
+            is_plain = len(waiting.pushes) == 1 and not push.idempotency
+            if is_plain and push.queue in plain:
+                plain[push.queue].waiting.append(waiting)
+                continue
+            calls.append(_Call(waiting))
+            if is_plain:
+                plain[push.queue] = calls[-1]
+        return calls
+
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(PUBLISH_BUDGET, self._give_up)
+
+    def _give_up(self) -> None:
+        """Let nobody wait any longer for a round trip that goes on, or behind it."""
+        error = TimeoutError("Redis does not answer in time.")
+        for call in self._in_flight:
+            for waiting in call.waiting:
+                _fail(waiting, error)
+        self._fail(error)
+        self._start_timer()  # for who comes meanwhile
+
+    def _fail(self, error: Exception) -> None:
+        for waiting in self._waiting:
+            _fail(waiting, error)
+        self._waiting.clear()
+
+    async def _without_missing(self, calls: list[_Call], replies: list[Any]) -> tuple[list[_Call], list[Any]]:
         """Load the script where Redis lacks it; return what is done with, the rest goes into the next round trip."""
-        lacking = [entry for entry, reply in zip(batch, replies, strict=False) if isinstance(reply, NoScriptError)]
+        lacking = [call for call, reply in zip(calls, replies, strict=False) if isinstance(reply, NoScriptError)]
         if not lacking:
-            return batch, replies
+            return calls, replies
         try:
             await load_async(self._broker)
         except (RedisError, OSError) as error:
-            return batch, [error if isinstance(reply, NoScriptError) else reply for reply in replies]
-        self._waiting = lacking + self._waiting
-        done = [pair for pair in zip(batch, replies, strict=False) if not isinstance(pair[1], NoScriptError)]
-        return [entry for entry, _ in done], [reply for _, reply in done]
+            return calls, [error if isinstance(reply, NoScriptError) else reply for reply in replies]
+        self._waiting.extendleft(reversed([waiting for call in lacking for waiting in call.waiting]))
+        done = [pair for pair in zip(calls, replies, strict=False) if not isinstance(pair[1], NoScriptError)]
+        return [call for call, _ in done], [reply for _, reply in done]
 
-    def _tell(self, waiting: _Waiting, reply: Any, replicated: bool) -> None:
-        values: list[bytes | None] = []
+    def _tell(self, call: _Call, reply: Any, replicated: bool) -> None:
         error: Exception | None = None
         if isinstance(reply, Exception):
             error = reply
         elif isinstance(reply, int):
             error = KeyReusedError(reply - 1)
-        else:
-            values = reply if isinstance(reply, list) else [reply]
-        for push, value in zip(waiting.pushes, values, strict=False):
-            if value is None:
-                self._recovery.remember(push)
-        if waiting.pushed.done():
-            return
         if error:
-            waiting.pushed.set_exception(error)
-        else:
-            waiting.pushed.set_result((values, replicated))
+            for waiting in call.waiting:
+                _fail(waiting, error)
+            return
+        # Of a single message the value itself; nothing where no message has a key.
+        values = iter(reply if isinstance(reply, list) else [reply])
+        for waiting in call.waiting:
+            earlier = [next(values, None) for _ in waiting.pushes]
+            for push, value in zip(waiting.pushes, earlier, strict=True):
+                if value is None:
+                    self._recovery.remember(push)
+            if not waiting.pushed.done():
+                waiting.pushed.set_result((earlier, replicated))
 
     def _learn(self, answers: list[Any]) -> None:
         try:
@@ -288,6 +346,11 @@ class Publisher:
             self._recovery.saw(self._run_id)
         except RedisError as error:
             logger.warning("Redis does not tell how full it is: %s: %s", type(error).__name__, error)
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.pushed.done():
+        waiting.pushed.set_exception(error)
 
 
 @cache

@@ -1,6 +1,6 @@
 -- KEYS queue, accepted[, idempotency keys]; ARGV of each message: text, task id, value of its key or '', seconds to keep
 -- that. All messages are pushed, or none. Returns for each message its key's earlier value, or nothing when it was
--- pushed; the number of the first message, from 1, whose key was used with other data.
+-- pushed, and no list at all without keys; the number of the first message, from 1, whose key was used with other data.
 local function data_of(value) return string.match(value, ' (.*)$') end
 local earlier, number, key = {}, 0, 2
 for at = 1, #ARGV, 4 do
@@ -24,4 +24,4 @@ for at = 1, #ARGV, 4 do
     redis.call('LPUSH', KEYS[1], ARGV[at])
   end
 end
-return earlier
+return KEYS[3] and earlier

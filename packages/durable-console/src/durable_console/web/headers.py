@@ -35,7 +35,7 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = self._page_headers.get(scope["path"], self._headers)
+        headers = self.of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -43,6 +43,10 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+    def of(self, path: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers for an answer at this path."""
+        return self._page_headers.get(path, self._headers)
 
 
 def docs_policy(app: FastAPI) -> str:
