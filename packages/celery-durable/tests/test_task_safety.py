@@ -342,6 +342,22 @@ def test_a_task_that_kills_every_worker_is_put_aside(stack: Stack) -> None:
     assert worker.process.poll() is None
 
 
+def test_whoever_waits_for_a_task_that_kills_every_worker_learns_its_end(stack: Stack) -> None:
+    part = f"fatal.s().on_error(recorded.si('told', '{stack.ledger}', 0))"
+    (body,) = stack.send(f"chord([{part}, sleeping.s(0)])(collect.s())")
+    broker = stack.redis.client(0)
+    for index, raw in enumerate(broker.lrange(DEFAULT_QUEUE, 0, -1)):
+        entry = json.loads(raw)
+        entry["headers"]["redeliveries"] = MAX_REDELIVERIES
+        broker.lset(DEFAULT_QUEUE, index, json.dumps(entry))
+    killed = stack.start_worker("--pool=threads")
+    assert killed.process.wait(10) == -signal.SIGKILL
+    stack.start_worker("--pool=threads")
+    assert stack.result(body, "FAILURE")["result"]["exc_type"] == "ChordError"
+    wait_for(lambda: "told" in stack.events("end"))
+    wait_for(stack.nothing_waits)
+
+
 def test_a_task_that_runs_out_of_memory_fails_alone(stack: Stack) -> None:
     worker = stack.start_worker()
     assert stack.result(*stack.send("greedy.delay()"), "FAILURE")["result"]["exc_type"] == "MemoryError"
