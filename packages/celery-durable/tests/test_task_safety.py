@@ -7,6 +7,7 @@ import random
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,6 +208,23 @@ def test_a_task_runs_once_whatever_redis_does(stack: Stack, fault: str) -> None:
     wait_for(stack.nothing_waits)
     assert stack.events("start") == ["a", "b"]
     assert worker.process.poll() is None
+
+
+def test_who_waits_for_a_result_gets_it_when_redis_restarts_meanwhile(stack: Stack) -> None:
+    worker = stack.start_worker()
+    send = "from faulty_worker import sleeping; task = sleeping.delay(6)"
+    waiting = Program(
+        [sys.executable, "-c", f"{send}; print('sent', flush=True); print(task.get(timeout=50))"],
+        stack.directory / "waiting.log",
+        stack.env,
+    )
+    waiting.wait_for_output("sent")
+    worker.wait_for_output("Task started")
+    stack.redis.stop()
+    time.sleep(2)  # longer than an attempt that fails and one more
+    stack.redis.start()
+    assert waiting.process.wait(30) == 0
+    assert "done" in waiting.output()
 
 
 def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(stack: Stack) -> None:
