@@ -22,6 +22,9 @@ from app.settings import get_settings
 from tests.support import start_worker
 
 make_app = testing_app.TestApp
+get_settings()  # which are kept
+# Celery prefers it to what a test configures.
+del os.environ["CELERY_RESULT_BACKEND"]
 
 
 def producer(config: dict[str, Any] | None = None, **kwargs: Any) -> Celery:

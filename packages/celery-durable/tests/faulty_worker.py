@@ -237,6 +237,22 @@ def dying_part(self: Task[Any, Any], ledger: str, whom: str) -> str:
     return "part"
 
 
+@celery_app.task(bind=True)
+def dying_last_part(self: Task[Any, Any], how: str) -> str:
+    """Be the last part of a chord whose worker dies the first time with the claim to the chord's body."""
+    backend: Any = self.backend
+
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    if not self.request.delivery_info["redelivered"]:  # type: ignore[index]
+        backend._chord_publish_claim_expires = backend.chord_error_from_stack = die
+    if how == "failure":
+        raise RAISES[how]
+    return "part"
+
+
 @control_command()
 def freeze(_state: Any, seconds: float = 60) -> str:
     """Hold the worker's main loop, as a dead lock in it would."""

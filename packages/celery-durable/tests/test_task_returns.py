@@ -130,6 +130,16 @@ def test_a_chord_hears_of_a_part_that_died_after_its_success(stack: Stack, whom:
     assert len(stack.events("start")) == 1
 
 
+@pytest.mark.parametrize(("how", "state"), [("success", "SUCCESS"), ("failure", "FAILURE")])
+def test_a_chord_ends_whose_last_part_died_with_the_claim_to_its_body(stack: Stack, how: str, state: str) -> None:
+    stack.start_worker("--concurrency=1")
+    stack.start_worker("--concurrency=1", name="second")
+    (body,) = stack.send(f"chord([sleeping.s(0), dying_last_part.s({how!r}).set(countdown=1)])(collect.s())")
+    stack.result(body, state)
+    assert [worker.process.poll() for worker in stack.workers].count(-signal.SIGKILL) == 1
+    wait_for(stack.nothing_waits)
+
+
 def test_a_message_is_taken_as_fast_however_many_wait_for_their_time() -> None:
     """https://github.com/celery/celery/issues/3778: workers hold all tasks with an ETA."""
     worker = Runtime(celery_app, "test")

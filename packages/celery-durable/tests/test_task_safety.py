@@ -7,6 +7,7 @@ import random
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +210,23 @@ def test_a_task_runs_once_whatever_redis_does(stack: Stack, fault: str) -> None:
     assert worker.process.poll() is None
 
 
+def test_who_waits_for_a_result_gets_it_when_redis_restarts_meanwhile(stack: Stack) -> None:
+    worker = stack.start_worker()
+    send = "from faulty_worker import sleeping; task = sleeping.delay(6)"
+    waiting = Program(
+        [sys.executable, "-c", f"{send}; print('sent', flush=True); print(task.get(timeout=50))"],
+        stack.directory / "waiting.log",
+        stack.env,
+    )
+    waiting.wait_for_output("sent")
+    worker.wait_for_output("Task started")
+    stack.redis.stop()
+    time.sleep(2)  # longer than an attempt that fails and one more
+    stack.redis.start()
+    assert waiting.process.wait(30) == 0
+    assert "done" in waiting.output()
+
+
 def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(stack: Stack) -> None:
     stack.env["WORKER_WATCHDOG_SECONDS"] = "10"
     worker = stack.start_worker()
@@ -340,6 +358,22 @@ def test_a_task_that_kills_every_worker_is_put_aside(stack: Stack) -> None:
     assert "workers died while they held it" in stack.result(task_id, "FAILURE")["result"]["exc_message"][0]
     stack.result(*stack.send("sleeping.delay(0)"))
     assert worker.process.poll() is None
+
+
+def test_whoever_waits_for_a_task_that_kills_every_worker_learns_its_end(stack: Stack) -> None:
+    part = f"fatal.s().on_error(recorded.si('told', '{stack.ledger}', 0))"
+    (body,) = stack.send(f"chord([{part}, sleeping.s(0)])(collect.s())")
+    broker = stack.redis.client(0)
+    for index, raw in enumerate(broker.lrange(DEFAULT_QUEUE, 0, -1)):
+        entry = json.loads(raw)
+        entry["headers"]["redeliveries"] = MAX_REDELIVERIES
+        broker.lset(DEFAULT_QUEUE, index, json.dumps(entry))
+    killed = stack.start_worker("--pool=threads")
+    assert killed.process.wait(10) == -signal.SIGKILL
+    stack.start_worker("--pool=threads")
+    assert stack.result(body, "FAILURE")["result"]["exc_type"] == "ChordError"
+    wait_for(lambda: "told" in stack.events("end"))
+    wait_for(stack.nothing_waits)
 
 
 def test_a_task_that_runs_out_of_memory_fails_alone(stack: Stack) -> None:

@@ -1,12 +1,16 @@
 """The way back for messages whose worker died, or lost them with its connection."""
 
 import logging
+from base64 import b64decode
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
-from celery import Celery, states
+from celery import Celery
+from celery.app.task import Context
 from celery.exceptions import WorkerLostError
+from kombu.message import Message
+from kombu.serialization import prepare_accept_content
 
 from celery_durable import dead_letter, keys, scripts, signing
 from celery_durable.connection import is_outage
@@ -70,13 +74,31 @@ class Redelivery:
             return
         reason = f"{deaths} workers died while they held it."
         try:
-            self._app.backend.store_result(task_id, WorkerLostError(reason), states.FAILURE)
+            # With its request: a chord, and whoever is to be called after an error, wait for it.
+            self._app.backend.mark_as_failure(task_id, WorkerLostError(reason), request=self._request(message))
         except Exception as error:
             if is_outage(error):
                 raise
             logger.exception("The end of task %s cannot be stored", task_id, extra=log_fields(headers, queue))
             reason += f" That cannot be stored: {type(error).__name__}: {error}"
         self._dead_letter(unacked, raw, reason)
+
+    def _request(self, message: dict[str, Any]) -> Context | None:
+        """Return what Celery knows of a task that it runs; nothing for one that cannot be decoded."""
+        headers, properties = message["headers"], message["properties"]
+        try:
+            body = Message(
+                body=b64decode(message["body"]),  # type: ignore[arg-type]
+                content_type=message["content-type"],
+                content_encoding=message["content-encoding"],
+                headers=headers,
+                accept=prepare_accept_content(self._app.conf.accept_content),
+            ).decode()
+            args, kwargs, embedded = body
+        except Exception:  # noqa: BLE001 - whatever the decoder raises
+            return None
+        known = {"args": args, "kwargs": kwargs, "properties": properties, "delivery_info": properties["delivery_info"]}
+        return Context({**headers, **(embedded or {}), **known})
 
     def _dead_letter(self, unacked: str, raw: bytes, reason: str) -> None:
         names = (unacked, keys.DEAD_LETTERS, keys.ACCEPTED)

@@ -5,7 +5,7 @@ from typing import Any
 
 import redis
 from celery import Celery, current_app, signals, states
-from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
 from kombu.exceptions import OperationalError
 
 from celery_durable.connection import (
@@ -23,11 +23,22 @@ logger = logging.getLogger(__name__)
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
 MAIN_PROCESS_RETRIES = 5
+# Attempts to reconnect of whoever waits for a result, a second apart: as many as Celery makes of its own accord.
+LISTENER_RETRIES = 20
+
+
+class Listener(ResultConsumer):
+    """Waits for results; a restart of Redis does not end that."""
+
+    def _reconnect(self) -> None:
+        web = options_of(self.app).client_profile == "web"
+        self._ensure(self._reconnect_pubsub, (), **({} if web else {"max_retries": LISTENER_RETRIES}))
 
 
 class ResultStore(RedisBackend):
     """Used through Celery's table of backends."""
 
+    ResultConsumer = Listener
     plain_connection: type[redis.Connection] = Connection
     tls_connection: type[redis.Connection] = SslConnection
 

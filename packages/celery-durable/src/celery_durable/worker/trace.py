@@ -2,12 +2,15 @@
 
 import logging
 import pickle
+import time
 from typing import Any
 
+import redis
 from billiard.einfo import ExceptionWithTraceback
 from celery import current_app
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore, Reject
 from celery.states import SUCCESS
 from celery.utils.serialization import get_pickleable_exception
@@ -16,9 +19,13 @@ from celery_durable.masking import mask
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two looks at a claim, which ends within 25 s by Celery's defaults.
+CLAIM_INTERVAL = 0.5
+
 
 def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **options: Any) -> Any:
     """Run a task in its process or thread, as Celery's functions of that name, unless its message was done before."""
+    _wait_for_its_chord(name, message)
     if _is_done(name, task_id, message):
         _count_for_its_chord(name, task_id, message)
         logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
@@ -64,11 +71,35 @@ def _count_for_its_chord(name: str, task_id: str, message: dict[str, Any]) -> No
         backend.on_chord_part_return(request, SUCCESS, backend.get_result(task_id))
 
 
+def _wait_for_its_chord(name: str, message: dict[str, Any]) -> None:
+    """Wait until nobody is about to end the chord of a part that came back.
+
+    Its process may have died when it was: for some seconds Celery gives the claim to the chord's body to no other, and
+    the part would be counted in vain.
+    """
+    group = message.get("group")
+    if not (message.get("chord") and group and (_came_back(message) or message.get("retries"))):
+        return
+    backend = current_app.tasks[name].backend
+    if not isinstance(backend, RedisBackend):
+        return
+    try:
+        while backend.client.get(backend.get_key_for_group(group, ".c")) not in (None, b"done", "done"):
+            time.sleep(CLAIM_INTERVAL)
+    except redis.RedisError as error:
+        logger.warning("Nobody knows whether the chord of a part is about to end: %s", one_line(error))
+
+
+def _came_back(message: dict[str, Any]) -> bool:
+    """Tell whether a message came back, or may have."""
+    return bool(message["properties"].get("doubtful") or message["delivery_info"]["redelivered"])
+
+
 def _is_done(name: str, task_id: str, message: dict[str, Any]) -> bool:
     """Tell whether a message that came back, or may have, is one whose success is stored."""
-    properties = message["properties"]
-    if not (properties.get("doubtful") or message["delivery_info"]["redelivered"]):
+    if not _came_back(message):
         return False
+    properties = message["properties"]
     try:
         meta = current_app.tasks[name].backend.get_task_meta(task_id, cache=False)
         # Without its message's name it was stored by another version or backend.
