@@ -111,8 +111,8 @@ def program(app: Any, scheduler: Any = None, **kwargs: Any) -> Any:
 def leased(app: Any, **kwargs: Any) -> Any:
     """Return the application's scheduler behind a lease; Celery's own without its file."""
     # As Celery finds them: django-celery-beat's is also called django.
-    names = dict(load_extension_class_names("celery.beat_schedulers"))
-    chosen = symbol_by_name(app.durable_beat_scheduler, aliases=names)
+    named: Any = load_extension_class_names("celery.beat_schedulers")
+    chosen = symbol_by_name(app.durable_beat_scheduler, aliases=dict(named))
     base = Scheduler if chosen is PersistentScheduler else chosen
     return type("LeasedScheduler", (Leased, base), {})(app=app, **kwargs)
 
