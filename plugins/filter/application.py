@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -16,6 +17,8 @@ REPOSITORY = Path(__file__).parent.parent.parent
 # What Celery, the library and Flower read, whatever the application is.
 ALWAYS = re.compile(r"(CELERY|DURABLE|FLOWER)_[A-Z_]+")
 SERVICES = ("all", "worker", "api")
+# A Redis of app_redis_variables, and a piece of its URL for an application that puts it together itself.
+REDIS_VALUE = re.compile(r"(broker|results|data)(?:\.(host|port|user|password))?")
 # A part of a path below the release.
 PATH = r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*"
 # Slots of the largest pool asyncio (roles/celery_worker/tasks/preflight.yml).
@@ -58,15 +61,33 @@ def variables_read(offered: Mapping[str, Any], names: Iterable[str], *, results:
     }
 
 
-def redis_variables(urls: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Return the application's own variables with a URL of Redis.
+def redis_variables(urls: Mapping[str, str], wanted: Mapping[str, str], data_port: int) -> dict[str, str]:
+    """Return the application's own variables with a URL of Redis, or a piece of one.
 
     Args:
         urls: those of the user, by the platform's names.
-        wanted: variable -> broker or results.
+        wanted: variable -> broker, results or data, or a piece of its URL, like data.host.
+        data_port: of the application's own Redis, which runs beside that of the results.
     """
-    parts = {"broker": "CELERY_BROKER_URL", "results": "REDIS_URL"}
-    return {name: urls[parts[part]] for name, part in wanted.items() if part in parts}
+    found = {name: REDIS_VALUE.fullmatch(str(value)) for name, value in wanted.items()}
+    return {name: _redis_value(urls, match[1], match[2], data_port) for name, match in found.items() if match}
+
+
+def _redis_value(urls: Mapping[str, str], part: str, piece: str | None, data_port: int) -> str:
+    text = urls["CELERY_BROKER_URL" if part == "broker" else "REDIS_URL"]
+    if part != "data" and piece is None:
+        return text
+    url = urlsplit(text)
+    if part == "data":
+        url = url._replace(netloc=re.sub(r":[0-9]+$", f":{data_port}", url.netloc))
+    values = {
+        None: url.geturl(),
+        "host": url.hostname,
+        "port": url.port,
+        "user": url.username,
+        "password": unquote(url.password or ""),
+    }
+    return str(values[piece])
 
 
 def application_refusals(values: Mapping[str, Any]) -> list[str]:
@@ -143,8 +164,11 @@ def _secret_refusals(secrets: Mapping[str, Any]) -> Iterator[str]:
 def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str]:
     for name, part in variables.items():
         yield from _name_refusals("app_redis_variables", name)
-        if part not in ("broker", "results"):
-            yield f"app_redis_variables.{name} is {part!r}, but it must be broker or results."
+        if not REDIS_VALUE.fullmatch(str(part)):
+            yield (
+                f"app_redis_variables.{name} is {part!r}, but it must be broker, results or data, or a piece of its"
+                " URL: host, port, user or password, like data.host."
+            )
     for prefix in _list(prefixes):
         if not re.fullmatch(r"[A-Za-z0-9_.:/-]+\*?", str(prefix)):
             rule = "letters, digits and _ . : / -, with a star at the end or without, like shop:*"
@@ -156,7 +180,8 @@ def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str
 def _name_refusals(variable: str, name: Any) -> Iterator[str]:
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", str(name)):
         yield f"{variable} has '{name}', but a variable's name is made of upper-case letters, digits and underscores."
-    elif re.match(r"DURABLE_|LD_|PYTHON", str(name)) or name in ("PATH", "SECRETS_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+    # PYTHON_VERSION and the like are an image's, and some applications read them.
+    elif re.match(r"DURABLE_|LD_|PYTHON(?!_)", str(name)) or name in ("PATH", "SECRETS_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         yield f"{variable} has {name}, which is the platform's own: take it out."
 
 

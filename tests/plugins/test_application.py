@@ -25,3 +25,31 @@ def test_a_file_of_the_applications_own_by_that_name_is_not_a_description(tmp_pa
     (tmp_path / "app").mkdir()
     (tmp_path / "app/platform.yml").write_text(content)
     assert application.described(str(tmp_path), "app_has_metrics", False) is False
+
+
+URLS = {
+    "CELERY_BROKER_URL": "rediss://worker:a%2Fb@[fd00::1]:6380/0?ssl_ca_certs=/ca.crt",
+    "REDIS_URL": "rediss://worker:a%2Fb@[fd00::1]:6379?ssl_ca_certs=/ca.crt",
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value"),
+    [
+        ("broker", URLS["CELERY_BROKER_URL"]),
+        ("results", URLS["REDIS_URL"]),
+        ("data", "rediss://worker:a%2Fb@[fd00::1]:6381?ssl_ca_certs=/ca.crt"),
+        ("data.host", "fd00::1"),
+        ("data.port", "6381"),
+        ("data.user", "worker"),
+        ("data.password", "a/b"),
+        ("results.port", "6379"),
+    ],
+)
+def test_an_application_gets_a_url_of_redis_or_its_pieces(wanted: str, value: str) -> None:
+    assert application.redis_variables(URLS, {"CACHE": wanted}, 6381) == {"CACHE": value}
+
+
+def test_urls_of_sentinels_stay_whole() -> None:
+    urls = {"CELERY_BROKER_URL": "sentinel://w:p@a:1/0;sentinel://w:p@b:1/0", "REDIS_URL": ""}
+    assert application.redis_variables(urls, {"QUEUE": "broker"}, 6381) == {"QUEUE": urls["CELERY_BROKER_URL"]}

@@ -20,6 +20,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "replicas": ({"broker_replicas_wanted": 1}, "broker_replicas_wanted 1"),
     "command": ({"redis_disabled_commands": ["flushal"]}, "is flushall meant?"),
     "option": ({"redis_extra_settings": {"hz": "many"}}, "gives hz the value"),
+    "data": ({"app_redis_variables": {"CACHE": "data"}}, "containers have no Redis for it"),
     "python": ({"container_python": "python3.13"}, "container_python 'python3.13'"),
 }
 

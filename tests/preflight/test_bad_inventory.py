@@ -285,6 +285,8 @@ CASES = {
     ),
     "setting-in-lower-case": Case({"app_settings": {"debug": "1"}}, ["app_settings has 'debug'", "upper-case"]),
     "setting-of-the-library": Case({"app_settings": {"DURABLE_QUEUES": "a"}}, ["DURABLE_QUEUES", "platform's own"]),
+    "setting-of-the-interpreter": Case({"app_settings": {"PYTHONPATH": "."}}, ["PYTHONPATH", "platform's own"]),
+    "setting-of-an-image": Case({"app_settings": {"PYTHON_VERSION": "3.13"}}, []),
     "application-setting-with-a-quote": Case(
         {"app_settings": {"MOTTO": "it's"}}, ["app_settings.MOTTO", "single quote"]
     ),
@@ -293,7 +295,15 @@ CASES = {
         {"app_secrets": {"all": {"PIN": 48151623}}}, ["app_secrets.all.PIN"], hidden="48151623"
     ),
     "url-of-an-unknown-redis": Case(
-        {"app_redis_variables": {"CACHE": "data"}}, ["app_redis_variables.CACHE", "'data'"]
+        {"app_redis_variables": {"CACHE": "cache"}}, ["app_redis_variables.CACHE", "'cache'", "results or data"]
+    ),
+    "unknown-piece-of-a-url": Case(
+        {"app_redis_variables": {"CACHE": "data.socket"}}, ["app_redis_variables.CACHE", "host, port, user or password"]
+    ),
+    "redis-of-its-own": Case({"app_redis_variables": {"CACHE": "data", "CACHE_HOST": "data.host"}}, []),
+    "redis-of-its-own-too-large": Case(
+        {"app_redis_variables": {"CACHE": "data"}, "stack_redis_data_maxmemory": "0"},
+        ["redis_maxmemory of instance data", "stack_redis_data_maxmemory"],
     ),
     "keys-of-celery": Case({"app_redis_prefixes": ["celery-*"]}, ["app_redis_prefixes has 'celery-*'", "take another"]),
     "all-keys": Case({"app_redis_prefixes": ["*"]}, ["app_redis_prefixes has '*'", "like shop:*"]),

@@ -27,9 +27,13 @@ CASES = {
     "alone": Case(host(4, redis_bind=["127.0.0.1"]), ["redis_bind of alone", "private_address"]),
     "mark": Case(host(5, broker_unreplicated="perhaps"), ["broker_unreplicated", "perhaps", "refuse, mark"]),
     "wary": Case(
-        host(6, redis_min_replicas_to_write=7), ["redis_min_replicas_to_write of wary is 7", "7 hosts", "lower it"]
+        host(6, redis_min_replicas_to_write=9), ["redis_min_replicas_to_write of wary is 9", "9 hosts", "lower it"]
     ),
-    "warier": Case(host(7, broker_replicas_wanted=7), ["broker_replicas_wanted is 7", "6 replicas", "lower it"]),
+    "own": Case(host(8, app_redis_variables={"CACHE": "data"}), ["app_redis_variables.CACHE is data", "sentinels"]),
+    "piece": Case(
+        host(9, app_redis_variables={"CACHE": "results.host"}), ["app_redis_variables.CACHE is results.host"]
+    ),
+    "warier": Case(host(7, broker_replicas_wanted=9), ["broker_replicas_wanted is 9", "8 replicas", "lower it"]),
 }
 
 

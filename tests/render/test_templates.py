@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "changed": CHANGED,
     "renamed": {"app_name": "other"},
     "foreign": FOREIGN,
+    "factory": {**FOREIGN, "app_asgi": "shop.web:create_app()"},
+    "wsgi-factory": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi:create_app()"},
+    "own-data": {**FOREIGN, "app_redis_variables": {"CACHE_URL": "data", "CACHE_HOST": "data.host"}},
+    "schedule-in-a-database": {**FOREIGN, "celery_beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler"},
     "wsgi": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi"},
     "another-server": {**FOREIGN, "app_asgi": "", "app_command": ["venv/bin/daphne", "--fd", "{fd}", "shop.asgi:app"]},
     "open-flower": {"flower_bind": "0.0.0.0"},  # noqa: S104 - what the rule is about
@@ -184,6 +190,42 @@ def test_other_servers_take_the_same_socket(rendered: dict[str, Path]) -> None:
     assert " -- /opt/shop/backend/venv/bin/gunicorn shop.wsgi --bind fd://3 " in gunicorn
     (daphne,) = service(rendered["another-server"], "api.service")["ExecStart"]
     assert daphne.endswith(" -- /opt/shop/backend/venv/bin/daphne --fd 3 shop.asgi:app")
+
+
+def test_a_factory_is_called(rendered: dict[str, Path]) -> None:
+    (uvicorn,) = service(rendered["factory"], "api.service")["ExecStart"]
+    assert "/venv/bin/uvicorn --factory shop.web:create_app --fd 3 " in uvicorn
+    (gunicorn,) = service(rendered["wsgi-factory"], "api.service")["ExecStart"]
+    assert "/venv/bin/gunicorn shop.wsgi:create_app() --bind fd://3 " in gunicorn
+
+
+@pytest.mark.parametrize(
+    ("application", "is_good"),
+    [("web", True), ("web:app.wsgi", True), ("web:create_app()", True), ("web:gone()", False)],
+)
+def test_the_check_of_a_release_loads_the_web_application(
+    rendered: dict[str, Path], tmp_path: Path, application: str, is_good: bool
+) -> None:
+    """The program between the quotes of NAME-admin --check, which must be one word of the shell for any application."""
+    script = (rendered["wsgi-factory"] / "admin").read_text()
+    assert script.rstrip().endswith("""' 'shop.wsgi:create_app()'\n    ;;\nesac""")
+    subprocess.run(["sh", "-n", rendered["wsgi-factory"] / "admin"], check=True)
+    program = script.partition("venv/bin/python -c '\n")[2].partition("'")[0]
+    (tmp_path / "web.py").write_text("application = create_app = lambda: None\nclass app: wsgi = None\n")
+    command = [sys.executable, "-c", program, application]
+    assert (subprocess.run(command, cwd=tmp_path, check=False).returncode == 0) == is_good
+
+
+def test_beat_reads_its_schedule_where_the_inventory_says(rendered: dict[str, Path]) -> None:
+    assert "--scheduler" not in (rendered["foreign"] / "beat.service").read_text()
+    (beat,) = service(rendered["schedule-in-a-database"], "beat.service")["ExecStart"]
+    assert beat.endswith(" --scheduler=django_celery_beat.schedulers:DatabaseScheduler")
+
+
+def test_an_application_with_a_redis_of_its_own_reaches_it(rendered: dict[str, Path]) -> None:
+    assert "CACHE_HOST:/etc/shop/secrets/worker/CACHE_HOST" in str(service(rendered["own-data"], "worker.service"))
+    (after,) = [line for line in (rendered["own-data"] / "worker.service").read_text().splitlines() if "After=" in line]
+    assert "redis-server@data.service" in after
 
 
 def test_limits_follow_from_what_runs(rendered: dict[str, Path]) -> None:

@@ -194,11 +194,11 @@ def test_beat_sends(shop: Shop) -> None:
 
 
 @pytest.mark.integration
-def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop) -> None:
+@pytest.mark.parametrize("options", [[], ["--scheduler", "celery.beat:Scheduler"]], ids=["its own", "named"])
+def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop, options: list[str]) -> None:
     shop.worker()
-    beats = [
-        shop.start(*DURABLE, "-A", "shop.jobs", "beat", "-l", "info", "--pidfile=", DURABLE_BEAT="shop") for _ in "ab"
-    ]
+    command = [*DURABLE, "-A", "shop.jobs", "beat", "-l", "info", "--pidfile=", *options]
+    beats = [shop.start(*command, DURABLE_BEAT="shop") for _ in "ab"]
     wait_for(lambda: any("sends from now on" in beat.output() for beat in beats))
     sending, waiting = sorted(beats, key=lambda beat: "sends from now on" not in beat.output())
     began, before = time.monotonic(), shop.noted().count("tick")

@@ -38,7 +38,9 @@ RESERVED_SETTINGS = {
     *("appenddirname", "appendfilename", "dbfilename"),
 }
 # What an inventory of the whole platform sets instead.
-FROM_THE_PLATFORM = {"maxmemory": "; the platform takes it from stack_redis_maxmemory"}
+FROM_THE_PLATFORM = {
+    "maxmemory": "; the platform takes it from stack_redis_maxmemory, for data from stack_redis_data_maxmemory"
+}
 # Commands that an older Redis does not know; it rejects a whole rule for one unknown word.
 COMMANDS_SINCE = {"client|setinfo": (7, 2)}
 

@@ -17,7 +17,9 @@ def redis_users(
     queue: str = "celery",
     own_keys: Sequence[str] = ("app:*",),
 ) -> list[dict[str, Any]]:
-    """Return the users of an instance that plays these parts (broker, results), as the redis role takes them.
+    """Return the users of an instance that plays these parts (broker, results, data), as the redis role takes them.
+
+    A user without rules for any of them is left out.
 
     Args:
         rules: user -> part -> rules, may and may_not.
@@ -36,7 +38,8 @@ def redis_users(
 
     users = []
     for name, by_part in rules.items():
-        wanted = [by_part[part] for part in parts]
+        if not (wanted := [by_part[part] for part in parts if part in by_part]):
+            continue
         users.append(
             {
                 "name": name,

@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from celery.beat import PersistentScheduler, Scheduler
-from celery.utils.imports import symbol_by_name
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 from redis.exceptions import RedisError
 
 from celery_durable.connection import broker_client
+from celery_durable.defaults import LEASED
 from celery_durable.keys import BEAT, BEAT_RUNS
 from celery_durable.options import options_of
 from celery_durable.scripts import BEAT_CLAIM, BEAT_LEASE, run
@@ -98,9 +99,20 @@ class Leased:
         self._heap = None  # made anew by the scheduler
 
 
+def program(app: Any, scheduler: Any = None, **kwargs: Any) -> Any:
+    """Return Celery's program, whose scheduler gets the lease also when the command line names it."""
+    if options_of(app).beat:
+        if scheduler not in (None, LEASED):
+            app.durable_beat_scheduler = scheduler
+        scheduler = LEASED
+    return app.subclass_with_self("celery.apps.beat:Beat")(scheduler=scheduler, **kwargs)
+
+
 def leased(app: Any, **kwargs: Any) -> Any:
     """Return the application's scheduler behind a lease; Celery's own without its file."""
-    chosen = symbol_by_name(app.durable_beat_scheduler)
+    # As Celery finds them: django-celery-beat's is also called django.
+    named: Any = load_extension_class_names("celery.beat_schedulers")
+    chosen = symbol_by_name(app.durable_beat_scheduler, aliases=dict(named))
     base = Scheduler if chosen is PersistentScheduler else chosen
     return type("LeasedScheduler", (Leased, base), {})(app=app, **kwargs)
 

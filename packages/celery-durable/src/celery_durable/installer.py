@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 
 from celery_durable import defaults, eager, masking
+from celery_durable.loader import beat
 from celery_durable.options import Options
 from celery_durable.worker import app_connection, lifecycle, results, runtime, systemd, task_logs
 
@@ -18,6 +19,7 @@ def install(celery: Celery, options: Options | None = None) -> None:
     """Give an application the guarantees, as soon as its configuration is loaded."""
     app: Any = celery  # whose type stubs leave these attributes out
     app.control_cls = "celery_durable.control:Control"
+    app.Beat = partial(beat, app)
     later = partial(finish, app, options)
     if app.configured:
         later()
