@@ -19,25 +19,31 @@ def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> It
     """Return what is not as it was recorded, as findings."""
     for part, state in now.items():
         _, severity, layer = PARTS[part]
-        # A part that cannot be seen is a consequence, which the doctor reports.
-        if part not in before or isinstance(state, str):
-            continue
-        # Of what is not there now, like an instance that is down, the doctor reports.
-        there = {name.partition(":")[0] for name in state}
-        both = {name for name in before[part] if name in state or (part == "redis" and name.partition(":")[0] in there)}
-        wanted = (
-            both if part in BOTH else both | state.keys() if part == "redis" else before[part].keys() | state.keys()
-        )
-        if part == "units":
-            away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
-            wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
         told = []
-        for name in sorted(name for name in wanted if before[part].get(name) != state.get(name)):
+        for name, was, is_now in different(part, before, state):
             at = layer_of(name, app) if part == "files" else _layer(part, name, layer)
-            told += [(at, what)] if (what := sentence(part, name, before[part].get(name), state.get(name))) else []
+            told += [(at, what)] if (what := sentence(part, name, was, is_now)) else []
         more = [(LATER, f"{len(told) - NAMED} more of the {part} differ from the healthy state")]
         for at, what in sorted(told, key=lambda pair: pair[0])[:NAMED] + (more if len(told) > NAMED else []):
             yield Finding(severity, what, "drift", at, suspect=True, difference=True)
+
+
+def different(part: str, before: dict[str, Any], state: State | str) -> Iterator[tuple[str, str | None, str | None]]:
+    """Return the names of a part whose values differ, with what was recorded and what is there now."""
+    # A part that cannot be seen is a consequence, which the doctor reports.
+    if part not in before or isinstance(state, str):
+        return
+    was = before[part]
+    # Of what is not there now, like an instance that is down, the doctor reports.
+    there = {name.partition(":")[0] for name in state}
+    both = {name for name in was if name in state or (part == "redis" and name.partition(":")[0] in there)}
+    wanted = both if part in BOTH else both | state.keys() if part == "redis" else was.keys() | state.keys()
+    if part == "units":
+        away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
+        wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
+    for name in sorted(wanted):
+        if was.get(name) != state.get(name):
+            yield name, was.get(name), state.get(name)
 
 
 def _layer(part: str, name: str, layer: int) -> int:

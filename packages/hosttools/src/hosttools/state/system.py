@@ -13,7 +13,7 @@ CHANGES = re.compile(
     r"Timestamp|Monotonic|PID|Current|Peak|Usage|Restarts|Invocation|State$|Result|^ExecMain|^Status|^Job|^ControlGroup"
     r"|^IP.*(?:Bytes|Packets)|^IO(?:Read|Write)|^MemoryAvail|Descriptor(?!sMax)|^Can|^(?:Wants|Before|After|Documentation)$"
     r"|^(?:Requir|Want|Trigger|Conflict|Consist|Bound|Propagat|Stop|Refer|Upheld|Part|Success|Failure|Reload|On).*(?:By|From|Of)$"
-    r"|^RequiresMountsFor|^WantsMountsFor|^Perpetual|^Transient|^Id$|^Names$|^Following|^DefaultDep|^LiveMount|^Accept|^NConn"
+    r"|^[UG]ID$|^RestartUSecNext|^RequiresMountsFor|^WantsMountsFor|^Perpetual|^Transient|^Id$|^Names$|^Following|^DefaultDep|^LiveMount|^Accept|^NConn"
     r"|^NRef|^ExtensionImage|^Markers|^DebugInvoc|^CPUSet|EffectiveT|^Effective|^StartupM|^OOMPolicyDefault"
 )
 SYSCTLS = "vm net/core net/ipv4 net/ipv6/conf/all net/ipv4/conf/all net/unix kernel fs user"
