@@ -18,7 +18,7 @@ from hosttools.state import compare, contents
 @pytest.fixture
 def given(tmp_path: Path) -> argparse.Namespace:
     """What the arguments name: no unit and no Redis, and where the record is."""
-    return argparse.Namespace(app="typesafe", unit=[], redis=[], monitoring="", place=tmp_path / "record")
+    return argparse.Namespace(app="typesafe", unit=[], redis=[], queue=[], monitoring="", place=tmp_path / "record")
 
 
 @pytest.fixture
@@ -167,12 +167,16 @@ def test_a_unit_that_hangs_is_killed_and_started(monkeypatch: pytest.MonkeyPatch
     asked = []
 
     def run(*command: str, **_: object) -> Result:
-        asked.append(" ".join(command[:3]))
-        if command[1] == "show":
-            return Result(0, "LoadState=loaded\nFreezerState=running\nControlGroup=/none\nActiveState=active")
-        return Result(process.TIMED_OUT if command[1] == "restart" else 0)
+        asked.append(" ".join(command))
+        shown = "LoadState=loaded\nFreezerState=running\nControlGroup=\nActiveState=active"
+        answers = {
+            "show": Result(0, shown),
+            "restart": Result(process.TIMED_OUT),
+            "is-active": Result(3, "deactivating"),
+        }
+        return answers.get(command[1], Result())
 
     monkeypatch.setattr(process, "run", run)
-    assert next(iter(list(restore.restart(["typesafe-api"], {"typesafe-api"})))) == "typesafe-api is restarted"
-    after = asked[asked.index("systemctl restart typesafe-api") + 1 :]
-    assert after[:2] == ["systemctl kill --signal=KILL", "systemctl start typesafe-api"]
+    assert list(restore.restart(["a", "b"], {"a"})) == ["restarted: a", "killed first: a"]
+    after = asked[asked.index("systemctl restart a") + 1 :]
+    assert after[1:] == ["systemctl kill --signal=KILL a", "systemctl start a"]

@@ -15,10 +15,10 @@ from typing import Any
 from hosttools import files, process, procfs, systemd
 from hosttools.redis_client import RedisError
 from hosttools.restore.verbs import Repair
-from hosttools.state import compare, look, recorded, system
+from hosttools.state import compare, look, recorded
 from hosttools.state.values import LONGEST
 
-RESTART = 90  # seconds, as long as a worker may take for its running tasks
+RESTART = 60  # seconds: what has not ended by then is killed, and its tasks are redelivered
 
 
 def plan(before: dict[str, Any], given: Any) -> Repair:
@@ -45,10 +45,10 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
 
 
 def restart(units: list[str], only: set[str]) -> Iterator[str]:
-    """Wake and start all units, and restart those that need it; what does not end is killed."""
-    process.run("systemctl", "daemon-reload", timeout=30)
-    for unit in [*units, *system.UNITS.split()]:
-        seen = systemd.properties(unit, "LoadState", "FreezerState", "ControlGroup", "ActiveState", "Type")
+    """Wake and start all units, and restart those that need it, all at once; what does not end is killed."""
+    begin = []
+    for unit in [*units, "systemd-journald"]:
+        seen = systemd.properties(unit, "LoadState", "FreezerState", "ControlGroup", "ActiveState")
         numbers = files.read(f"/sys/fs/cgroup{seen.get('ControlGroup', '')}/cgroup.procs").split()
         if seen.get("FreezerState", "running") != "running":
             process.run("systemctl", "thaw", unit)
@@ -56,13 +56,16 @@ def restart(units: list[str], only: set[str]) -> Iterator[str]:
         if halted := [number for number in numbers if seen.get("ControlGroup") and procfs.is_halted(number)]:
             process.run("kill", "-CONT", *halted)
             yield f"{unit} goes on"
-        if seen.get("LoadState") != "loaded" or (seen.get("ActiveState") == "active" and unit not in only):
-            continue
-        process.run("systemctl", "reset-failed", unit)
-        if process.run("systemctl", "restart", unit, timeout=RESTART).code == process.TIMED_OUT:
-            process.run("systemctl", "kill", "--signal=KILL", unit)
-            process.run("systemctl", "start", unit, timeout=RESTART)
-        yield f"{unit} is {'restarted' if unit in only else 'started'}"
+        if seen.get("LoadState") == "loaded" and (seen.get("ActiveState") != "active" or unit in only):
+            begin.append(unit)
+    if begin:
+        process.run("systemctl", "reset-failed", *begin)
+        yield f"restarted: {', '.join(begin)}"
+    if begin and process.run("systemctl", "restart", *begin, timeout=RESTART).code == process.TIMED_OUT:
+        hung = [unit for unit in begin if systemd.active(unit) != "active"]
+        process.run("systemctl", "kill", "--signal=KILL", *hung)
+        process.run("systemctl", "start", *hung, timeout=RESTART)
+        yield f"killed first: {', '.join(hung)}"
 
 
 def main() -> None:
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--app", required=True, help="the installation's name")
     parser.add_argument("--unit", action="append", default=[])
     parser.add_argument("--redis", action="append", default=[])
+    parser.add_argument("--queue", action="append", default=[], help="of the broker")
     parser.add_argument("--monitoring", default="")
     given, _ = parser.parse_known_args()
     before = recorded(given.place)

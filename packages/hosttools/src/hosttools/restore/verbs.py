@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hosttools import process
-from hosttools.doctor import release, rights
+from hosttools.doctor import broker, release, rights
 from hosttools.redis_client import Instance, RedisError
 from hosttools.state import compare, contents, system
 from hosttools.state.values import LONGEST, digest
@@ -170,6 +170,9 @@ class Repair:
                 with known.connect() as server:
                     for key, value, _ in rights.differing(known.config, server):
                         self.ask(known.name, "CONFIG", "SET", key, value)
+                    for key, *_ in broker.misshapen(server, self.given.queue) if known.name == "broker" else ():
+                        self.ask(known.name, "RENAME", key, f"{key}.replaced-{int(time.time())}")
+                        self.units.add("workers")
                     if list(rights.rights(known.name, known.config, server)):
                         for user, words in re.findall(r"^user (\S+) (.*)$", known.text, re.MULTILINE):
                             self.ask(known.name, "ACL", "SETUSER", user, "reset", *words.split())
