@@ -103,6 +103,18 @@ def test_devices_are_compared() -> None:
     assert closed == "/dev/x is root:root 0755 instead of root:root 1777"
 
 
+def test_files_whose_user_is_gone_are_no_cause() -> None:
+    assert compare.change("/", "gone:root 0755 directory", "990:root 0755 directory") == ""
+    assert "0700 instead" in compare.change("/", "gone:root 0755 directory", "990:root 0700 directory")
+    assert compare.change("/*", "gone:gone readable and writable", "990:990 readable and writable") == ""
+    assert "990:root 0755 instead" in compare.change("/", "root:root 0755 directory", "990:root 0755 directory")
+
+
+def test_what_a_record_of_another_version_has_kept_is_no_difference() -> None:
+    before = {"units": {"a LoadState": "loaded", "a RestartUSecNext": "1s", "a User": "b"}}
+    assert told(before, {"units": {"a LoadState": "loaded", "a User": "b"}}) == []
+
+
 def test_what_a_stopped_unit_takes_with_it_is_no_cause() -> None:
     assert compare.change("/run/redis-broker", "redis:redis 2755 directory", None) == ""
     assert "0700 instead" in compare.change(

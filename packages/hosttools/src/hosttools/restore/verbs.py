@@ -134,13 +134,13 @@ class Repair:
     def unit(self, name: str, was: str | None, now: str | None) -> None:
         """Plan what systemd knows of a unit."""
         unit, _, what = name.partition(" ")
-        ours = {pair.partition("=")[0].removesuffix(".service") for pair in self.given.unit} | {*system.UNITS.split()}
-        if unit.removesuffix(".service") in ours:
+        given = {pair.partition("=")[0].removesuffix(".service") for pair in self.given.unit}
+        if unit.removesuffix(".service") in given | {*system.UNITS.split()}:
             if now and now.startswith("masked"):
                 self.run("systemctl", "unmask", *(["--runtime"] if "runtime" in now else []), unit)
             elif what == "as a unit file" and was == "enabled" and now == "disabled":
                 self.run("systemctl", "enable", unit)
-            self.units.add(unit.removesuffix(".service"))
+            self.units |= given & {unit.removesuffix(".service")}
         elif what == "as a unit file":
             self.left.append(compare.sentence("units", name, was, now))
 

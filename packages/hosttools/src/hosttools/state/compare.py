@@ -1,6 +1,8 @@
 """How a host differs from its recorded state, in sentences."""
 
+import grp
 import os
+import pwd
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -91,7 +93,10 @@ def change(name: str, before: str | None, now: str | None) -> str:
         # A unit that stops takes its directory with it.
         told = f"{name} was removed by hand" if now is None else f"{name} was added by hand ({when} UTC)"
         return "" if name.startswith("/run/") else told
+    now = _named(before, now)
     old, new = before.split(), now.split()
+    if old == new:
+        return ""
     if name.endswith("*"):
         # Where there was no file, those that the directory's user has made are no difference.
         owner = contents.rights(name[:-1]).partition(":")[0] if not before and os.path.lexists(name[:-1]) else ""
@@ -103,6 +108,17 @@ def change(name: str, before: str | None, now: str | None) -> str:
     if old[:2] != new[:2]:
         return f"{name} is {' '.join(new[:2])} instead of {' '.join(old[:2])}"
     return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"
+
+
+def _named(before: str, now: str) -> str:
+    """Return a value with its owner's name where that name is gone: the files of a lost user are no cause."""
+    owner = before.partition(" ")[0]
+    user, _, group = owner.partition(":")
+    try:
+        pwd.getpwnam(user), grp.getgrnam(group)
+    except KeyError:
+        return re.sub(r"(?<![\w-])(?:\d+:[\w-]+|[\w-]+:\d+)(?= )", owner, now)
+    return now
 
 
 # Severity and layer of what differs in each part; of files the layer is CONTENT's; ground first.
