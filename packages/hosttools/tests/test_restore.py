@@ -163,6 +163,23 @@ def test_each_kind_of_difference_has_its_verb_or_is_left(
     assert len(planned.left) == (0 if step else 1)
 
 
+def test_a_drop_in_that_is_not_ours_is_put_aside(
+    given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours.conf").write_text("# Ansible managed\n")
+    (tmp_path / "theirs.conf").write_text("[Service]\nMemoryMax=40M\n")
+    paths = f"/usr/lib/systemd/x.conf {tmp_path}/ours.conf {tmp_path}/theirs.conf"
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, f"DropInPaths={paths}"))
+    given.unit = ["typesafe-api=ApiDown"]
+    planned = verbs.Repair(given, {})
+    planned.drop_ins()
+    for step in planned.steps.values():
+        step()
+    assert planned.units == {"typesafe-api"}
+    assert [file.name for file in tmp_path.glob("*.conf")] == ["ours.conf"]
+    assert [file.name for file in given.place.rglob("*.conf")] == ["theirs.conf"]
+
+
 def test_a_unit_that_hangs_is_killed_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

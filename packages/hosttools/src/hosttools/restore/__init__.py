@@ -39,6 +39,7 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
                 repair.units.add(name.partition(":")[0])
             elif what := compare.sentence(part, name, was, is_now):
                 repair.left += [what] if part != "packages" else []
+    repair.drop_ins()
     repair.servers()
     repair.packages()
     return repair

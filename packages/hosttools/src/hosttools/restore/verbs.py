@@ -1,5 +1,6 @@
 """What restores each kind of difference, of what is the platform's; the rest is left, and said."""
 
+import functools
 import grp
 import os
 import pwd
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hosttools import process
-from hosttools.doctor import broker, release, rights
+from hosttools import process, systemd
+from hosttools.doctor import broker, release, rights, units
 from hosttools.redis_client import Instance, RedisError
 from hosttools.state import compare, contents, system
 from hosttools.state.values import LONGEST, digest
@@ -161,6 +162,15 @@ class Repair:
         """Plan a command for a Redis; secrets are not among the words that are shown."""
         shown = " ".join(words if words[0] != "ACL" else words[:3])
         self.steps[f"Redis {instance}: {shown}"] = lambda: told(instance, *words)
+
+    def drop_ins(self) -> None:
+        """Plan the end of what others have changed about our units."""
+        for pair in self.given.unit:
+            unit = pair.partition("=")[0]
+            for path in units.foreign(systemd.properties(unit, "DropInPaths").get("DropInPaths", "").split()):
+                if not path.endswith("/90-debug-mode.conf"):
+                    self.steps[f"{path} changes {unit}: put aside"] = functools.partial(self.aside, Path(path))
+                    self.units.add(unit)
 
     def servers(self) -> None:
         """Plan that each running Redis is what its file says."""

@@ -61,7 +61,9 @@ def layer_of(name: str, app: str) -> int:
         for pattern in patterns.format(app=app).split():
             if name.startswith(re.split(r"[*?\[]", pattern)[0]):
                 return layer
-    return HOST
+    # Of others owner and mode alone are known.
+    places = {REDIS: ("/var/lib/redis", "/run/redis", "/var/log/redis"), FILES: (f"/opt/{app}/", f"/var/log/{app}")}
+    return next((layer for layer, begin in places.items() if name.startswith(begin)), HOST)
 
 
 def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
