@@ -46,13 +46,13 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
     if properties.get("LoadState") == "masked":
         what = f"{unit} is masked, it cannot start{' again' if active == 'active' else ''}: systemctl unmask {unit}"
-        yield Finding(CRITICAL, what, runbook, layer, certain=True)
+        yield Finding(CRITICAL, what, "drift", layer, certain=True)
     elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
         problem = properties["LoadState"].replace("-", " ")
         yield Finding(CRITICAL, f"{unit} has no unit file that systemd can read ({problem})", runbook, layer)
     elif properties.get("FreezerState", "running") not in ("running", ""):
         what = f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}"
-        yield Finding(CRITICAL, what, runbook, layer, certain=True)
+        yield Finding(CRITICAL, what, "drift", layer, certain=True)
     elif properties.get("SubState") == "auto-restart" or (active == "activating" and restarts > 1):
         # Between two tries nothing has failed yet.
         ended = f", {how(properties)}" if result not in ("success", "") else ""

@@ -36,7 +36,7 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
             elif part == "sysctls" and was and len(was) < LONGEST:
                 repair.run("sysctl", "--write", f"{name}={was}")
             elif part == "processes":
-                repair.units.add(name.partition(":")[0])
+                repair.units.add(name.partition(":")[0].rpartition("/")[2].removesuffix(".service"))
             elif what := compare.sentence(part, name, was, is_now):
                 repair.left += [what] if part != "packages" else []
     repair.drop_ins()
@@ -74,6 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("place", type=Path, help="directory of the record")
     parser.add_argument("--confirm", action="store_true")
+    parser.add_argument(
+        "--start", action="store_true", help="then start what does not run, and restart what was changed"
+    )
+    parser.add_argument("--restart", action="append", default=[], metavar="UNIT", help="what a run before has changed")
     parser.add_argument("--failing", action="store_true", help="restart every service of the application")
     parser.add_argument("--app", required=True, help="the installation's name")
     parser.add_argument("--unit", action="append", default=[])
@@ -83,7 +87,7 @@ def main() -> None:
     given, _ = parser.parse_known_args()
     before = recorded(given.place)
     repair, done = plan(before, given), []
-    units, rounds = set(repair.units), 0
+    units, rounds = {*repair.units, *given.restart}, 0
     while given.confirm and rounds < 3 and (todo := [what for what in repair.steps if what not in done]):
         for what in todo:
             try:
@@ -95,7 +99,7 @@ def main() -> None:
         repair, rounds = plan(before, given), rounds + 1
         units |= repair.units
     names = [pair.partition("=")[0] for pair in given.unit]
-    if given.confirm:
+    if given.start:
         ours = {name for name in names if name.startswith(f"{given.app}-")}
         done += restart(names, units | (ours if given.failing or "workers" in units else set()))
     told_of = {"done": done or list(repair.steps), "left": sorted(set(repair.left)), "roles": sorted(repair.roles)}
