@@ -18,7 +18,9 @@ from hosttools.state import compare, contents
 @pytest.fixture
 def given(tmp_path: Path) -> argparse.Namespace:
     """What the arguments name: no unit and no Redis, and where the record is."""
-    return argparse.Namespace(app="typesafe", unit=[], redis=[], queue=[], monitoring="", place=tmp_path / "record")
+    return argparse.Namespace(
+        app="typesafe", unit=[], redis=[], queue=[], monitoring="", confirm=True, place=tmp_path / "record"
+    )
 
 
 @pytest.fixture
@@ -95,6 +97,7 @@ def test_what_somebody_else_has_written_is_left(
     assert (etc / "changed").read_text() == "by hand"
     assert any("/changed was changed by hand" in told for told in planned.left)
     assert (etc / "added").exists()
+    assert Path(f"{given.place}/recorded{etc}/changed").read_text() == "changed"
     # Nobody needs what is gone, empty or closed.
     assert (etc / "removed").read_text() == "removed"
     assert (etc / "emptied").read_text() == "emptied"
@@ -112,6 +115,22 @@ def test_a_link_in_the_place_of_a_services_file_changes_nothing_elsewhere(tmp_pa
     with pytest.raises(OSError, match="leads to"):
         verbs.own(tmp_path / "way/aof", "root:root", "0666")
     assert victim.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_release_that_was_rolled_back_is_never_chosen(etc: Path, given: argparse.Namespace) -> None:
+    for release in ("bad", "good"):
+        (etc / release).mkdir()
+    (etc / "backend").symlink_to("bad")
+    before = record(given)
+    (etc / "backend").unlink()
+    (etc / "backend").symlink_to("good")
+    (etc / "bad/.rolled-back").touch()
+    planned = repair(before, given)
+    assert (etc / "backend").readlink() == Path("good")
+    assert planned.left == [f"{etc}/backend leads to good instead of bad: that release was rolled back"]
+    (etc / "bad/.rolled-back").unlink()
+    repair(before, given)
+    assert (etc / "backend").readlink() == Path("bad")
 
 
 def test_data_that_is_gone_is_never_made_anew(given: argparse.Namespace) -> None:

@@ -103,6 +103,13 @@ def test_devices_are_compared() -> None:
     assert closed == "/dev/x is root:root 0755 instead of root:root 1777"
 
 
+def test_what_lies_below_a_link_that_leads_elsewhere_follows_from_it() -> None:
+    text = "root:root 0644 file 0"
+    before = {"release": {"/nowhere/live": "leads to a", "/nowhere/live/app": text, "/nowhere/live-b": text}}
+    assert len(told(before, {"release": {"/nowhere/live": "leads to b", "/nowhere/live-b": text}})) == 1
+    assert len(told(before, {"release": {}})) == 2
+
+
 def test_files_whose_user_is_gone_are_no_cause() -> None:
     assert compare.change("/", "gone:root 0755 directory", "990:root 0755 directory") == ""
     assert "0700 instead" in compare.change("/", "gone:root 0755 directory", "990:root 0700 directory")

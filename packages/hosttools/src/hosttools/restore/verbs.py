@@ -63,6 +63,8 @@ class Repair:
             self.steps[f"{told}: chown and chmod"] = lambda: own(place, *old[:2])
         elif now == was or not self.missing(name, told, old, new):
             return
+        elif old[:2] == ["leads", "to"] and (place.parent / old[2] / ".rolled-back").exists():
+            self.left.append(f"{told}: that release was rolled back")
         elif name in self.texts or old[2:3] in (["directory"], ["device"]) or old[:2] == ["leads", "to"]:
             self.steps[f"{told}: restored as recorded"] = lambda: self.make(place, old)
         else:
@@ -70,12 +72,24 @@ class Repair:
 
     def missing(self, name: str, told: str, old: list[str], new: list[str]) -> bool:
         """Tell whether a file may be made again: data never, and never over what somebody else has written."""
-        data = name.startswith("/var/lib/") and old[2:3] == ["directory"]
-        if data or (not self.ours(name) and new[2:3] == ["file"] and new[3:] != [EMPTY]):
-            beside = ", ".join(str(each) for each in Path(name).parent.glob(f"{Path(name).name}?*")) if data else ""
-            self.left.append(f"{told}{f'; beside it: {beside}' if beside else ''}")
-            return False
-        return True
+        if name.startswith("/var/lib/") and old[2:3] == ["directory"]:
+            beside = ", ".join(str(each) for each in Path(name).parent.glob(f"{Path(name).name}?*"))
+            self.left.append(f"{told}{beside and f'; beside it: {beside}'}")
+        elif not self.ours(name) and new[2:3] == ["file"] and new[3:] != [EMPTY]:
+            self.left.append(f"{told}{self.kept(name)}")
+        else:
+            return True
+        return False
+
+    def kept(self, name: str) -> str:
+        """Write the recorded text of a file of others beside the record, for whoever wants it back; say where."""
+        if name not in self.texts:
+            return ""
+        copy = Path(f"{self.given.place}/recorded{name}")
+        if self.given.confirm:
+            copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            copy.write_text(self.texts[name])
+        return f" (as it was: {copy})"
 
     def role(self, name: str, told: str) -> None:
         """Leave to the controller what the record has no text of."""

@@ -45,9 +45,15 @@ def different(part: str, before: dict[str, Any], state: State | str) -> Iterator
         wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
         # A record may be of a version that has kept more.
         wanted = {name for name in wanted if not system.CHANGES.search(name.partition(" ")[2]) or "LoadState" in name}
+    roots: list[str] = []
     for name in sorted(wanted):
-        if was.get(name) != state.get(name):
-            yield name, was.get(name), state.get(name)
+        old, new = was.get(name), state.get(name)
+        # What lies below a directory that is gone, or a link that leads elsewhere, follows from it.
+        if old == new or name.startswith(tuple(roots)):
+            continue
+        if part in ("files", "release") and old and (new is None or "leads to" in old):
+            roots.append(f"{name.rstrip('/')}/")
+        yield name, old, new
 
 
 def _layer(part: str, name: str, layer: int) -> int:
