@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,29 @@ def test_each_kind_of_difference_has_its_verb_or_is_left(
     planned = restore.plan({part: {name: was} if was else {}}, given)
     assert [told.startswith(step) for told in planned.steps] == ([True] if step else [])
     assert len(planned.left) == (0 if step else 1)
+
+
+def test_a_mount_ends_before_what_it_hides_is_looked_at(
+    given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds: list[dict[str, Any]] = [
+        {"mounts": {"/etc/typesafe": "ext4 of x ro"}, "files": {}},
+        {"mounts": {}, "files": {"/etc/typesafe/x": "root:root 0644 file 0"}},
+    ]
+    ran: list[str] = []
+
+    def run(*command: str, **_: object) -> Result:
+        ran.append(" ".join(command))
+        return Result()
+
+    monkeypatch.setattr(restore, "recorded", lambda _: {"mounts": {}, **rounds[1]})
+    monkeypatch.setattr(restore, "look", lambda *_: rounds.pop(0))
+    monkeypatch.setattr(process, "run", run)
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["restore", str(given.place), "--app=typesafe", "--confirm"])
+    restore.main()
+    assert ran[0] == "umount /etc/typesafe"
+    assert json.loads(capsys.readouterr().out)["done"] == ["umount /etc/typesafe"]
 
 
 def test_a_drop_in_that_is_not_ours_is_put_aside(

@@ -88,8 +88,8 @@ def main() -> None:
     before = recorded(given.place)
     repair, done = plan(before, given), []
     units, rounds = {*repair.units, *given.restart}, 0
-    while given.confirm and rounds < 3 and (todo := [what for what in repair.steps if what not in done]):
-        for what in todo:
+    while given.confirm and rounds < 4 and (todo := [what for what in repair.steps if what not in done]):
+        for what in [step for step in repair.first if step in todo] or todo:
             try:
                 repair.steps[what]()
                 done.append(what)

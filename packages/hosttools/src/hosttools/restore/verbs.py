@@ -35,6 +35,7 @@ class Repair:
     given: Any
     texts: dict[str, str]
     steps: dict[str, Callable[[], object]] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     roles: set[str] = field(default_factory=set)
     units: set[str] = field(default_factory=set)
@@ -49,6 +50,7 @@ class Repair:
 
     def file(self, name: str, was: str | None, now: str | None) -> None:
         """Plan the repair of a file, a directory or a link."""
+        now = compare.named(was, now) if was and now else now
         place, told = Path(name.removesuffix("*")), compare.change(name, was, now)
         old, new = (was or "").split(), (now or "").split()
         if name.endswith("*") and told:
@@ -125,7 +127,9 @@ class Repair:
     def mount(self, name: str, was: str | None, now: str | None) -> None:
         """Plan the end of a mount over what is ours."""
         if was is None and self.ours(name):
+            # What it hides is looked at afterwards.
             self.run("umount", name)
+            self.first.append(f"umount {name}")
         elif was and now and " ro," in f" {now.split()[-1]}," and " ro," not in f" {was.split()[-1]},":
             self.run("mount", "-o", "remount,bind,rw", name)
         else:

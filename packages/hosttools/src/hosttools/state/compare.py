@@ -101,7 +101,7 @@ def change(name: str, before: str | None, now: str | None) -> str:
         # A unit that stops takes its directory with it.
         told = f"{name} was removed by hand" if now is None else f"{name} was added by hand ({when} UTC)"
         return "" if name.startswith("/run/") else told
-    now = _named(before, now)
+    now = named(before, now)
     old, new = before.split(), now.split()
     if old == new:
         return ""
@@ -118,7 +118,7 @@ def change(name: str, before: str | None, now: str | None) -> str:
     return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"
 
 
-def _named(before: str, now: str) -> str:
+def named(before: str, now: str) -> str:
     """Return a value with its owner's name where that name is gone: the files of a lost user are no cause."""
     owner = before.partition(" ")[0]
     user, _, group = owner.partition(":")
@@ -134,7 +134,6 @@ PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
     "mounts": (system.mounts, WARNING, HOST),
     "sysctls": (system.sysctls, WARNING, HOST),
     "network": (services.network, WARNING, NETWORK),
-    "names": (services.names, WARNING, NETWORK),
     "redis": (services.redis, WARNING, REDIS),
     "files": (contents.all_files, WARNING, FILES),
     "release": (contents.release, WARNING, FILES),
@@ -142,6 +141,8 @@ PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
     "manager": (system.manager, WARNING, FILES),
     "units": (system.units, WARNING, FILES),
     "processes": (system.processes, WARNING, FILES),
+    # What other differences have an effect on goes after them.
+    "names": (services.names, WARNING, NETWORK),
     "system packages": (contents.system_packages, NOTE, LATER),
     "prometheus": (services.prometheus, WARNING, LATER),
 }
