@@ -337,3 +337,10 @@ def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None
         found.what == "Redis broker: the key _kombu.binding.celery is a string instead of a set: every use of it fails"
     )
     assert (found.layer, found.suspect, found.difference) == (findings.RIGHTS, True, True)
+
+
+def test_what_does_not_answer_in_time_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "systemctl did not end"))
+    now = state.look("typesafe", GIVEN, ["units", "network", "manager"])
+    assert now == dict.fromkeys(now, "TimeoutError: systemctl did not end")
+    assert told({part: {"x": "y"} for part in now}, now) == []

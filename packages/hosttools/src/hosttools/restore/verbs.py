@@ -100,16 +100,19 @@ class Repair:
         self.roles |= {role} - {""}
         self.left += [] if role else [told]
 
-    def aside(self, place: Path) -> None:
+    def aside(self, place: Path, put: Callable[[Path, Path], object] = shutil.move) -> None:
         """Keep what is in the way beside the record."""
         if os.path.lexists(place):
             kept = self.given.place / "replaced" / time.strftime("%Y%m%dT%H%M%S") / str(place).lstrip("/")
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.move(place, kept)
+            put(place, kept)
 
     def make(self, place: Path, old: list[str]) -> None:
         """Make a file, directory, device or link as it is recorded."""
-        if old[2:3] != ["directory"] or not place.is_dir() or place.is_symlink():
+        written = old[2:3] == ["file"] and place.is_file() and not place.is_symlink()
+        if written:  # in its place: something else may be mounted there
+            self.aside(place, shutil.copy2)
+        elif old[2:3] != ["directory"] or not place.is_dir() or place.is_symlink():
             self.aside(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         if old[:2] == ["leads", "to"]:
@@ -120,16 +123,15 @@ class Repair:
         elif old[2] == "device":
             os.mknod(place, 0o020600, os.makedev(*map(int, old[3].split(":"))))
         else:
-            with place.open("x") as fresh:
+            with place.open("w" if written else "x") as fresh:
                 fresh.write(self.texts[str(place)])
         own(place, *old[:2])
 
     def mount(self, name: str, was: str | None, now: str | None) -> None:
         """Plan the end of a mount over what is ours."""
         if was is None and self.ours(name):
-            # What it hides is looked at afterwards.
             self.run("umount", name)
-            self.first.append(f"umount {name}")
+            self.first.append(f"umount {name}")  # what it hides is looked at afterwards
         elif was and now and " ro," in f" {now.split()[-1]}," and " ro," not in f" {was.split()[-1]},":
             self.run("mount", "-o", "remount,bind,rw", name)
         else:

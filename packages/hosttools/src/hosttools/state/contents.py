@@ -142,7 +142,7 @@ def packages(app: str, _: Any) -> State:
 
 def system_packages(_: str, __: Any) -> State:
     """Return the versions of Debian's packages that are installed."""
-    told = process.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\n").output
+    told = process.output("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\n")
     return {
         package: version
         for state, package, version in (line.split("|") for line in told.splitlines())
