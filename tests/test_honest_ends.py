@@ -38,7 +38,14 @@ def inventory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "playbook", ["diagnose/doctor", "runbooks/no_workers", "runbooks/worker_crashes", "runbooks/redis_connection"]
+    "playbook",
+    [
+        "diagnose/doctor",
+        "runbooks/no_workers",
+        "runbooks/worker_crashes",
+        "runbooks/redis_connection",
+        "runbooks/drift",
+    ],
 )
 def test_what_keeps_ansible_out_is_the_verdict(playbook: str, inventory: Path, tmp_path: Path) -> None:
     evidence = f"--extra-vars=evidence_directory={tmp_path / 'evidence'}"

@@ -6,10 +6,10 @@ host, not from what somebody knows to look for.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from random import Random
 
 # What programs of the platform read, write or are; find's expressions.
@@ -126,9 +126,9 @@ def mutation(chance: Random, files: Sequence[tuple[str, str]]) -> Mutation:
 def _file(chance: Random, files: Sequence[tuple[str, str]]) -> Mutation:
     kind, path = chance.choice(files)
     what, script = chance.choice(list((DIRECTORY_CHANGES if kind == "d" else FILE_CHANGES).items()))
-    return Mutation(
-        (path.rstrip("/"), f"/{PurePosixPath(path).name}"), f"{path} {what}", script.format(shlex.quote(path))
-    )
+    # The live release has two names.
+    names = (path.rstrip("/"), re.sub(r"/releases/[^/]+", "/backend", path.rstrip("/")))
+    return Mutation(names, f"{path} {what}", script.format(shlex.quote(path)))
 
 
 def _unit(chance: Random, _: Sequence[tuple[str, str]]) -> Mutation:

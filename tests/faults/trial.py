@@ -63,7 +63,7 @@ class Trial:
 
 def untouched(host: Host, image: str, inventory: Path) -> list[str]:
     """Return what the doctor finds critical about a host to which nothing was done."""
-    said = play(inventory, start(host, image), host, "playbooks/diagnose/doctor.yml")
+    said = play(inventory, start(host, image, inventory), host, "playbooks/diagnose/doctor.yml")
     return [sentence for sentence in findings(said) if sentence.startswith("CRITICAL")]
 
 
@@ -97,7 +97,7 @@ def stops(host: Host) -> bool:
 def run(host: Host, image: str, inventory: Path, seed: int, healthy: Path) -> Trial:
     """Start the host anew from its installed state, break it, ask the doctor, and do what it recommends."""
     chance = Random(seed)  # noqa: S311 - no secret
-    port = start(host, image)
+    port = start(host, image, inventory)
     files = sorted(json.loads(healthy.read_text())) if healthy.exists() else listed(host, healthy)
     drawn = [mutation(chance, files) for _ in range(2 if chance.random() < 0.3 else 1)]
     trial = Trial(seed, drawn, restarted=chance.random() < 0.5)
@@ -121,12 +121,15 @@ def run(host: Host, image: str, inventory: Path, seed: int, healthy: Path) -> Tr
     return trial
 
 
-def start(host: Host, image: str) -> str:
+def start(host: Host, image: str, inventory: Path) -> str:
     """Start the host from its installed state; return its port for SSH."""
     command(PROJECT / "scripts/testhost.sh", "stop", host.name)
     port = command(PROJECT / "scripts/testhost.sh", "resume", host.name, image, "--cap-add", "NET_ADMIN", seconds=120)
     if not wait_until_works(host, 60):
         raise ChaosError(f"{host.name} does not work before anything is changed")
+    # A host that starts from an image has another address than the one that is recorded there.
+    parts = json.dumps({"remember_parts": ["network", "names", "files"]})
+    play(inventory, port, host, "playbooks/site/record_state.yml", "-e", parts)
     return port
 
 

@@ -80,7 +80,7 @@ def test_the_cause_comes_first() -> None:
     ]
     assert filters.doctor_sentences(filters.doctor_findings(hosts)) == [
         "CRITICAL redis: full -> docs/runbooks/DiskFilling.md",
-        "CRITICAL redis: redis-server@broker is failed -> docs/runbooks/RedisDown.md",
+        "CRITICAL redis: redis-server@broker is failed (perhaps a consequence) -> docs/runbooks/RedisDown.md",
         "CRITICAL api: no broker",
         "CRITICAL api: no worker -> docs/runbooks/NoWorkers.md",
         "warning redis: an update waits",
@@ -97,6 +97,15 @@ def test_what_says_more_goes_before_a_difference_and_that_before_what_follows() 
     difference = finding(2, "the route is new", findings.NETWORK, suspect=True, difference=True)
     follows = finding(1, "no table", findings.NETWORK)
     assert told(examined("a", follows, difference, known)) == ["a route leads nowhere", "the route is new", "no table"]
+
+
+def test_the_difference_next_to_the_first_broken_part_comes_first() -> None:
+    near = finding(2, "Redis has another setting", findings.REDIS, suspect=True, difference=True)
+    far = finding(2, "a sysctl differs", findings.HOST, suspect=True, difference=True)
+    above = finding(2, "a file differs", findings.FILES, suspect=True, difference=True)
+    broken, follows = finding(1, "Redis does not answer", findings.REACH), finding(1, "no worker", findings.WORKERS)
+    order = ["Redis has another setting", "a sysctl differs", "Redis does not answer", "a file differs", "no worker"]
+    assert told(examined("a", far, above, follows, broken, near)) == order
 
 
 def test_a_suspect_goes_behind_what_needs_no_explanation() -> None:

@@ -103,6 +103,25 @@ def test_devices_are_compared() -> None:
     assert closed == "/dev/x is root:root 0755 instead of root:root 1777"
 
 
+def test_what_lies_below_a_link_that_leads_elsewhere_follows_from_it() -> None:
+    text = "root:root 0644 file 0"
+    before = {"release": {"/nowhere/live": "leads to a", "/nowhere/live/app": text, "/nowhere/live-b": text}}
+    assert len(told(before, {"release": {"/nowhere/live": "leads to b", "/nowhere/live-b": text}})) == 1
+    assert len(told(before, {"release": {}})) == 2
+
+
+def test_files_whose_user_is_gone_are_no_cause() -> None:
+    assert compare.change("/", "gone:root 0755 directory", "990:root 0755 directory") == ""
+    assert "0700 instead" in compare.change("/", "gone:root 0755 directory", "990:root 0700 directory")
+    assert compare.change("/*", "gone:gone readable and writable", "990:990 readable and writable") == ""
+    assert "990:root 0755 instead" in compare.change("/", "root:root 0755 directory", "990:root 0755 directory")
+
+
+def test_what_a_record_of_another_version_has_kept_is_no_difference() -> None:
+    before = {"units": {"a LoadState": "loaded", "a RestartUSecNext": "1s", "a User": "b"}}
+    assert told(before, {"units": {"a LoadState": "loaded", "a User": "b"}}) == []
+
+
 def test_what_a_stopped_unit_takes_with_it_is_no_cause() -> None:
     assert compare.change("/run/redis-broker", "redis:redis 2755 directory", None) == ""
     assert "0700 instead" in compare.change(
@@ -318,3 +337,10 @@ def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None
         found.what == "Redis broker: the key _kombu.binding.celery is a string instead of a set: every use of it fails"
     )
     assert (found.layer, found.suspect, found.difference) == (findings.RIGHTS, True, True)
+
+
+def test_what_does_not_answer_in_time_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "systemctl did not end"))
+    now = state.look("typesafe", GIVEN, ["units", "network", "manager"])
+    assert now == dict.fromkeys(now, "TimeoutError: systemctl did not end")
+    assert told({part: {"x": "y"} for part in now}, now) == []

@@ -53,13 +53,23 @@ def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {**finding, "severity": CRITICAL} if finding.get("suspect") and _layer(finding) <= last else finding
             for finding in findings
         ]
-    return sorted(findings, key=_rank)
+    return sorted((_beside(finding, first) for finding in findings), key=_rank)
+
+
+def _beside(finding: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a difference below the first broken part next to it, the nearest one first; mark what lies above that part."""
+    away = _layer(first) - _layer(finding)
+    if finding.get("difference") and away > 0:
+        return {**finding, "layer": _layer(first), "distance": away}
+    broken = finding["severity"] == CRITICAL and not finding.get("suspect") and not finding.get("certain")
+    return {**finding, "follows": True} if broken and away < 0 and finding["host"] == first["host"] else finding
 
 
 def doctor_sentences(findings: list[dict[str, Any]]) -> list[str]:
     """Return one line for each finding: severity, host, what it is, and the page that helps."""
     return [
         f"{SEVERITIES[finding['severity']]} {finding['host']}: {finding['what']}"
+        + (" (perhaps a consequence)" if finding.get("follows") else "")
         + (f" -> docs/runbooks/{finding['runbook']}.md" if finding["runbook"] else "")
         for finding in findings
     ]
@@ -199,12 +209,12 @@ def _layer(finding: Mapping[str, Any]) -> int:
     return int(finding.get("layer", HIGHEST_LAYER))
 
 
-def _rank(finding: Mapping[str, Any]) -> tuple[int, int, int, bool, str]:
+def _rank(finding: Mapping[str, Any]) -> tuple[int, int, int, int, bool, str]:
     # In the same layer suspects go before what they explain, those that say more than a difference before it, and what
     # Redis says before what its clients meet.
     order = 1 if finding.get("difference") else 0 if finding.get("suspect") else 2
     client = finding["runbook"] == "BrokerUnreachable"
-    return finding["severity"], _layer(finding), order, client, finding["host"]
+    return finding["severity"], _layer(finding), order, finding.get("distance", 0), client, finding["host"]
 
 
 class FilterModule:

@@ -17,6 +17,7 @@ COMMANDS = {
     "redis_memory": "what fills a Redis",
     "releases": "whether this host runs the release that it should",
     "replication": "how this host's Redis servers and sentinel stand to the others",
+    "restore": "bring this host back to its last healthy state",
     "state": "how this host differs from its last healthy state",
     "task_durations": "which tasks hit their time limits",
     "timeline": "what this host's logs say about one task",

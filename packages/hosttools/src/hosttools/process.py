@@ -76,6 +76,18 @@ def run(
             RUNNING.discard(process)
 
 
+def output(*command: str) -> str:
+    """Return what a command prints.
+
+    Raises:
+        TimeoutError: it did not end; nothing of it must pass for everything.
+    """
+    ended = run(*command)
+    if ended.code == TIMED_OUT:
+        raise TimeoutError(ended.errors)
+    return ended.output
+
+
 def end_all() -> None:
     """Kill what still runs."""
     for process in list(RUNNING):

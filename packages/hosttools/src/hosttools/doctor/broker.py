@@ -30,11 +30,17 @@ def broker(info: dict[str, str]) -> Iterator[Finding]:
 @apart
 def shapes(connection: Redis, queues: Sequence[str] = ("celery",)) -> Iterator[Finding]:
     """Look whether the broker's keys are what the application takes them for."""
+    for key, found, kind in misshapen(connection, queues):
+        what = f"the broker's key {key} is a {found} instead of a {kind}, every use of it fails: RENAME it away"
+        yield Finding(CRITICAL, what, "drift", RIGHTS)
+
+
+def misshapen(connection: Redis, queues: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Return the keys of another type than the application takes them for: name, type and the one it needs."""
     wanted = dict.fromkeys([*queues, "dead_letters", "failures"], "list") | {"accepted": "hash", "workers": "hash"}
     for key, kind in {**wanted, "figures": "hash", "alerts": "hash", "unacked_leases": "zset"}.items():
         if (found := connection.call("TYPE", key)) not in (kind, "none"):
-            what = f"the broker's key {key} is a {found} instead of a {kind}, every use of it fails: RENAME it away"
-            yield Finding(CRITICAL, what, "BrokerUnreachable", RIGHTS)
+            yield key, found, kind
 
 
 @apart

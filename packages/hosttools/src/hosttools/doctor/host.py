@@ -95,7 +95,7 @@ def disks() -> Iterator[Finding]:
     """Look whether what must be written can be."""
     seen = set()
     places = ["/", "/var", "/var/lib", "/var/lib/redis", "/var/lib/redis/broker", "/var/log", "/var/log/redis"]
-    places += ["/var/log/journal", "/var/lib/prometheus", "/opt", "/etc", "/tmp", "/var/tmp", "/run"]  # noqa: S108 - looked at
+    places += ["/var/log/journal", "/var/lib/prometheus", "/opt", "/etc", "/tmp", "/var/tmp", "/run", "/dev/shm"]  # noqa: S108 - looked at
     for _, place, kind, *_ in map(str.split, files.read("/proc/mounts").splitlines()):
         ours = place.startswith(("/var/", "/opt/", "/etc/", "/srv/")) and kind not in ("squashfs", "overlay", "iso9660")
         places += [place] if ours and Path(place).is_dir() else []

@@ -142,7 +142,9 @@ def data_directory(name: str, config: str) -> Iterator[Finding]:
     try:
         directory = Path(found[1]).stat()
         owner = pwd.getpwuid(directory.st_uid).pw_name
-    except (OSError, KeyError) as error:
+    except KeyError:  # a user without a name is no fault of the directory
+        return
+    except OSError as error:
         yield Finding(CRITICAL, f"the data directory of Redis {name} is not there: {error}", "RedisCannotSave", HOST)
         return
     if owner != "redis" or not directory.st_mode & stat.S_IWUSR:

@@ -26,6 +26,14 @@ DEFAULTS = {
 @apart
 def settings(name: str, config: Path, connection: Redis) -> Iterator[Finding]:
     """Compare the running server's settings with its file."""
+    for key, value, live in differing(config, connection):
+        meant = f"{config} says" if re.search(rf"^{key} ", files.read(config), re.MULTILINE) else "its default is"
+        what = f"the running Redis {name} has {key} {live or 'empty'}, {meant} {value or 'empty'}"
+        yield Finding(WARNING, what, "drift", REDIS, suspect=True)
+
+
+def differing(config: Path, connection: Redis) -> Iterator[tuple[str, str, str]]:
+    """Return the settings of a running server that are not its file's: name, the file's value, the server's."""
     said: dict[str, list[str]] = {}
     for line in files.read(config).splitlines():
         key, _, value = line.partition(" ")
@@ -35,9 +43,7 @@ def settings(name: str, config: Path, connection: Redis) -> Iterator[Finding]:
         answer = connection.call("CONFIG", "GET", key)
         live = answer[1] if isinstance(answer, list) and len(answer) > 1 else " ".join(values)
         if live != " ".join(values) and key != "unixsocketperm":
-            meant = f"{config} says" if key in said else "its default is"
-            what = f"the running Redis {name} has {key} {live or 'empty'}, {meant} {' '.join(values) or 'empty'}"
-            yield Finding(WARNING, what, "drift", REDIS, suspect=True)
+            yield key, " ".join(values), live
 
 
 def in_bytes(value: str) -> str:

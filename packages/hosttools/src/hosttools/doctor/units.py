@@ -46,13 +46,13 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
     if properties.get("LoadState") == "masked":
         what = f"{unit} is masked, it cannot start{' again' if active == 'active' else ''}: systemctl unmask {unit}"
-        yield Finding(CRITICAL, what, runbook, layer, certain=True)
+        yield Finding(CRITICAL, what, "drift", layer, certain=True)
     elif properties.get("LoadState") in ("not-found", "bad-setting", "error"):
         problem = properties["LoadState"].replace("-", " ")
         yield Finding(CRITICAL, f"{unit} has no unit file that systemd can read ({problem})", runbook, layer)
     elif properties.get("FreezerState", "running") not in ("running", ""):
         what = f"{unit} is {properties['FreezerState']}: systemctl thaw {unit}"
-        yield Finding(CRITICAL, what, runbook, layer, certain=True)
+        yield Finding(CRITICAL, what, "drift", layer, certain=True)
     elif properties.get("SubState") == "auto-restart" or (active == "activating" and restarts > 1):
         # Between two tries nothing has failed yet.
         ended = f", {how(properties)}" if result not in ("success", "") else ""
@@ -86,16 +86,21 @@ def how(properties: dict[str, str]) -> str:
 @apart
 def drop_ins(unit: str, layer: int, paths: list[str]) -> Iterator[Finding]:
     """Name what somebody has changed about a unit besides us and Debian."""
-    for file in paths:
-        content = files.read(file)
-        if file.startswith(("/usr/lib/", "/lib/")) or "Ansible managed" in content or file.endswith("/restart.conf"):
-            continue
+    for file in foreign(paths):
         if file.endswith("/90-debug-mode.conf"):
             yield Finding(NOTE, f"{unit} is in debug mode, which ends by itself", "debug-mode")
             continue
-        lines = [line for line in content.splitlines() if "=" in line and not line.startswith(("#", ";"))]
+        lines = [line for line in files.read(file).splitlines() if "=" in line and not line.startswith(("#", ";"))]
         what = f"{file}, not ours, changes {unit}: {quote(', '.join(lines[:4]))}"
         yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
+
+
+def foreign(paths: list[str]) -> list[str]:
+    """Return the drop-ins that are neither ours nor Debian's."""
+    theirs = [
+        path for path in paths if not path.startswith(("/usr/lib/", "/lib/")) and not path.endswith("/restart.conf")
+    ]
+    return [path for path in theirs if "Ansible managed" not in files.read(path)]
 
 
 @apart

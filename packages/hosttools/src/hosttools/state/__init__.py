@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hosttools.findings import Finding
-from hosttools.state import compare
-from hosttools.state.values import ENTRIES, State
+from hosttools.state import compare, contents
+from hosttools.state.values import ENTRIES, State, digest
 
 WITHIN = 6  # seconds
 
@@ -43,11 +43,21 @@ def look(app: str, given: Any, names: list[str]) -> dict[str, State | str]:
     return dict(found)
 
 
+def recorded(place: Path) -> dict[str, Any]:
+    """Return the record, empty where there is none."""
+    record = place / "healthy.json"
+    return dict(json.loads(record.read_text())) if record.exists() else {}
+
+
 def write(place: Path, now: dict[str, State | str]) -> None:
     """Record the parts that could be seen; others stay as they were recorded."""
-    record = place / "healthy.json"
-    before = json.loads(record.read_text()) if record.exists() else {}
-    seen = {part: state for part, state in now.items() if isinstance(state, dict)}
+    record, before = place / "healthy.json", recorded(place)
+    seen: dict[str, Any] = {part: state for part, state in now.items() if isinstance(state, dict)}
+    both = {**before, **seen}
+    files_of = {**both.get("files", {}), **both.get("release", {})}
+    texts: State = before.get("texts", {})
+    kept = {name: text for name, text in texts.items() if files_of.get(name, "").endswith(digest(text))}
+    seen["texts"] = {**kept, **contents.texts(files_of)}
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = record.with_suffix(".new")
     fresh.touch(mode=0o600)
@@ -60,10 +70,8 @@ def write(place: Path, now: dict[str, State | str]) -> None:
 
 def differences(place: Path, given: Any) -> list[Finding]:
     """Return how this host differs from its recorded state; nothing where there is no record."""
-    record = place / "healthy.json"
-    if not record.exists():
-        return []
-    return list(compare.compare(json.loads(record.read_text()), look(given.app, given, list(compare.PARTS)), given.app))
+    before = recorded(place)
+    return list(compare.compare(before, look(given.app, given, list(compare.PARTS)), given.app)) if before else []
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """How a host differs from its recorded state, in sentences."""
 
+import grp
 import os
+import pwd
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,25 +21,39 @@ def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> It
     """Return what is not as it was recorded, as findings."""
     for part, state in now.items():
         _, severity, layer = PARTS[part]
-        # A part that cannot be seen is a consequence, which the doctor reports.
-        if part not in before or isinstance(state, str):
-            continue
-        # Of what is not there now, like an instance that is down, the doctor reports.
-        there = {name.partition(":")[0] for name in state}
-        both = {name for name in before[part] if name in state or (part == "redis" and name.partition(":")[0] in there)}
-        wanted = (
-            both if part in BOTH else both | state.keys() if part == "redis" else before[part].keys() | state.keys()
-        )
-        if part == "units":
-            away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
-            wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
         told = []
-        for name in sorted(name for name in wanted if before[part].get(name) != state.get(name)):
+        for name, was, is_now in different(part, before, state):
             at = layer_of(name, app) if part == "files" else _layer(part, name, layer)
-            told += [(at, what)] if (what := sentence(part, name, before[part].get(name), state.get(name))) else []
+            told += [(at, what)] if (what := sentence(part, name, was, is_now)) else []
         more = [(LATER, f"{len(told) - NAMED} more of the {part} differ from the healthy state")]
         for at, what in sorted(told, key=lambda pair: pair[0])[:NAMED] + (more if len(told) > NAMED else []):
             yield Finding(severity, what, "drift", at, suspect=True, difference=True)
+
+
+def different(part: str, before: dict[str, Any], state: State | str) -> Iterator[tuple[str, str | None, str | None]]:
+    """Return the names of a part whose values differ, with what was recorded and what is there now."""
+    # A part that cannot be seen is a consequence, which the doctor reports.
+    if part not in before or isinstance(state, str):
+        return
+    was = before[part]
+    # Of what is not there now, like an instance that is down, the doctor reports.
+    there = {name.partition(":")[0] for name in state}
+    both = {name for name in was if name in state or (part == "redis" and name.partition(":")[0] in there)}
+    wanted = both if part in BOTH else both | state.keys() if part == "redis" else was.keys() | state.keys()
+    if part == "units":
+        away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
+        wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
+        # A record may be of a version that has kept more.
+        wanted = {name for name in wanted if not system.CHANGES.search(name.partition(" ")[2]) or "LoadState" in name}
+    roots: list[str] = []
+    for name in sorted(wanted):
+        old, new = was.get(name), state.get(name)
+        # What lies below a directory that is gone, or a link that leads elsewhere, follows from it.
+        if old == new or name.startswith(tuple(roots)):
+            continue
+        if part in ("files", "release") and old and (new is None or "leads to" in old):
+            roots.append(f"{name.rstrip('/')}/")
+        yield name, old, new
 
 
 def _layer(part: str, name: str, layer: int) -> int:
@@ -51,7 +67,9 @@ def layer_of(name: str, app: str) -> int:
         for pattern in patterns.format(app=app).split():
             if name.startswith(re.split(r"[*?\[]", pattern)[0]):
                 return layer
-    return HOST
+    # Of others owner and mode alone are known.
+    places = {REDIS: ("/var/lib/redis", "/run/redis", "/var/log/redis"), FILES: (f"/opt/{app}/", f"/var/log/{app}")}
+    return next((layer for layer, begin in places.items() if name.startswith(begin)), HOST)
 
 
 def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
@@ -83,7 +101,10 @@ def change(name: str, before: str | None, now: str | None) -> str:
         # A unit that stops takes its directory with it.
         told = f"{name} was removed by hand" if now is None else f"{name} was added by hand ({when} UTC)"
         return "" if name.startswith("/run/") else told
+    now = named(before, now)
     old, new = before.split(), now.split()
+    if old == new:
+        return ""
     if name.endswith("*"):
         # Where there was no file, those that the directory's user has made are no difference.
         owner = contents.rights(name[:-1]).partition(":")[0] if not before and os.path.lexists(name[:-1]) else ""
@@ -97,12 +118,22 @@ def change(name: str, before: str | None, now: str | None) -> str:
     return f"{name} was changed by hand ({when} UTC)" if old[2] == new[2] else f"{name} is a {new[2]}, not a {old[2]}"
 
 
+def named(before: str, now: str) -> str:
+    """Return a value with its owner's name where that name is gone: the files of a lost user are no cause."""
+    owner = before.partition(" ")[0]
+    user, _, group = owner.partition(":")
+    try:
+        pwd.getpwnam(user), grp.getgrnam(group)
+    except KeyError:
+        return re.sub(r"(?<![\w-])(?:\d+:[\w-]+|[\w-]+:\d+)(?= )", owner, now)
+    return now
+
+
 # Severity and layer of what differs in each part; of files the layer is CONTENT's; ground first.
 PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
     "mounts": (system.mounts, WARNING, HOST),
     "sysctls": (system.sysctls, WARNING, HOST),
     "network": (services.network, WARNING, NETWORK),
-    "names": (services.names, WARNING, NETWORK),
     "redis": (services.redis, WARNING, REDIS),
     "files": (contents.all_files, WARNING, FILES),
     "release": (contents.release, WARNING, FILES),
@@ -110,6 +141,8 @@ PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
     "manager": (system.manager, WARNING, FILES),
     "units": (system.units, WARNING, FILES),
     "processes": (system.processes, WARNING, FILES),
+    # What other differences have an effect on goes after them.
+    "names": (services.names, WARNING, NETWORK),
     "system packages": (contents.system_packages, NOTE, LATER),
     "prometheus": (services.prometheus, WARNING, LATER),
 }

@@ -35,6 +35,7 @@ RELEASE = "/opt/{app}/backend/.* /opt/{app}/backend/app/**" + "".join(
     for place in PLACES
 )
 RELEASE_RIGHTS = " ".join(f"/opt/{{app}}/{place}/ /opt/{{app}}/{place}/**/" for place in PLACES)
+LARGEST_TEXT = 32 * 1024  # bytes of a file whose text is recorded
 # Of these owner and mode count, and their number does not grow.
 RIGHTS_OF = (
     "/ /dev /dev/shm /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/ptmx /tmp /var/tmp /run"
@@ -76,6 +77,18 @@ def all_files(app: str, _: Any) -> State:
 def release(app: str, _: Any) -> State:
     """Return which release and which tools of the platform are live, and their files."""
     return _files(RELEASE, RELEASE_RIGHTS, app)
+
+
+def texts(recorded: State) -> State:
+    """Return the text of each small file that everybody may read, and that is as it is recorded."""
+    found: State = {}
+    for name, value in recorded.items():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            seen = os.lstat(name)
+            if value.split()[2:3] == ["file"] and seen.st_mode & stat.S_IROTH and seen.st_size <= LARGEST_TEXT:
+                text = Path(name).read_bytes().decode()
+                found |= {name: text} if digest(text) == value.split()[-1] else {}
+    return found
 
 
 def _files(content: str, rights_of: str, app: str) -> State:
@@ -129,7 +142,7 @@ def packages(app: str, _: Any) -> State:
 
 def system_packages(_: str, __: Any) -> State:
     """Return the versions of Debian's packages that are installed."""
-    told = process.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\n").output
+    told = process.output("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Version}\n")
     return {
         package: version
         for state, package, version in (line.split("|") for line in told.splitlines())

@@ -20,7 +20,7 @@ SECRET = re.compile(r"pass|auth|secret|key-file-pass", re.IGNORECASE)
 def network(_: str, __: Any) -> State:
     """Return links, addresses, routes, rules, queues, and the rules of packet filters without their counts."""
     found, floating = {}, files.read("/etc/keepalived/keepalived.conf").strip()
-    for link in json.loads(process.run("ip", "-json", "address").output or "[]"):
+    for link in json.loads(process.output("ip", "-json", "address") or "[]"):
         name = re.sub(r"@.*", "", link["ifname"])
         if name.startswith(("veth", "docker", "br-", "cni", "podman", "virbr")):
             continue
@@ -31,15 +31,15 @@ def network(_: str, __: Any) -> State:
             if not floats and not address.get("temporary") and address.get("family") == "inet":
                 found[f"the address {address['local']}/{address['prefixlen']}"] = f"on {name}"
     for command in (["route", "show", "table", "all"], ["rule", "show"]):
-        for line in process.run("ip", *command).output.splitlines():
+        for line in process.output("ip", *command).splitlines():
             if line.strip() and not re.search(r"table local|local |broadcast |linkdown|veth|docker|podman", line):
                 kept = re.sub(r" (?:expires|metric) \S+| linkdown| proto \w+", "", line)
                 found[f"the {command[0]} {' '.join(kept.split())}"] = "there"
-    for words in map(str.split, process.run("tc", "qdisc", "show").output.splitlines()):
+    for words in map(str.split, process.output("tc", "qdisc", "show").splitlines()):
         if "dev" in words and not words[words.index("dev") + 1].startswith("veth"):
             found[f"the queue of {words[words.index('dev') + 1]}, {words[1]}"] = "there"
     table = ""
-    for line in map(str.strip, process.run("nft", "list", "ruleset").output.splitlines()):
+    for line in map(str.strip, process.output("nft", "list", "ruleset").splitlines()):
         if line.startswith("table"):
             table = " ".join(line.split()[1:3])
         elif re.search(r"\b(?:accept|drop|reject|jump|policy|redirect|queue|dnat|snat|mark)\b", line):

@@ -13,7 +13,7 @@ CHANGES = re.compile(
     r"Timestamp|Monotonic|PID|Current|Peak|Usage|Restarts|Invocation|State$|Result|^ExecMain|^Status|^Job|^ControlGroup"
     r"|^IP.*(?:Bytes|Packets)|^IO(?:Read|Write)|^MemoryAvail|Descriptor(?!sMax)|^Can|^(?:Wants|Before|After|Documentation)$"
     r"|^(?:Requir|Want|Trigger|Conflict|Consist|Bound|Propagat|Stop|Refer|Upheld|Part|Success|Failure|Reload|On).*(?:By|From|Of)$"
-    r"|^RequiresMountsFor|^WantsMountsFor|^Perpetual|^Transient|^Id$|^Names$|^Following|^DefaultDep|^LiveMount|^Accept|^NConn"
+    r"|^[UG]ID$|^RestartUSecNext|^RequiresMountsFor|^WantsMountsFor|^Perpetual|^Transient|^Id$|^Names$|^Following|^DefaultDep|^LiveMount|^Accept|^NConn"
     r"|^NRef|^ExtensionImage|^Markers|^DebugInvoc|^CPUSet|EffectiveT|^Effective|^StartupM|^OOMPolicyDefault"
 )
 SYSCTLS = "vm net/core net/ipv4 net/ipv6/conf/all net/ipv4/conf/all net/unix kernel fs user"
@@ -34,7 +34,7 @@ def units(_: str, given: Any) -> State:
     """Return the properties of our units and of those that they need, and what is masked or enabled on this host."""
     found: State = {}
     names = [*(pair.partition("=")[0] for pair in given.unit), *UNITS.split()]
-    for unit, shown in zip(names, process.run("systemctl", "show", *names).output.strip().split("\n\n"), strict=False):
+    for unit, shown in zip(names, process.output("systemctl", "show", *names).strip().split("\n\n"), strict=False):
         loaded = dict(pairs(shown)).get("LoadState", "loaded")
         found[f"{unit} LoadState"] = loaded
         for name, value in pairs(shown):
@@ -49,7 +49,7 @@ def units(_: str, given: Any) -> State:
                 steady = " ".join(sorted(steady.split()))
             key = f"{unit} {name}"
             found[key] = short(f"{found[key]} {steady}" if key in found else steady)
-    for line in process.run("systemctl", "list-unit-files", "--plain", "--no-legend").output.splitlines():
+    for line in process.output("systemctl", "list-unit-files", "--plain", "--no-legend").splitlines():
         unit, state = [*line.split(), "", ""][:2]
         if state in ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", "linked", "static"):
             found[f"{unit} as a unit file"] = state
@@ -59,9 +59,9 @@ def units(_: str, given: Any) -> State:
 def manager(_: str, __: Any) -> State:
     """Return what systemd gives to all units: variables, as digests, and defaults."""
     found = {}
-    for name, value in pairs(process.run("systemctl", "show-environment").output):
+    for name, value in pairs(process.output("systemctl", "show-environment")):
         found[f"systemd's environment variable {name}"] = digest(value)
-    for name, value in pairs(process.run("systemctl", "show").output):
+    for name, value in pairs(process.output("systemctl", "show")):
         if name.startswith("Default") or name in ("LogLevel", "ShowStatus", "ConfirmSpawn", "UnitPath"):
             found[f"systemd's {name}"] = short(value)
     return found
@@ -71,7 +71,7 @@ def processes(_: str, given: Any) -> State:
     """Return limits, scheduling and variables of each unit's main process, and the limits of its control group."""
     found: State = {}
     names = [pair.partition("=")[0] for pair in given.unit]
-    shown = process.run("systemctl", "show", "--property=MainPID,ControlGroup", *names).output.strip().split("\n\n")
+    shown = process.output("systemctl", "show", "--property=MainPID,ControlGroup", *names).strip().split("\n\n")
     for unit, told in zip(names, shown, strict=False):
         about = dict(line.partition("=")[::2] for line in told.splitlines())
         number, group = about.get("MainPID", "0"), about.get("ControlGroup", "")
