@@ -1,12 +1,18 @@
-"""Where results are stored: Celery's Redis backend, which never drops one because Redis is unreachable or read-only."""
+"""Where results are stored: Celery's Redis backend, which never drops one because Redis is unreachable or read-only.
+
+A run's start and its success take one round trip each; Celery reads what is stored before it writes.
+"""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import redis
 from celery import Celery, current_app, signals, states
 from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
+from celery.exceptions import BackendStoreError
 from kombu.exceptions import OperationalError
+from kombu.utils.encoding import str_to_bytes
 
 from celery_durable.connection import (
     Connection,
@@ -20,6 +26,9 @@ from celery_durable.masking import mask_all
 from celery_durable.options import options_of
 
 logger = logging.getLogger(__name__)
+
+# Adds commands to a pipeline.
+AddTo = Callable[[redis.client.Pipeline], object]
 
 # Attempts of the worker's main process, about a second; its loop must go on. What it cannot store runs again.
 MAIN_PROCESS_RETRIES = 5
@@ -82,9 +91,46 @@ class ResultStore(RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        stored = super()._store_result(task_id, result, state, mask_all(traceback), *args, **kwargs)
+        store = self._exchange if state in (states.STARTED, states.SUCCESS) else super()._store_result
+        stored = store(task_id, result, state, mask_all(traceback), *args, **kwargs)
         self.last_stored = task_id, state
         return stored
+
+    def _exchange(self, task_id: str, result: Any, state: str, traceback: Any, request: Any = None, **_: Any) -> Any:
+        """Store a start or a success in one round trip. As with Celery, a success that is there already stays."""
+        meta = {**self._get_result_meta(result, state, traceback, request), "task_id": task_id}
+        key, value = self.get_key_for_task(task_id), self.encode(meta)
+        if len(value) > self._MAX_STR_VALUE_SIZE:
+            # The parameters are those of Celery, which its types do not know.
+            raise BackendStoreError(  # type: ignore[call-arg]
+                "value too large for Redis backend", state=state, task_id=task_id
+            )
+        earlier = self.ensure(self._set_and_publish, (key, value, state == states.STARTED))
+        if not earlier or earlier == str_to_bytes(value):
+            return result
+        if self.decode(earlier)["status"] == states.SUCCESS:
+            if state == states.SUCCESS:  # of another run: whoever has read it will not read a different one
+                self.client.set(key, earlier, ex=self.expires or None)
+        elif state == states.STARTED:
+            self.set(key, value)
+        return result
+
+    def _set_and_publish(self, key: bytes, value: str, new: bool) -> bytes | None:
+        """Store and publish a state; return what was stored before, which stays where the state must be ``new``."""
+
+        def add_to(pipeline: redis.client.Pipeline) -> None:
+            pipeline.set(key, value, ex=self.expires or None, nx=new, get=True)
+            pipeline.publish(key, value)
+
+        earlier: bytes | None = self.execute(add_to)[0]
+        return earlier
+
+    def execute(self, add_to: AddTo) -> list[Any]:
+        """Execute what ``add_to`` adds to a pipeline, in one round trip, and return the replies."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            add_to(pipeline)
+            replies: list[Any] = pipeline.execute()
+        return replies
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> dict[str, Any]:
         # Two messages may have the same task id.

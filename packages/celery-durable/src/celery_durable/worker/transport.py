@@ -30,6 +30,7 @@ from celery_durable.redelivery import REDELIVERIES
 from celery_durable.scripts import digest, load, run
 from celery_durable.task_ids import MADE, created, task_of, write_out
 from celery_durable.worker.delivery import Deliveries
+from celery_durable.worker.purging import purge
 from celery_durable.worker.runtime import Runtime, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,10 @@ RECLAIM_INTERVAL = 5.0
 DOUBT = 60.0
 # Queues of answers to questions, and of events.
 NO_TASKS, EVENTS = ".pidbox", "celeryev"
-# Messages that a purge reads in one round trip.
-PURGED_AT_ONCE = 500
+# Messages that are taken in one round trip, at most: each may be as large as MAX_MESSAGE_BYTES.
+TAKEN_AT_ONCE = 16
 # A list that is always empty: waiting for it is waiting without a write.
 NOTHING = "unacked_nothing"
-
-
-class PurgeError(Exception):
-    """A queue cannot be emptied."""
 
 
 @cache
@@ -167,9 +164,10 @@ class Channel(kombu_redis.Channel):
             return
         lists = [self._worker(queue).unacked_list(queue) for queue in queues]
         self._reclaim(lists)
-        if (len(queues) > 1 or self._full) and not self._looked_in_vain:
+        room = min(self.qos.can_consume_max_estimate() or TAKEN_AT_ONCE, TAKEN_AT_ONCE)
+        if (len(queues) > 1 or room > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
-            command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs]
+            command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs, room]
         elif self._full:
             command = ["BRPOP", NOTHING, LOOK_INTERVAL]
             self._full = False
@@ -229,26 +227,33 @@ class Channel(kombu_redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        self._looked_in_vain = self._command == "EVALSHA" and not reply
+        waited_for_all = self._command == "BLMOVE" and len(self._taken_from) == 1
+        self._looked_in_vain = not reply and (self._command == "EVALSHA" or waited_for_all)
         # What comes while we close stays in our list and is given back with it.
         if not reply or self._closing:
             raise kombu_redis.Empty
-        number, raw = (0, reply) if self._command == "BLMOVE" else reply
-        queue = self._taken_from[number]
-        self._queue_cycle.rotate(queue)
-        self._deliver(queue, raw)
+        numbered = [(0, reply)] if self._command == "BLMOVE" else reply
+        taken = [self._take_charge(self._taken_from[number], raw) for number, raw in numbered]
+        # Each is in flight before the first runs, which it may do here and for long.
+        for queue, tag, payload in filter(None, taken):
+            self._deliver(queue, tag, payload)
         return True
 
-    def _deliver(self, queue: str, raw: bytes) -> None:
+    def _take_charge(self, queue: str, raw: bytes) -> tuple[str, str, dict[str, Any]] | None:
+        """Keep a message of ours; return it with its queue and tag, and nothing for one that is not to run."""
+        self._queue_cycle.rotate(queue)
         deliveries = self.deliveries
         reason = signing.rejection(self._options, queue, raw)
         payload = None if reason else signing.parse(raw)
         tag = deliveries.take(queue, raw, task_of(payload) if payload else "")
         if tag is None:
-            return
+            return None
         if payload is None:
             deliveries.dead_letter(tag, reason or signing.MALFORMED)
-            return
+            return None
+        return queue, tag, payload
+
+    def _deliver(self, queue: str, tag: str, payload: dict[str, Any]) -> None:
         try:
             # What its sender called it is the same however often it comes.
             payload["properties"] |= {"message_id": payload["properties"].get("delivery_tag"), "delivery_tag": tag}
@@ -256,7 +261,7 @@ class Channel(kombu_redis.Channel):
                 payload["properties"]["doubtful"] = True
             self.Message(payload, channel=self)
         except Exception:  # noqa: BLE001 - whatever is wrong with it, it must not reach the loop
-            deliveries.dead_letter(tag, signing.MALFORMED)
+            self.deliveries.dead_letter(tag, signing.MALFORMED)
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
@@ -266,25 +271,8 @@ class Channel(kombu_redis.Channel):
         Raises:
             PurgeError: Redis rejects it. Celery takes its own errors for an empty queue.
         """
-        purged = 0
         with self.conn_or_acquire() as client:
-            try:
-                # The newest first: that is where a script looks for them.
-                while entries := client.lrange(queue, 0, PURGED_AT_ONCE - 1):
-                    pipeline = client.pipeline(transaction=False)
-                    for raw in entries:
-                        message = signing.parse(raw)
-                        names = queue, keys.ACCEPTED
-                        pipeline.evalsha(
-                            digest(scripts.ACKNOWLEDGE), len(names), *names, raw, task_of(message) if message else ""
-                        )
-                    pipeline.execute()
-                    purged += len(entries)
-            except redis.ResponseError as error:
-                raise PurgeError(
-                    f"The queue {queue} cannot be purged; {purged} messages are deleted. {error}"
-                ) from error
-        return purged
+            return purge(client, queue)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         write_out(message)

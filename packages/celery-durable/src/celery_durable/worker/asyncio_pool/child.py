@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import os
+import pickle
 import socket
 import stat
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,7 +26,9 @@ from celery_durable import coroutines, resources
 from celery_durable.coroutines import TaskExitedError
 from celery_durable.worker.asyncio_pool.off_loop import take_off_the_loop
 from celery_durable.worker.asyncio_pool.runs import Run, RunEndedError, end_at_next_step, end_if_forked
+from celery_durable.worker.asyncio_pool.sharing import RoundTrips, Threads
 from celery_durable.worker.asyncio_pool.step import Step
+from celery_durable.worker.results import ResultStore
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +71,17 @@ class Child:
         """Make everything that differs from other pools so, in this process alone."""
         self._connection, self._step, self._app = connection, step, app
         self._sending = threading.Lock()
+        self._messages: deque[bytes] = deque()
         self._runs: dict[int, Run] = {}
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(coroutines.own_steps)
         self._loop_thread = threading.get_ident()
         self._ticked = time.monotonic()
         self._stopping = False
+        self._threads = Threads()
         # One for all threads, with the connections that they need at once.
         self._backend = app.backend
+        self._share_round_trips()
         os.register_at_fork(after_in_child=self._on_fork)
         coroutines.set_complete(complete)
         # Celery's stacks belong to threads; here to runs.
@@ -96,39 +104,51 @@ class Child:
                 logger.exception("A callback on the event loop has failed")
         self._loop.run_until_complete(resources.close())
 
+    def _share_round_trips(self) -> None:
+        if isinstance(self._backend, ResultStore):
+            round_trips = RoundTrips(self._backend.client)
+            self._backend.execute, self._backend.get = round_trips.execute, round_trips.get  # type: ignore[method-assign,assignment]
+
     def _on_fork(self) -> None:
         # A task that calls os.fork has a copy of all runs: it must neither speak for us nor go on with them.
         self._connection.close()
+        self._share_round_trips()  # a thread that is not in the copy may hold the lock
         end_at_next_step()
 
     def _send(self, *message: Any) -> None:
+        self._messages.append(pickle.dumps(message))
+        # What comes while others are sent goes along with the next. On return it is sent: the code that runs next may
+        # end the process.
         with self._sending:
-            self._connection.send(message)
+            if messages := [self._messages.popleft() for _ in range(len(self._messages))]:
+                self._connection.send(messages)
 
     def _receive(self) -> None:
         while True:
             try:
-                kind, *rest = self._connection.recv()
+                messages = self._connection.recv()
             except (EOFError, OSError):
                 os._exit(1)  # the main process is gone
-            if kind == "run":
-                self._start(*rest)
-            elif kind == "exit":
-                self._stopping = True
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                return
-            elif run := self._runs.get(rest[0]):
-                if kind == "soft" and run.soft_limit():
-                    self._send("soft", run.number)
-                elif kind == "end" and not run.end(rest[1]):
-                    self._send("outside", run.number)
+            for message in messages:
+                self._heed(*message)
+
+    def _heed(self, kind: str, *rest: Any) -> None:
+        if kind == "run":
+            self._start(*rest)
+        elif kind == "exit":
+            self._stopping = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        elif run := self._runs.get(rest[0]):
+            if kind == "soft" and run.soft_limit():
+                self._send("soft", run.number)
+            elif kind == "end" and not run.end(rest[1]):
+                self._send("outside", run.number)
 
     def _start(self, number: int, target: Any, args: Any, kwargs: dict[str, Any]) -> None:
         name, task_id, *_ = args
         run = self._runs[number] = Run(number, self._app.tasks[name], task_id, self._loop, self._step)
-        thread = threading.Thread(target=self._perform, args=(run, target, args, kwargs), daemon=True)
         try:
-            thread.start()
+            self._threads.run(partial(self._perform, run, target, args, kwargs))
         except RuntimeError:  # the system has no more threads
             self._send("accepted", number, time.monotonic())
             self._send("raised", number, ExceptionInfo())

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -166,12 +167,17 @@ class Member:
     def _send(self) -> None:
         with suppress(OSError):  # it has ended, which the receiver notices
             while message := self._outbox.get():
-                self.connection.send(message)
+                messages = [message]
+                while not self._outbox.empty() and (message := self._outbox.get()):
+                    messages.append(message)
+                self.connection.send(messages)
+                if message is None:
+                    return
 
     def _receive(self, on_message: Callable[..., None], on_end: Callable[["Member"], None]) -> None:
         while True:
             try:
-                message = self.connection.recv()
+                messages = [pickle.loads(message) for message in self.connection.recv()]  # noqa: S301 - our own
             except (EOFError, OSError):
                 break
             except Exception:
@@ -179,10 +185,11 @@ class Member:
                 logger.exception("A message of the process %d cannot be read: it is replaced", self.pid)
                 self.kill()
                 break
-            try:
-                on_message(self, message)
-            except Exception:
-                logger.exception("A message of the process %d cannot be handled", self.pid)
+            for message in messages:
+                try:
+                    on_message(self, message)
+                except Exception:
+                    logger.exception("A message of the process %d cannot be handled", self.pid)
         self._outbox.put(None)
         self.process.join()
         on_end(self)
