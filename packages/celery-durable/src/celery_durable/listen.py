@@ -1,6 +1,6 @@
-"""Runs a server with a listening socket as file descriptor 3: ``python -I -m celery_durable.listen PORT PROGRAM [ARG]...``
+"""Runs a server that takes its listening socket as file descriptor 3: systemd's part, in a container.
 
-systemd's part, in a container: a command with ``--fd=3`` needs no other form there.
+``python -I -m celery_durable.listen PORT PROGRAM [ARG]...``: a command with ``--fd=3`` needs no other form there.
 """
 
 import os

@@ -11,7 +11,7 @@ import sys
 import time
 
 TIMEOUT = 4
-# Seconds between two heartbeats that are too long, unless DURABLE_WATCHDOG_SECONDS says otherwise, or the sample's own name for it.
+# Seconds between two heartbeats that are too long, unless DURABLE_WATCHDOG_SECONDS says otherwise, or the sample's name.
 HEARTBEAT_LIMIT = 10
 
 
