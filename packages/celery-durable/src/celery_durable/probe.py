@@ -11,7 +11,7 @@ import sys
 import time
 
 TIMEOUT = 4
-# Seconds between two heartbeats that are too long, unless DURABLE_WATCHDOG_SECONDS says otherwise, or the sample's name.
+# Seconds between two heartbeats that are too long, unless the watchdog's variable says otherwise.
 HEARTBEAT_LIMIT = 10
 
 
