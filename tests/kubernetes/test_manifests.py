@@ -276,7 +276,7 @@ def test_a_release_is_prepared_by_a_job_of_its_own_name(manifests: dict[str, lis
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["args"] == [
         *("celery-durable", "exec", "--", "sh", "-ec"),
-        "venv/bin/alembic upgrade 'head of $$(all)'\ntrue",
+        "venv/bin/alembic upgrade 'head of $$(all)'; true",
     ]
     assert job["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"] == "from-the-vault"
     assert not named(manifests["default"], "Job")

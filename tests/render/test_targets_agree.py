@@ -322,8 +322,7 @@ def test_another_application_is_prepared_once_before_all_that_runs_its_code(shop
     marker = "/var/lib/shop-prepared/0123456789ab"
     assert script.splitlines() == [
         f"if [ ! -e {marker} ]; then",
-        "venv/bin/alembic upgrade head",
-        "chmod 660 data/shop.sqlite3",
+        "venv/bin/alembic upgrade head; chmod 660 data/shop.sqlite3",
         f": > {marker}",
         "fi",
     ]
