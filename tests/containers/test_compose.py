@@ -14,20 +14,18 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from celery_durable.testing import free_port, wait_for
+from celery_durable.testing import wait_for
 from tests.api_client import ApiClient
+from tests.containers.project import ENGINE, Compose
 from tests.support import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
 PROJECT = "compose-test"
-ENGINE = os.environ.get("ENGINE", "podman")
-COMPOSE = {"docker": ("docker", "compose"), "podman": ("podman-compose",)}[ENGINE]
 IMAGE = f"localhost/{PROJECT}-backend"
 # What podman keeps of a build (app/Containerfile).
 EGRESS_TABLE = f"workers-{PROJECT}"
@@ -38,102 +36,14 @@ STAGE = f"{PROJECT}-backend-build"
 HARD_LIMIT = 10
 
 
-class Compose:
-    """The installed project, and the commands that its user types."""
+class Sample(Compose):
+    """The sample application."""
 
     def __init__(self, directory: Path) -> None:
         """Prepare to install it into ``directory``."""
-        self.directory = directory / "project"
-        self.api_port, self.flower_port = free_port(), free_port()
-        programs = directory / "bin"
-        programs.mkdir()
-        # podman as this machine can run it (scripts/podman.sh).
-        (programs / "podman").symlink_to(REPOSITORY / "scripts/podman.sh")
-        binaries = REPOSITORY / ".venv/bin"
-        self.env = {**os.environ, "PATH": f"{programs}:{binaries}:{os.environ['PATH']}"}
-        self.variables = directory / "variables.json"
-        self.variables.write_text(
-            json.dumps(
-                {
-                    "compose_engine": ENGINE,
-                    # Not only the project, but the application too; so that no other test's images are removed.
-                    "app_name": PROJECT,
-                    "compose_worker_network": NETWORK,
-                    "compose_directory": str(self.directory),
-                    # Without a registry; the images are made as Debian makes its own.
-                    "container_base_image": self.image("base"),
-                    "container_redis_image": self.image("redis"),
-                    "container_redis_version": "8.0",
-                    # Where scripts/podman.sh has to help there are no cgroup controllers.
-                    "compose_limits": ENGINE == "docker",
-                    "api_port": self.api_port,
-                    "flower_port": self.flower_port,
-                    "api_processes": 1,
-                    "celery_worker_concurrency": 2,
-                    "task_soft_time_limit": HARD_LIMIT - 2,
-                    "task_time_limit": HARD_LIMIT,
-                }
-            )
-        )
-        self.key = ""
-
-    def image(self, kind: str) -> str:
-        """Return an image that the engine has and scripts/images.sh makes, with podman."""
-        name = self.run("scripts/images.sh", kind, "debian13", cwd=REPOSITORY).strip()
-        if ENGINE == "docker":
-            self.run("sh", "-c", f"podman save {name} | docker load", cwd=REPOSITORY)
-        return name
-
-    def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
-        """Run a command in the project's directory; return what it says."""
-        result = subprocess.run(
-            command, cwd=cwd or self.directory, env=self.env, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0 or not check, f"{command}: {result.stdout[-3000:]}{result.stderr[-3000:]}"
-        return result.stdout
-
-    def compose(self, *arguments: str) -> str:
-        """Run the engine's docker-compose."""
-        return self.run(*COMPOSE, *arguments)
-
-    def play(self, *options: str, check: bool = True) -> str:
-        """Run the playbook; return what it prints."""
-        playbook = ("-i", "inventories/compose", "playbooks/containers/compose.yml", f"--extra-vars=@{self.variables}")
-        output = self.run("ansible-playbook", *playbook, *options, cwd=REPOSITORY, check=check)
-        self.key = (REPOSITORY / ".secrets/compose/backend_api_key").read_text().strip()
-        return output
-
-    def remove(self) -> None:
-        """Remove containers and data, whatever state they are in."""
-        project = f"--filter=label=com.docker.compose.project={PROJECT}"
-        if containers := self.run(ENGINE, "ps", "--all", "--quiet", project, cwd=REPOSITORY).split():
-            at_once = ["--time", "0", "--depend"] if ENGINE == "podman" else []
-            self.run(ENGINE, "rm", "--force", *at_once, *containers, cwd=REPOSITORY)
-        if volumes := self.run(ENGINE, "volume", "ls", "--quiet", project, cwd=REPOSITORY).split():
-            self.run(ENGINE, "volume", "rm", *volumes, cwd=REPOSITORY)
-        networks = [f"{PROJECT}_default", f"{PROJECT}_workers"]
-        self.run(ENGINE, "network", "rm", "--force", *networks, cwd=REPOSITORY, check=False)
-        self.run("nft", "delete", "table", "inet", EGRESS_TABLE, cwd=REPOSITORY, check=False)
-
-    def containers(self, service: str) -> list[str]:
-        """Return the ids of a service's running containers."""
-        label = f"--filter=label=com.docker.compose.service={service}"
-        project = f"--filter=label=com.docker.compose.project={PROJECT}"
-        return self.run(ENGINE, "ps", "--quiet", "--no-trunc", label, project).split()
-
-    def inspect(self, container: str) -> dict[str, Any]:
-        """Return what the engine knows of a container."""
-        found: dict[str, Any] = json.loads(self.run(ENGINE, "inspect", container))[0]
-        return found
-
-    def probe(self, container: str) -> tuple[bool, str]:
-        """Return whether a container is healthy, and what its probe says; podman has no timer and is told to ask."""
-        if ENGINE == "podman":
-            command = ["podman", "healthcheck", "run", container]
-            run = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
-            return run.returncode == 0, run.stdout + run.stderr
-        health = self.inspect(container)["State"]["Health"]
-        return health["Status"] == "healthy", health["Log"][-1]["Output"] if health["Log"] else ""
+        limits = {"task_soft_time_limit": HARD_LIMIT - 2, "task_time_limit": HARD_LIMIT}
+        # Not only the project, but the application too; so that no other test's images are removed.
+        super().__init__(directory, PROJECT, NETWORK, app_name=PROJECT, **limits)
 
     @property
     def api(self) -> ApiClient:
@@ -147,9 +57,9 @@ class Compose:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """The running project; at the end it is taken down with its data."""
-    project = Compose(tmp_path_factory.mktemp("compose"))
+    project = Sample(tmp_path_factory.mktemp("compose"))
     project.remove()  # what a run that was broken off has left
     try:
         project.play()
@@ -158,7 +68,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         project.remove()
 
 
-def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
+def test_a_task_succeeds_and_strangers_are_refused(stack: Sample) -> None:
     stack.api.wait(stack.api.enqueue(), seconds=60)
     api = f"http://127.0.0.1:{stack.api_port}/tasks/enqueue"
     assert httpx.post(api, headers={"X-API-Key": "wrong"}, json={"data": {}}).status_code == 401
@@ -168,17 +78,17 @@ def test_a_task_succeeds_and_strangers_are_refused(stack: Compose) -> None:
     assert httpx.get(flower, auth=("admin", password)).status_code == 200
 
 
-def test_a_second_run_changes_nothing(stack: Compose) -> None:
+def test_a_second_run_changes_nothing(stack: Sample) -> None:
     assert re.search(r"localhost +: ok=\d+ +changed=0 ", stack.play())
 
 
-def test_a_wrong_value_is_one_sentence_and_changes_nothing(stack: Compose) -> None:
+def test_a_wrong_value_is_one_sentence_and_changes_nothing(stack: Sample) -> None:
     output = stack.play("--extra-vars=compose_worker_network=10.0.0.1", check=False)
     assert "compose_worker_network is '10.0.0.1', but it must be a private IPv4 network" in output.splitlines()[-1]
     assert re.search(r"localhost +: ok=\d+ +changed=0 ", output)
 
 
-def test_images_of_earlier_releases_go(stack: Compose) -> None:
+def test_images_of_earlier_releases_go(stack: Sample) -> None:
     name, tag = stack.inspect(stack.containers("api")[0])["Config"]["Image"].rsplit(":", 1)
     assert name == IMAGE
     for number in range(4):
@@ -193,14 +103,14 @@ def test_images_of_earlier_releases_go(stack: Compose) -> None:
     assert stages == ""
 
 
-def test_the_guides_commands_answer(stack: Compose) -> None:
+def test_the_guides_commands_answer(stack: Sample) -> None:
     assert stack.compose("exec", "-T", "redis", "redis-cli", "ping") == "PONG\n"
     assert "ready" in stack.compose("logs", "celery-worker")
     assert "celery-worker" in stack.compose("ps")
     assert stack.api.get("/health").json()["status"] == "healthy"
 
 
-def test_each_redis_has_its_policy(stack: Compose) -> None:
+def test_each_redis_has_its_policy(stack: Sample) -> None:
     for service, policy, fsync in (("redis", "allkeys-lru", "everysec"), ("redis-broker", "noeviction", "always")):
         lines = stack.compose(
             *("exec", "-T", service, "redis-cli", "config", "get", "maxmemory-policy", "appendonly", "appendfsync")
@@ -209,7 +119,7 @@ def test_each_redis_has_its_policy(stack: Compose) -> None:
         assert settings == {"maxmemory-policy": policy, "appendonly": "yes", "appendfsync": fsync}
 
 
-def test_containers_are_closed(stack: Compose) -> None:
+def test_containers_are_closed(stack: Sample) -> None:
     for service in ("redis", "redis-broker", "script-keeper", "celery-worker", "api", "flower"):
         (container,) = stack.containers(service)
         found = stack.inspect(container)
@@ -259,7 +169,7 @@ def link_local_of(network: str) -> tuple[str, int, int, int]:
 
 
 @pytest.mark.attack("nftables, by the workers' network")
-def test_a_task_reaches_redis_and_no_other_service(stack: Compose) -> None:
+def test_a_task_reaches_redis_and_no_other_service(stack: Sample) -> None:
     worker, redis, api = (stack.containers(service)[0] for service in ("celery-worker", "redis", "api"))
     gateways = re.findall(r'"Gateway": "([0-9.]+)"', json.dumps(stack.inspect(redis)["NetworkSettings"]["Networks"]))
     addresses = re.findall(r'"IPAddress": "([0-9.]+)"', json.dumps(stack.inspect(api)["NetworkSettings"]["Networks"]))
@@ -281,13 +191,13 @@ def test_a_task_reaches_redis_and_no_other_service(stack: Compose) -> None:
     assert int(re.findall(r"packets (\d+)", counter)[0]) >= 4
 
 
-def test_rules_that_somebody_has_removed_come_back(stack: Compose) -> None:
+def test_rules_that_somebody_has_removed_come_back(stack: Sample) -> None:
     stack.run("nft", "delete", "table", "inet", EGRESS_TABLE)
     assert re.search(r"localhost +: ok=\d+ +changed=1 ", stack.play())
     assert "reject" in stack.run("nft", "list", "table", "inet", EGRESS_TABLE)
 
 
-def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> None:
+def test_the_image_has_nothing_to_install_or_compile_with(stack: Sample) -> None:
     question = (
         "import importlib.util, shutil; print(importlib.util.find_spec('pip'), *map(shutil.which, ('pip', 'gcc')))"
     )
@@ -295,7 +205,7 @@ def test_the_image_has_nothing_to_install_or_compile_with(stack: Compose) -> Non
     assert answer.split() == ["None"] * 3
 
 
-def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
+def test_a_stop_lets_the_running_task_finish(stack: Sample) -> None:
     task = stack.api.enqueue()
     wait_for(lambda: stack.api.state(task) == "PROGRESS")
     stack.compose("stop", "celery-worker")
@@ -304,7 +214,7 @@ def test_a_stop_lets_the_running_task_finish(stack: Compose) -> None:
     wait_for(lambda: len(stack.workers()) == 1, seconds=40)
 
 
-def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
+def test_four_workers_of_which_two_die_lose_nothing(stack: Sample) -> None:
     stack.compose("up", "--detach", "--scale", "celery-worker=4")
     wait_for(lambda: len(stack.workers()) == 4, seconds=60)
     assert len(set(stack.workers())) == 4
@@ -323,7 +233,7 @@ def test_four_workers_of_which_two_die_lose_nothing(stack: Compose) -> None:
     wait_for(lambda: len(stack.workers()) == 3, seconds=30)
 
 
-def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
+def test_a_hung_worker_is_seen_and_replaced(stack: Sample) -> None:
     container = stack.containers("celery-worker")[0]
     wait_for(lambda: stack.probe(container)[0], seconds=60)
     before = stack.inspect(container)["State"]["StartedAt"]
@@ -339,7 +249,7 @@ def test_a_hung_worker_is_seen_and_replaced(stack: Compose) -> None:
     wait_for(lambda: stack.probe(container)[0], seconds=60)
 
 
-def test_down_takes_all_of_it_away_but_the_data(stack: Compose) -> None:
+def test_down_takes_all_of_it_away_but_the_data(stack: Sample) -> None:
     # podman-compose counts what --scale has started among the orphans.
     stack.compose("down", "--remove-orphans")
     project = f"--filter=label=com.docker.compose.project={PROJECT}"

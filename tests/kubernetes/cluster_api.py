@@ -24,8 +24,9 @@ Manifest = dict[str, Any]
 
 # Kinds by group and version; what lives in no namespace has a plus sign.
 KINDS = {
-    "v1": ["+Namespace", "ConfigMap", "Secret", "Service"],
+    "v1": ["+Namespace", "ConfigMap", "PersistentVolumeClaim", "Secret", "Service"],
     "apps/v1": ["Deployment", "StatefulSet"],
+    "batch/v1": ["Job"],
     "autoscaling/v2": ["HorizontalPodAutoscaler"],
     "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
     "policy/v1": ["PodDisruptionBudget"],
@@ -107,8 +108,9 @@ def kubeconfig(file: Path, urls: dict[str, str]) -> Path:
 class ClusterApi:
     """The objects of one cluster, and the server that gives access to them."""
 
-    def __init__(self, version: str = "1.37", *, keda: bool = False) -> None:
-        """Begin with the kinds of this version, and of KEDA if it is there, and without an object."""
+    def __init__(self, version: str = "1.37", *, keda: bool = False, job_ends: str = "Complete") -> None:
+        """Begin with the kinds of this version, and of KEDA if it is there, and without an object; each Job ends so."""
+        self.job_ends = job_ends
         self.version = version
         self.kinds = {**KINDS, **(KEDA if keda else {})}
         # By plural, namespace (empty: none) and name.
@@ -132,6 +134,9 @@ class ClusterApi:
                 found := not_restricted(template["spec"])
             ):
                 raise HTTPException(403, f'violates PodSecurity "restricted": {", ".join(found)}')
+            if manifest["kind"] == "Job":
+                manifest["status"] = {"conditions": [{"type": self.job_ends, "status": "True"}]}
+        if template and manifest["kind"] != "Job":
             # Defaults that nobody has asked for must not look like changes the next time.
             manifest["spec"].setdefault("revisionHistoryLimit", 10)
             replicas = manifest["spec"].setdefault("replicas", 1)

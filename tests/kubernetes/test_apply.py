@@ -13,7 +13,7 @@ import yaml
 
 from tests.kubernetes.cluster_api import ClusterApi, kubeconfig, plural, serving
 from tests.kubernetes.conftest import Rendered
-from tests.kubernetes.manifests import Manifest, overlay, playbook, random_secrets, read, workloads
+from tests.kubernetes.manifests import ROOT, Manifest, overlay, playbook, random_secrets, read, workloads
 
 # The cluster is a server of our own, and each manifest a program.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(540)]
@@ -98,3 +98,35 @@ def test_a_pod_that_wants_more_would_be_refused(config: Path, tmp_path: Path, re
     result = kubectl(config, "-f", tmp_path / "api.yml")
     assert "seccomp" in result.stderr
     assert result.returncode != 0
+
+
+SHOP = yaml.safe_load((ROOT / "inventories/example-app/group_vars/all/main.yml").read_text()) | {
+    "app_release_source": str(ROOT / "examples/shop"),
+    "receipt_key": "of-receipts",
+    "kubernetes_image": "registry.example.com/shop-backend:1",
+    "kubernetes_context": "test",
+}
+
+
+def test_another_application_is_prepared_and_then_applied(cluster: ClusterApi, config: Path, tmp_path: Path) -> None:
+    variables = {**SHOP, **random_secrets(), "kubernetes_kubeconfig": str(config)}
+    variables["kubernetes_directory"] = str(tmp_path / "manifests")
+    first = playbook(**variables)
+    assert first.returncode == 0, first.stdout + first.stderr
+    there = [(kind, name) for kind, _, name in cluster.objects]
+    (job,) = [name for kind, name in there if kind == "jobs"]
+    assert there.index(("jobs", job)) < there.index(("statefulsets", "celery-worker"))
+    for wanted in ("celery-beat", "console", "api"):
+        assert ("deployments", wanted) in there
+    second = playbook(**variables)
+    assert re.search(r"localhost +: ok=\d+ +changed=0 .*failed=0", second.stdout), second.stdout + second.stderr
+
+
+def test_nothing_follows_a_preparation_that_fails(tmp_path: Path) -> None:
+    with serving(ClusterApi(job_ends="Failed")) as cluster:
+        config = kubeconfig(tmp_path / "kubeconfig", {"test": cluster.url})
+        variables = {**SHOP, **random_secrets(), "kubernetes_kubeconfig": str(config)}
+        result = playbook(**variables, kubernetes_directory=str(tmp_path / "manifests"))
+    assert result.returncode != 0
+    assert "has not succeeded, and nothing after it was applied" in result.stdout
+    assert ("statefulsets", "shop", "celery-worker") not in cluster.objects

@@ -55,6 +55,15 @@ CHANGED: dict[str, Any] = {
         {"name": "everything there", "to": ["192.168.7.0/24"], "protocol": "udp"},
     ],
     "kubernetes_existing_secrets": {"api": "from-the-vault"},
+    "app_has_metrics": False,
+    "app_asgi": "",
+    "app_command": ["venv/bin/hypercorn", "--bind=fd://{fd}", "proj:$(APP)"],
+    "app_release_prepare": [["venv/bin/alembic", "upgrade", "head of $(all)"], ["true"]],
+    "app_release_shared": {"media/uploads": "uploads", "data": "data"},
+    "celery_beat": True,
+    "celery_beat_log_level": "warning",
+    "stack_ip_allow": ["localhost", "10.0.0.5"],
+    "console_port": 8011,
 }
 VARIANTS = ["default", "changed", "local", "production", "hpa"]
 
@@ -254,4 +263,70 @@ def test_another_application_needs_another_inventory_only(manifests: dict[str, l
     )
     assert set(workloads(manifests["changed"])) == {
         *("redis", "redis-broker", "celery-worker", "celery-worker-slow", "api", "flower", "script-keeper"),
+        *("celery-beat", "console"),
     }
+
+
+APPLICATION = ("celery-worker", "celery-worker-slow", "celery-beat", "api")
+
+
+def test_a_release_is_prepared_by_a_job_of_its_own_name(manifests: dict[str, list[Manifest]]) -> None:
+    ((name, job),) = named(manifests["changed"], "Job").items()
+    assert re.fullmatch("prepare-[0-9a-f]{10}", name)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == [
+        *("celery-durable", "exec", "--", "sh", "-ec"),
+        "venv/bin/alembic upgrade 'head of $$(all)'; true",
+    ]
+    assert job["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"] == "from-the-vault"
+    assert not named(manifests["default"], "Job")
+
+
+def test_shared_directories_are_volumes_of_all_that_runs_its_code(manifests: dict[str, list[Manifest]]) -> None:
+    changed = manifests["changed"]
+    assert set(named(changed, "PersistentVolumeClaim")) == {"shared-data", "shared-uploads"}
+    having = set()
+    for name, workload in (workloads(changed) | named(changed, "Job")).items():
+        pod = workload["spec"]["template"]["spec"]
+        mounts = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        claims = {volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
+        if {"/var/lib/other/data", "/var/lib/other/uploads"} <= mounts:
+            assert {"shared-data", "shared-uploads"} <= claims
+            having.add(name)
+    assert having == {*APPLICATION, *named(changed, "Job")}
+
+
+def test_beat_and_a_command_are_the_inventorys(manifests: dict[str, list[Manifest]]) -> None:
+    pods = {name: each["spec"]["template"]["spec"] for name, each in workloads(manifests["changed"]).items()}
+    beat, worker, api = (pods[name] for name in ("celery-beat", "celery-worker", "api"))
+    assert beat["containers"][0]["args"] == [
+        *("celery-durable", "-A", "app.agents.worker", "beat", "--pidfile=", "--loglevel=warning"),
+    ]
+    assert beat["volumes"][0] == worker["volumes"][0]
+    assert named(manifests["changed"], "ConfigMap")["other-settings"]["data"]["DURABLE_BEAT"] == "other"
+    assert api["containers"][0]["args"] == [
+        *("python", "-I", "-m", "celery_durable.listen", "8000"),
+        *("venv/bin/hypercorn", "--bind=fd://3", "proj:$$(APP)"),
+    ]
+
+
+def test_the_console_is_where_metrics_are_asked_for(manifests: dict[str, list[Manifest]]) -> None:
+    changed = manifests["changed"]
+    urls = {
+        trigger["metadata"]["url"]
+        for scaled in named(changed, "ScaledObject").values()
+        for trigger in scaled["spec"]["triggers"]
+    }
+    assert urls == {"http://console.other.svc:8011/metrics"}
+    policies = named(changed, "NetworkPolicy")
+    for name in ("autoscaler", "console"):
+        assert policies[name]["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "console"
+        assert policies[name]["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": 8011}]
+    assert ("console", "redis-broker", 6380) in connections(changed)
+
+
+def test_the_api_reaches_what_the_inventory_names(manifests: dict[str, list[Manifest]]) -> None:
+    assert reaches(manifests["changed"], "api", "10.0.0.5", 5432)
+    assert not reaches(manifests["changed"], "api", "10.0.0.6", 5432)
+    for target in (("10.0.0.5", 5432), ("fd00::7", 5432)):
+        assert reaches(manifests["changed"], "celery-beat", *target)

@@ -40,6 +40,15 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["'db' of kubernetes_worker_egress", "db.internal"],
     ),
     "pool": ({"kubernetes_worker_pool_replicas": {"slow": 2}}, ["kubernetes_worker_pool_replicas has slow", "default"]),
+    "image-of-no-release": (
+        {"kubernetes_prepare": [["true"]]},
+        ["kubernetes_image is 'typesafe-backend:latest'", "tag of its own"],
+    ),
+    "image-of-a-release": ({"kubernetes_prepare": [["true"]], "kubernetes_image": "r.example.com:5000/shop:1"}, []),
+    "untagged-image": (
+        {"kubernetes_prepare": [["true"]], "kubernetes_image": "r.example.com:5000/shop"},
+        ["kubernetes_image is 'r.example.com:5000/shop'"],
+    ),
     "no-package": (
         {"kubernetes_context": "plain", "ansible_python_interpreter": "{{ bare_python }}"},
         ["Python package kubernetes", "requirements/kubernetes.txt"],
@@ -99,6 +108,12 @@ def test_tls_for_redis_is_refused() -> None:
     result = playbook(**random_secrets(), **authority, redis_tls=True)
     assert result.returncode != 0
     assert "redis_tls is true, but this playbook makes no certificates for pods" in result.stdout
+
+
+def test_what_only_a_unit_has_is_refused() -> None:
+    result = playbook(**random_secrets(), app_release_sandbox=["MemoryDenyWriteExecute=no"])
+    assert result.returncode != 0
+    assert "app_release_sandbox is ['MemoryDenyWriteExecute=no'], but containers of localhost" in result.stdout
 
 
 def test_a_value_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

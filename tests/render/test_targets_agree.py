@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.render.rendering import render
-from tests.support import load_plugin
+from tests.support import REPOSITORY, load_plugin
 
 HOST_MEMORY = 4096 * 1024**2  # tests/render/targets.yml
 # Far from all defaults, so that a value of its own would show.
@@ -38,6 +38,19 @@ VARIABLES: dict[str, Any] = {
     "flower_max_tasks": 4321,
     "stack_redis_maxmemory": "10%",
     "groq_api_key": "of-groq",
+}
+# An application that asks for all that it can ask for.
+EXAMPLE = REPOSITORY / "inventories/example-app/group_vars/all/main.yml"
+SHOP: dict[str, Any] = {
+    **yaml.safe_load(EXAMPLE.read_text()),
+    "app_release_source": str(REPOSITORY / "examples/shop"),
+    "receipt_key": "of-receipts",
+    "app_release_packages": ["libpq5", "gettext-base=0.23.1-2"],
+    "app_asgi": "",
+    "app_command": ["venv/bin/hypercorn", "--bind=fd://{fd}", "app.web:api", "--root-path=$HOME"],
+    "celery_beat_memory_max": "300M",
+    "celery_beat_log_level": "warning",
+    "console_port": 8011,
 }
 # Where a process listens, what supervises it, whom it believes: that is what targets differ in.
 OF_THE_TARGET = {"--fd", "--host", "--port", "--address", "--db", "--hostname", "--forwarded-allow-ips"}
@@ -213,9 +226,15 @@ TARGETS: dict[str, Callable[[Path], Effective]] = {
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All targets, rendered once."""
-    return render("targets.yml", {"inventory": VARIABLES}, tmp_path_factory.mktemp("targets"))["inventory"]
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All targets of the sample and of the other application, rendered once."""
+    return render("targets.yml", {"inventory": VARIABLES, "shop": SHOP}, tmp_path_factory.mktemp("targets"))
+
+
+@pytest.fixture(scope="module")
+def rendered(both: dict[str, Path]) -> Path:
+    """Those of the sample."""
+    return both["inventory"]
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "systemd"])
@@ -250,7 +269,8 @@ def test_one_version_runs_everywhere_in_compose(rendered: Path) -> None:
     project = yaml.safe_load((rendered / "compose.yaml").read_text())
     services = project["services"]
     images = {services[name]["image"] for name in ("celery-worker", "api", "flower")}
-    assert images == {"localhost/typesafe-backend:0123456789ab-cdef01234567"}
+    (image,) = images
+    assert re.fullmatch(r"localhost/typesafe-backend:0123456789ab-cdef01234567-[0-9a-f]{8}", image)
     assert project["x-app"]["build"]["args"]["VERSION"] == "0123456789ab"
     assert services["redis"]["image"] == services["redis-broker"]["image"]
 
@@ -274,3 +294,70 @@ def test_a_pool_of_event_loops_is_the_librarys_on_every_target(rendered: Path) -
         assert text.count("--pool=custom") == 1
         assert re.search(r"CELERY_CUSTOM_WORKER_POOL\W+(value: ?.)?celery_durable.worker.asyncio_pool:TaskPool", text)
         assert re.search(r"DURABLE_POOL_PROCESSES\W+(value: ?.)?3", text)
+
+
+@pytest.fixture(scope="module")
+def shop(both: dict[str, Path]) -> dict[str, Any]:
+    """The other application's compose.yaml."""
+    project: dict[str, Any] = yaml.safe_load((both["shop"] / "compose.yaml").read_text())
+    return project
+
+
+APPLICATION = ("celery-worker", "celery-worker-reports", "celery-beat", "api")
+
+
+def test_another_application_is_prepared_once_before_all_that_runs_its_code(shop: dict[str, Any]) -> None:
+    services = shop["services"]
+    assert set(services) == {*APPLICATION, "redis", "redis-broker", "console", "flower", "script-keeper", "prepare"}
+    waiting = {
+        name
+        for name, service in services.items()
+        if service.get("depends_on", {}).get("prepare") == {"condition": "service_completed_successfully"}
+    }
+    assert waiting == set(APPLICATION)
+    prepare = services["prepare"]
+    *way, script = prepare["command"]
+    assert way == ["celery-durable", "exec", "--", "sh", "-ec"]
+    assert prepare["restart"] == "no"
+    marker = "/var/lib/shop-prepared/0123456789ab"
+    assert script.splitlines() == [
+        f"if [ ! -e {marker} ]; then",
+        "venv/bin/alembic upgrade head; chmod 660 data/shop.sqlite3",
+        f": > {marker}",
+        "fi",
+    ]
+    assert {"source": "api_DATABASE_URL", "target": "DATABASE_URL"} in prepare["secrets"]
+
+
+def test_shared_directories_are_volumes_of_all_that_runs_its_code(shop: dict[str, Any]) -> None:
+    wanted = {"shared-data:/var/lib/shop/data", "shared-uploads:/var/lib/shop/uploads"}
+    having = {name for name, service in shop["services"].items() if wanted <= set(service.get("volumes", []))}
+    assert having == {*APPLICATION, "prepare"}
+    assert {"shared-data", "shared-uploads", "prepared", "flower"} <= set(shop["volumes"])
+    arguments = shop["x-app"]["build"]["args"]
+    assert arguments["SHARED"] == "data=data uploads=uploads"
+    assert arguments["PACKAGES"] == "libpq5 gettext-base=0.23.1-2"
+
+
+def test_beat_is_a_service_with_a_workers_rights(shop: dict[str, Any]) -> None:
+    beat, worker = (shop["services"][name] for name in ("celery-beat", "celery-worker"))
+    assert beat["command"] == ["celery-durable", "-A", "app.jobs", "beat", "--pidfile=", "--loglevel=warning"]
+    assert beat["environment"]["DURABLE_BEAT"] == "shop"
+    assert (beat["secrets"], beat["networks"]) == (worker["secrets"], ["workers"])
+    assert beat["mem_limit"] == 300 * 1024**2
+
+
+def test_a_command_gets_its_socket_and_compose_replaces_nothing_in_it(shop: dict[str, Any]) -> None:
+    assert shop["services"]["api"]["command"] == [
+        *("python", "-I", "-m", "celery_durable.listen", "8000", "celery-durable", "exec", "--"),
+        *("venv/bin/hypercorn", "--bind=fd://3", "app.web:api", "--root-path=$$HOME"),
+    ]
+
+
+def test_an_application_without_metrics_has_a_console(shop: dict[str, Any], both: dict[str, Path]) -> None:
+    console = shop["services"]["console"]
+    assert console["command"] == ["durable-console", "serve", "--bind=0.0.0.0", "--port=8011"]
+    assert console["ports"] == ["127.0.0.1:8011:8011"]
+    for directory in both.values():
+        users = {rules.split()[0] for rules in redis(directory / "compose-broker.conf")["user"]}
+        assert ("console" in users) == (directory.name == "shop")

@@ -198,8 +198,12 @@ def test_beat_sends(shop: Shop) -> None:
 def test_of_several_beats_one_sends_and_another_takes_over(shop: Shop, options: list[str]) -> None:
     shop.worker()
     command = [*DURABLE, "-A", "shop.jobs", "beat", "-l", "info", "--pidfile=", *options]
-    beats = [shop.start(*command, DURABLE_BEAT="shop") for _ in "ab"]
+    beats = [
+        shop.start(*command, DURABLE_BEAT="shop", DURABLE_HEARTBEAT_FILE=str(shop.directory / name)) for name in "ab"
+    ]
     wait_for(lambda: any("sends from now on" in beat.output() for beat in beats))
+    # The one that stands by is well, too.
+    wait_for(lambda: all((shop.directory / name).exists() for name in "ab"))
     sending, waiting = sorted(beats, key=lambda beat: "sends from now on" not in beat.output())
     began, before = time.monotonic(), shop.noted().count("tick")
     wait_for(lambda: shop.noted().count("tick") >= before + 5)

@@ -134,6 +134,16 @@ def test_a_worker_without_systemd_brings_its_own_watchdog(redis: RedisServer, tm
         worker.stop(signal.SIGKILL)
 
 
+def test_a_probe_knows_the_limit_by_each_of_its_names(tmp_path: Path) -> None:
+    heartbeat = tmp_path / "heartbeat"
+    heartbeat.touch()
+    os.utime(heartbeat, (time.time() - 15,) * 2)
+    command = [sys.executable, "-I", "-m", "celery_durable.probe", "worker"]
+    for name in ("DURABLE_WATCHDOG_SECONDS", "WORKER_WATCHDOG_SECONDS"):
+        env = {"WORKER_HEARTBEAT_FILE": str(heartbeat), name: "33"}
+        assert subprocess.run(command, env=env, check=False).returncode == 0, name
+
+
 def test_a_probe_knows_a_worker_by_its_heartbeat(redis: RedisServer, tmp_path: Path) -> None:
     heartbeat = tmp_path / "heartbeat"
     heartbeat.touch()  # a previous worker's

@@ -41,11 +41,14 @@ class Leased:
         self._lease, self._runs = f"{BEAT}{name}", f"{BEAT_RUNS}{name}"
         self._token = str(uuid.uuid4())
         self._held = self._claimed = False
+        self._heartbeat = options.heartbeat_file
         self._client = broker_client(options, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT)
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due if the lease is ours; return the seconds until the next call."""
+        if self._heartbeat:
+            self._heartbeat.touch()
         if not self._hold():
             return RENEW_SECONDS
         interval: float = super().tick(*args, **kwargs)  # type: ignore[misc]

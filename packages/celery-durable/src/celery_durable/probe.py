@@ -1,6 +1,6 @@
 """Health of a container: ``python -I -m celery_durable.probe``, which imports the standard library alone.
 
-worker         the worker's main loop turns, or it waits for its broker, or drains (worker/systemd.py)
+worker         the worker's main loop turns, or it waits for its broker, or drains (worker/systemd.py); beat ticks
 http PORT PATH the server on this port answers the path with 200
 
 Ends with 0 when it is well, with 1 and a sentence when it is not.
@@ -11,7 +11,7 @@ import sys
 import time
 
 TIMEOUT = 4
-# Seconds between two heartbeats that are too long, unless WORKER_WATCHDOG_SECONDS says otherwise.
+# Seconds between two heartbeats that are too long, unless the watchdog's variable says otherwise.
 HEARTBEAT_LIMIT = 10
 
 
@@ -21,7 +21,8 @@ def worker() -> str | None:
         age = time.time() - os.stat(os.environ["WORKER_HEARTBEAT_FILE"]).st_mtime  # noqa: PTH116 - pathlib takes as long as all the rest
     except FileNotFoundError:
         return "The worker has not begun to take tasks."
-    limit = float(os.environ.get("WORKER_WATCHDOG_SECONDS") or HEARTBEAT_LIMIT)
+    names = ("DURABLE_WATCHDOG_SECONDS", "WORKER_WATCHDOG_SECONDS")
+    limit = float(next(filter(None, map(os.environ.get, names)), HEARTBEAT_LIMIT))
     return None if age < limit else f"No heartbeat for {age:.0f} s."
 
 
