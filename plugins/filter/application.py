@@ -181,7 +181,11 @@ def _name_refusals(variable: str, name: Any) -> Iterator[str]:
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", str(name)):
         yield f"{variable} has '{name}', but a variable's name is made of upper-case letters, digits and underscores."
     # PYTHON_VERSION and the like are an image's, and some applications read them.
-    elif re.match(r"DURABLE_|LD_|PYTHON(?!_)", str(name)) or name in ("PATH", "SECRETS_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+    elif re.match(r"DURABLE_|LD_|PYTHON(?!_)", str(name)) or name in (
+        "PATH",
+        "SECRETS_DIRECTORY",
+        "CREDENTIALS_DIRECTORY",
+    ):
         yield f"{variable} has {name}, which is the platform's own: take it out."
 
 
