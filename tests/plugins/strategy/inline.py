@@ -61,7 +61,7 @@ def new_context_once(*, jinja_vars: Any = None, **options: Any) -> Any:
     if jinja_vars is engine._variables and type(jinja_vars) is dict:
         before, lazy = getattr(engine, "rendered", (None, None))
         # A loop sets its item; a copy of an engine has what the first has rendered.
-        if before != jinja_vars or lazy is None or lazy._templar is not engine:
+        if lazy is None or lazy._templar is not engine or before != jinja_vars:
             lazy = _AnsibleLazyTemplateMixin._try_create(jinja_vars)
             engine.rendered = (jinja_vars.copy(), lazy)
         jinja_vars = lazy
