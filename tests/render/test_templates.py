@@ -48,7 +48,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "renamed": {"app_name": "other"},
     "foreign": FOREIGN,
     "factory": {**FOREIGN, "app_asgi": "shop.web:create_app()"},
-    "wsgi-factory": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi:create_app()"},
+    "wsgi-factory": {
+        **FOREIGN,
+        "app_asgi": "",
+        "app_wsgi": "shop.wsgi:create_app()",
+        "__stack_services_here": ["operator", "api"],
+    },
     "own-data": {**FOREIGN, "app_redis_variables": {"CACHE_URL": "data", "CACHE_HOST": "data.host"}},
     "schedule-in-a-database": {**FOREIGN, "celery_beat_scheduler": "django_celery_beat.schedulers:DatabaseScheduler"},
     "wsgi": {**FOREIGN, "app_asgi": "", "app_wsgi": "shop.wsgi"},

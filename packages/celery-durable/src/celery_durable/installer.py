@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from celery import Celery
 
 from celery_durable import defaults, eager, masking
-from celery_durable.loader import beat
 from celery_durable.options import Options
 from celery_durable.worker import app_connection, lifecycle, results, runtime, systemd, task_logs
 
@@ -19,7 +19,7 @@ def install(celery: Celery, options: Options | None = None) -> None:
     """Give an application the guarantees, as soon as its configuration is loaded."""
     app: Any = celery  # whose type stubs leave these attributes out
     app.control_cls = "celery_durable.control:Control"
-    app.Beat = partial(beat, app)
+    app.Beat = lambda **kwargs: import_module("celery_durable.beat").program(app, **kwargs)
     later = partial(finish, app, options)
     if app.configured:
         later()

@@ -1,6 +1,6 @@
 """The guarantees for an application that does not know of them: ``CELERY_LOADER=celery_durable.loader:load``."""
 
-from functools import partial
+from importlib import import_module
 from typing import Any
 
 
@@ -15,14 +15,7 @@ def load(app: Any) -> Any:
         return finish(app, None)
 
     app.control_cls = "celery_durable.control:Control"
-    app.Beat = partial(beat, app)
+    app.Beat = lambda **kwargs: import_module("celery_durable.beat").program(app, **kwargs)
     app._pending_defaults.append(install)  # noqa: SLF001 - runs inside Django's fixup, too, before any signal exists
     # The default application reads celeryconfig.py, others do not.
     return (Loader if vars(app)["main"] == "default" else AppLoader)(app=app)
-
-
-def beat(app: Any, **kwargs: Any) -> Any:
-    """Return what ``celery beat`` runs for ``app``; its module is loaded when it does."""
-    from celery_durable.beat import program  # noqa: PLC0415
-
-    return program(app, **kwargs)
