@@ -246,6 +246,28 @@ def test_a_unit_that_hangs_is_killed_and_started(monkeypatch: pytest.MonkeyPatch
     assert after[1:] == ["systemctl kill --signal=KILL a", "systemctl start a"]
 
 
+def test_what_a_service_writes_at_its_end_is_restored_too(
+    given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted: list[set[str]] = []
+    steps: list[dict[str, Any]] = [{}, {"chmod": list}, {}]
+
+    def plan(*_: object) -> verbs.Repair:
+        return verbs.Repair(given, {}, steps=steps.pop(0), units={"redis-server"})
+
+    def restart(_: list[str], only: set[str]) -> list[str]:
+        restarted.append(only)
+        return []
+
+    monkeypatch.setattr(restore, "plan", plan)
+    monkeypatch.setattr(restore, "restart", restart)
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result())
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["restore", str(given.place), "--app=typesafe", "--confirm", "--start"])
+    restore.main()
+    assert restarted == [{"redis-server"}, {"redis-server"}]
+
+
 @pytest.mark.integration
 def test_an_append_only_file_that_was_switched_off_is_written_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
