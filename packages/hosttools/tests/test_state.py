@@ -110,12 +110,6 @@ def test_what_lies_below_a_link_that_leads_elsewhere_follows_from_it() -> None:
     assert len(told(before, {"release": {}})) == 2
 
 
-def test_packages_of_a_release_that_is_away_follow_from_it() -> None:
-    before = {"packages": {"celery": "5 (0)", "platform/flower": "2 (0)"}}
-    assert told(before, {"packages": {"platform/flower": "2 (0)"}}) == []
-    assert len(told(before, {"packages": {"celery": "5 (0)"}})) == 1
-
-
 def test_files_whose_user_is_gone_are_no_cause() -> None:
     assert compare.change("/", "gone:root 0755 directory", "990:root 0755 directory") == ""
     assert "0700 instead" in compare.change("/", "gone:root 0755 directory", "990:root 0700 directory")

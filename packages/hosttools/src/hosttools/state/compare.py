@@ -40,8 +40,6 @@ def different(part: str, before: dict[str, Any], state: State | str) -> Iterator
     there = {name.partition(":")[0] for name in state}
     both = {name for name in was if name in state or (part == "redis" and name.partition(":")[0] in there)}
     wanted = both if part in BOTH else both | state.keys() if part == "redis" else was.keys() | state.keys()
-    if part == "packages" and not any("/" not in name for name in state):  # the release itself is away
-        wanted = {name for name in wanted if "/" in name}
     if part == "units":
         away = {name.partition(" ")[0] for name in state if name.endswith(" LoadState") and state[name] != "loaded"}
         wanted = {name for name in wanted if name.partition(" ")[0] not in away or name.endswith(" LoadState")}
