@@ -6,13 +6,16 @@ import argparse
 import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hosttools import findings, process, restore, state
+from celery_durable.testing import RedisServer
+from hosttools import files, findings, process, restore, state
 from hosttools.process import Result
+from hosttools.redis_client import Redis, local
 from hosttools.restore import verbs
 from hosttools.state import compare, contents
 
@@ -113,9 +116,9 @@ def test_a_link_in_the_place_of_a_services_file_changes_nothing_elsewhere(tmp_pa
     (tmp_path / "data").mkdir()
     (tmp_path / "data/aof").symlink_to(victim)
     (tmp_path / "way").symlink_to(tmp_path / "data")
-    verbs.own_all(tmp_path / "data", "root:root")
+    files.own_all(tmp_path / "data", "root:root")
     with pytest.raises(OSError, match="leads to"):
-        verbs.own(tmp_path / "way/aof", "root:root", "0666")
+        files.own(tmp_path / "way/aof", "root:root", "0666")
     assert victim.stat().st_mode & 0o777 == 0o600
 
 
@@ -241,3 +244,48 @@ def test_a_unit_that_hangs_is_killed_and_started(monkeypatch: pytest.MonkeyPatch
     assert list(restore.restart(["a", "b"], {"a"})) == ["restarted: a", "killed first: a"]
     after = asked[asked.index("systemctl restart a") + 1 :]
     assert after[1:] == ["systemctl kill --signal=KILL a", "systemctl start a"]
+
+
+def test_what_a_service_writes_at_its_end_is_restored_too(
+    given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted: list[set[str]] = []
+    steps: list[dict[str, Any]] = [{}, {"chmod": list}, {}]
+
+    def plan(*_: object) -> verbs.Repair:
+        return verbs.Repair(given, {}, steps=steps.pop(0), units={"redis-server"})
+
+    def restart(_: list[str], only: set[str]) -> list[str]:
+        restarted.append(only)
+        return []
+
+    monkeypatch.setattr(restore, "plan", plan)
+    monkeypatch.setattr(restore, "restart", restart)
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result())
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["restore", str(given.place), "--app=typesafe", "--confirm", "--start"])
+    restore.main()
+    assert restarted == [{"redis-server"}, {"redis-server"}]
+
+
+@pytest.mark.integration
+def test_an_append_only_file_that_was_switched_off_is_written_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RedisServer(tmp_path / "redis", durable=True, unixsocket=str(tmp_path / "s"))
+
+    def connect() -> Redis:
+        redis = local(tmp_path / "s")
+        redis.call("AUTH", server.password)
+        return redis
+
+    monkeypatch.setattr(verbs, "Instance", lambda _: types.SimpleNamespace(connect=connect))
+    try:
+        with connect() as ask:
+            ask.call("CONFIG", "SET", "appendonly", "no")
+            ask.call("SET", "a-new-key", "x" * 100_000)
+            verbs.told("main", "CONFIG", "SET", "appendonly", "yes")
+            assert ask.info("persistence")["aof_rewrite_in_progress"] == "0"
+        assert any(b"a-new-key" in file.read_bytes() for file in (tmp_path / "redis").rglob("*.aof*"))
+    finally:
+        server.stop()

@@ -57,7 +57,7 @@ def doctor_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beside(finding: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a difference below the first broken part next to it, the nearest first; mark what lies above that part."""
+    """Put a difference next to the first broken part, the nearest one first; mark what lies above that part."""
     away = _layer(first) - _layer(finding)
     if finding.get("difference") and away > 0:
         return {**finding, "layer": _layer(first), "distance": away}

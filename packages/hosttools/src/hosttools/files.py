@@ -1,7 +1,10 @@
 """Files of this host, read so that a missing one is empty."""
 
+import grp
 import os
+import pwd
 import re
+import stat
 from pathlib import Path
 
 
@@ -44,3 +47,29 @@ def lstat(file: Path) -> os.stat_result | None:
 def of_release(live: Path) -> list[str]:
     """Return the application's files in a release, as it lists them (roles/app_release/files/build_release.py)."""
     return read(live / ".files").splitlines()
+
+
+def own(place: Path, owner: str, mode: str) -> None:
+    """Give a file its owner and mode; without a mode its owner may read and write it."""
+    user, _, group = owner.partition(":")
+    numbers = [
+        int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid,
+        int(group) if group.isdigit() else grp.getgrnam(group).gr_gid,
+    ]
+    # A service may have put a link in the place of what it owns: the name must still lead to what was opened.
+    opened = os.open(place, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        real = Path(f"/proc/self/fd/{opened}")
+        if real.readlink() != place and not str(place).startswith("/opt/"):
+            raise OSError(f"{place} leads to {real.readlink()}")
+        os.chown(real, *numbers)
+        real.chmod(int(mode, 8) if mode else stat.S_IMODE(real.stat().st_mode) | 0o600)
+    finally:
+        os.close(opened)
+
+
+def own_all(place: Path, owner: str) -> None:
+    """Give the files of a directory to the user that writes them."""
+    for entry in place.iterdir():
+        if stat.S_ISREG(entry.lstat().st_mode) and entry.lstat().st_nlink == 1:
+            own(entry, owner, "")

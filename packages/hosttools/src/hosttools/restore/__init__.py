@@ -69,6 +69,23 @@ def restart(units: list[str], only: set[str]) -> Iterator[str]:
         yield f"killed first: {', '.join(hung)}"
 
 
+def converge(before: dict[str, Any], given: Any, done: list[str]) -> tuple[Repair, set[str]]:
+    """Do what is planned until nothing is left, where it is confirmed; return the last plan, and what must restart."""
+    repair = plan(before, given)
+    units, rounds = set(repair.units), 0
+    while given.confirm and rounds < 4 and (todo := [what for what in repair.steps if what not in done]):
+        for what in [step for step in repair.first if step in todo] or todo:
+            try:
+                repair.steps[what]()
+                done.append(what)
+            except (OSError, RedisError, LookupError, ValueError) as error:
+                done.append(f"{what} fails: {error}")
+        process.run("systemctl", "daemon-reload", timeout=30)
+        repair, rounds = plan(before, given), rounds + 1
+        units |= repair.units
+    return repair, units
+
+
 def main() -> None:
     """Plan, and with --confirm repair, until nothing is left to be done."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,23 +102,17 @@ def main() -> None:
     parser.add_argument("--queue", action="append", default=[], help="of the broker")
     parser.add_argument("--monitoring", default="")
     given, _ = parser.parse_known_args()
-    before = recorded(given.place)
-    repair, done = plan(before, given), []
-    units, rounds = {*repair.units, *given.restart}, 0
-    while given.confirm and rounds < 4 and (todo := [what for what in repair.steps if what not in done]):
-        for what in [step for step in repair.first if step in todo] or todo:
-            try:
-                repair.steps[what]()
-                done.append(what)
-            except (OSError, RedisError, LookupError, ValueError) as error:
-                done.append(f"{what} fails: {error}")
-        process.run("systemctl", "daemon-reload", timeout=30)
-        repair, rounds = plan(before, given), rounds + 1
-        units |= repair.units
+    before, done = recorded(given.place), list[str]()
+    repair, units = converge(before, given, done)
+    units |= {*given.restart}
     names = [pair.partition("=")[0] for pair in given.unit]
     if given.start:
         ours = {name for name in names if name.startswith(f"{given.app}-")}
         done += restart(names, units | (ours if given.failing or "workers" in units else set()))
+        # A service that ended has written its files as it was told before.
+        again = list[str]()
+        repair, more = converge(before, given, again)
+        done += [*again, *restart(names, more)] if again else []
     told_of = {"done": done or list(repair.steps), "left": sorted(set(repair.left)), "roles": sorted(repair.roles)}
     print(json.dumps({**told_of, "units": sorted(units)}), flush=True)
     os._exit(0)  # without waiting for what hangs

@@ -1,19 +1,16 @@
 """What restores each kind of difference, of what is the platform's; the rest is left, and said."""
 
 import functools
-import grp
 import os
-import pwd
 import re
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hosttools import process, systemd
+from hosttools import files, process, systemd
 from hosttools.doctor import broker, release, rights, units
 from hosttools.redis_client import Instance, RedisError
 from hosttools.state import compare, contents, system
@@ -26,6 +23,7 @@ OURS = (
     " /etc/nftables-platform.conf /etc/systemd/system/certificate-end"
 )
 EMPTY = digest(b"")
+REWRITE = 60  # seconds
 
 
 @dataclass
@@ -55,14 +53,14 @@ class Repair:
         old, new = (was or "").split(), (now or "").split()
         if name.endswith("*") and told:
             owner = (was or contents.rights(str(place))).split()[0]
-            self.steps[f"{told}: chown {owner}"] = lambda: own_all(place, owner)
+            self.steps[f"{told}: chown {owner}"] = lambda: files.own_all(place, owner)
         elif not told or not was:
             if told and self.ours(name) and name.startswith(("/etc/", "/opt/")):
                 self.steps[f"{told}: put aside"] = lambda: self.aside(place)
             elif told:
                 self.left.append(told)
         elif now and "leads to" not in was + now and old[2:3] == new[2:3] and old[:2] != new[:2]:
-            self.steps[f"{told}: chown and chmod"] = lambda: own(place, *old[:2])
+            self.steps[f"{told}: chown and chmod"] = lambda: files.own(place, *old[:2])
         elif now == was or not self.missing(name, told, old, new):
             return
         elif old[:2] == ["leads", "to"] and (place.parent / old[2] / ".rolled-back").exists():
@@ -125,7 +123,7 @@ class Repair:
         else:
             with place.open("w" if written else "x") as fresh:
                 fresh.write(self.texts[str(place)])
-        own(place, *old[:2])
+        files.own(place, *old[:2])
 
     def mount(self, name: str, was: str | None, now: str | None) -> None:
         """Plan the end of a mount over what is ours."""
@@ -218,33 +216,14 @@ class Repair:
                 self.roles.add("release" if name == "backend" else "platform")
 
 
-def own(place: Path, owner: str, mode: str) -> None:
-    """Give a file its owner and mode; without a mode its owner may read and write it."""
-    user, _, group = owner.partition(":")
-    numbers = [
-        int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid,
-        int(group) if group.isdigit() else grp.getgrnam(group).gr_gid,
-    ]
-    # A service may have put a link in the place of what it owns: the name must still lead to what was opened.
-    opened = os.open(place, os.O_PATH | os.O_NOFOLLOW)
-    try:
-        real = Path(f"/proc/self/fd/{opened}")
-        if real.readlink() != place and not str(place).startswith("/opt/"):
-            raise OSError(f"{place} leads to {real.readlink()}")
-        os.chown(real, *numbers)
-        real.chmod(int(mode, 8) if mode else stat.S_IMODE(real.stat().st_mode) | 0o600)
-    finally:
-        os.close(opened)
-
-
-def own_all(place: Path, owner: str) -> None:
-    """Give the files of a directory to the user that writes them."""
-    for entry in place.iterdir():
-        if stat.S_ISREG(entry.lstat().st_mode) and entry.lstat().st_nlink == 1:
-            own(entry, owner, "")
-
-
 def told(instance: str, *words: str) -> None:
     """Give a Redis a command."""
     with Instance(instance).connect() as server:
         server.call(*words)
+        until = time.monotonic() + REWRITE
+        # A restart before it is written would load what the file held when it was switched off.
+        while words[2:] == ("appendonly", "yes") and time.monotonic() < until:
+            info = server.info("persistence")
+            if info["aof_rewrite_scheduled"] == info["aof_rewrite_in_progress"] == "0":
+                break
+            time.sleep(0.2)
