@@ -93,7 +93,43 @@ def assert_come_back_later(response: httpx.Response, status: int, words: str) ->
     assert int(response.headers["Retry-After"]) >= 1
 
 
-class TestIdempotencyKey:
+class SharedServers:
+    """One API and its Redis servers for a class, since an API takes longer to start than such a test to run.
+
+    They are well and empty before each test; the API itself remembers idempotency keys of the last seconds.
+    """
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def broker(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+        with running_redis(tmp_path_factory.mktemp("broker")) as server:
+            yield server
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def results(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+        with running_redis(tmp_path_factory.mktemp("results")) as server:
+            yield server
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def api(cls, broker: RedisServer, results: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+        with running_api(broker, results, tmp_path_factory.mktemp("api")) as api:
+            yield api
+
+    @pytest.fixture(autouse=True)
+    def well_and_empty(self, broker: RedisServer, results: RedisServer, api: Api) -> None:
+        for server in (broker, results):
+            if server.program.process.poll() is None:
+                wake(server)
+            else:
+                server.start()
+        wait_for(lambda: enqueue(api).status_code == 202, seconds=10)
+        for server in (broker, results):
+            server.client(0).flushall()
+
+
+class TestIdempotencyKey(SharedServers):
     """A request that is repeated makes one task."""
 
     def test_repeated(self, api: Api, broker: RedisServer) -> None:
@@ -106,14 +142,14 @@ class TestIdempotencyKey:
         assert broker.client(0).hvals(ACCEPTED) == ["1", "1"]
 
     def test_kept_as_long_as_results(self, api: Api, broker: RedisServer) -> None:
-        with_key(api, "order-1")
+        with_key(api, "order-3")
         [key] = broker.client(0).keys(f"{IDEMPOTENCY}*")
-        assert "order-1" not in key
+        assert "order-3" not in key
         assert 3590 <= int(broker.client(0).ttl(key)) <= 3600
 
     def test_other_data(self, api: Api, broker: RedisServer) -> None:
-        with_key(api, "order-1", {"a": 1})
-        refused = with_key(api, "order-1", {"a": 2})
+        with_key(api, "order-4", {"a": 1})
+        refused = with_key(api, "order-4", {"a": 2})
         assert refused.status_code == 422
         assert "with other data" in refused.json()["detail"]
         assert len(queued(broker)) == 1
@@ -147,10 +183,10 @@ class TestIdempotencyKey:
 
     def test_after_an_answer_that_came_too_late(self, api: Api, broker: RedisServer) -> None:
         broker.hang()
-        assert with_key(api, "order-1").status_code == 503
+        assert with_key(api, "order-5").status_code == 503
         wake(broker)
         wait_for(lambda: queued(broker))
-        assert [with_key(api, "order-1").json()["task_id"]] == queued(broker)
+        assert [with_key(api, "order-5").json()["task_id"]] == queued(broker)
 
 
 class TestFullQueue:
@@ -356,7 +392,7 @@ class TestForgetfulRedis:
         wait_for(lambda: lost in queued(broker))
 
 
-class TestStatus:
+class TestStatus(SharedServers):
     """Silence of Redis is never taken for PENDING."""
 
     @pytest.mark.parametrize("way", ["stop", "hang"])

@@ -10,7 +10,8 @@ import yaml
 
 from tests.support import REPOSITORY, ansible_report, load_plugin
 
-last_sentence = load_plugin("plugins/action/service_unit.py").last_sentence
+service_unit = load_plugin("plugins/action/service_unit.py")
+last_sentence = service_unit.last_sentence
 NOTIFIED = {
     "celery_worker": ["Application changed", "Restart the workers with changed units"],
     "api": ["Application changed", "The API's units changed"],
@@ -78,6 +79,32 @@ def test_handlers_add_no_error_to_that_of_a_run(role: str, supervision: str, tmp
 )
 def test_a_unit_that_does_not_start_is_quoted(lines: list[str], sentence: str) -> None:
     assert last_sentence(lines) == sentence
+
+
+AS_IT_SHOULD_BE = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
+STARTED = {"name": "unit", "state": "started", "enabled": True, "daemon_reload": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown", "answer"),
+    [
+        ({}, {}, True),
+        ({}, {"ActiveState": "inactive"}, False),
+        ({}, {"ActiveState": "activating"}, False),
+        ({}, {"UnitFileState": "disabled"}, False),
+        ({}, {"NeedDaemonReload": "yes"}, False),
+        ({}, {"LoadState": "masked"}, False),
+        ({"state": "restarted"}, {}, False),
+        ({"enabled": False}, {}, False),
+        ({"masked": False}, {}, False),
+    ],
+)
+def test_the_module_is_left_out_only_where_a_unit_is_as_the_task_wants_it(
+    arguments: dict[str, Any], shown: dict[str, str], answer: bool
+) -> None:
+    lines = [f"{key}={value}" for key, value in (AS_IT_SHOULD_BE | shown).items()]
+    assert service_unit.is_established(STARTED | arguments, lines) is answer
+    assert not service_unit.is_established(STARTED | arguments, [])
 
 
 def test_application_and_redis_are_started_by_the_action_that_quotes() -> None:

@@ -43,11 +43,18 @@ def test_nothing_in_the_journal_tells_a_secret(host: Host, secret: Callable[[str
     assert secret("flower_password") not in journal
 
 
-def test_a_run_that_shows_everything_shows_no_secret(converge: Converge) -> None:
-    run = converge("-vvv", "--diff")
-    assert run.returncode == 0, run.stdout[-4000:]
+@pytest.mark.hosts("site-debian13")
+def test_a_second_run_changes_nothing_within_its_budget_of_tasks_and_shows_no_secret(converge: Converge) -> None:
+    again = converge("-vvv", "--diff")
+    assert again.returncode == 0, again.stdout[-4000:]
     made = {file.name: file.read_text().split()[0] for file in (EPHEMERAL / "secrets").iterdir()}
-    assert [name for name, value in made.items() if value in run.stdout] == []
+    assert [name for name, value in made.items() if value in again.stdout] == []
+    counts = {
+        key: int(value)
+        for key, value in re.findall(r"(ok|changed|skipped)=(\d+)", again.stdout.partition("PLAY RECAP")[2])
+    }
+    assert counts["changed"] == 0
+    assert counts["ok"] + counts["skipped"] <= TASKS
 
 
 def test_the_guides_commands_work_on_the_host(host: Host) -> None:
@@ -112,18 +119,6 @@ def test_tasks_that_wait_while_the_host_reboots_run_after_it(host: Host, api: Ap
 
 
 @pytest.mark.hosts("site-debian13")
-def test_a_second_run_changes_nothing_within_its_budget_of_tasks(converge: Converge) -> None:
-    again = converge()
-    counts = {
-        key: int(value)
-        for key, value in re.findall(r"(ok|changed|skipped)=(\d+)", again.stdout.partition("PLAY RECAP")[2])
-    }
-    assert again.returncode == 0, again.stdout
-    assert counts["changed"] == 0
-    assert counts["ok"] + counts["skipped"] <= TASKS
-
-
-@pytest.mark.hosts("site-debian13")
 def test_a_tag_installs_its_part_alone(host: Host, converge: Converge) -> None:
     units = "systemctl show --value --property MainPID typesafe-celery typesafe-api typesafe-flower redis-server"
     before = host.check_output(units)
@@ -133,7 +128,9 @@ def test_a_tag_installs_its_part_alone(host: Host, converge: Converge) -> None:
     assert host.file("/etc/redis/redis.conf").contains("^maxmemory 209715200$")
     assert not host.file("/etc/typesafe/backend.env").contains("999/second")
     assert host.check_output(units) == before
+    host.check_output("systemctl disable redis-server@broker")  # by hand: the next run enables it again
     assert converge("--tags=redis").returncode == 0
+    assert host.service("redis-server@broker").is_enabled
 
 
 @pytest.mark.hosts("site-debian13")
@@ -155,8 +152,10 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
 
     pool = {"name": "default", "queues": ["celery", "reports"], "concurrency": 2}
     routes = {"app.agents.tasks.example_task.example_agent_task": "reports"}
+    host.check_output("usermod --shell /bin/bash typesafe-flower")  # by hand: the next run corrects it
     added = converge(task_routes=routes, celery_worker_pools=[pool])
     assert added.returncode == 0, added.stdout[-4000:]
+    assert host.user("typesafe-flower").shell == "/usr/sbin/nologin"
     assert "~reports" in rights()
     host.check_output("systemctl stop typesafe-celery")
     waiting = api.enqueue({"key": "value"})

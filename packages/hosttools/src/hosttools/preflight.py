@@ -1,4 +1,4 @@
-"""What the preflight must know of a host, as JSON: packages, and what others have under the application's names."""
+"""What the preflight must know of a host, as JSON: packages, accounts, others with the application's names."""
 
 import argparse
 import contextlib
@@ -8,6 +8,7 @@ import pwd
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hosttools import process
 from hosttools.redis_client import Instance
@@ -49,6 +50,23 @@ def clashes(name: str, root: str) -> Iterator[str]:
         yield f"a directory {folder}"
 
 
+def accounts(name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the application's users, each with its groups, home and shell, and the names of its groups."""
+    groups = grp.getgrall()
+    users = [
+        {
+            "name": user.pw_name,
+            "group": next((group.gr_name for group in groups if group.gr_gid == user.pw_gid), ""),
+            "groups": sorted(group.gr_name for group in groups if user.pw_name in group.gr_mem),
+            "home": user.pw_dir,
+            "shell": user.pw_shell,
+        }
+        for user in pwd.getpwall()
+        if f"{user.pw_name}-".startswith(f"{name}-")
+    ]
+    return users, [group.gr_name for group in groups if f"{group.gr_name}-".startswith(f"{name}-")]
+
+
 def old_data(directory: Path) -> str:
     """Say what Redis could not decide about the data of one before version 7 in its directory, if there is any.
 
@@ -70,4 +88,6 @@ def main() -> None:
     parser.add_argument("instances", nargs="*", help="names of Redis instances")
     given = parser.parse_args()
     data = [problem for name in given.instances if (problem := old_data(Instance(name).data))]
-    print(json.dumps({"packages": packages(), "clashes": list(clashes(given.name, given.root)), "data": data}))
+    users, groups = accounts(given.name)
+    found = {"packages": packages(), "users": users, "groups": groups}
+    print(json.dumps(found | {"clashes": list(clashes(given.name, given.root)), "data": data}))
