@@ -103,6 +103,7 @@ class Channel(kombu_redis.Channel):
         self._connected = time.monotonic()
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
+        self._room = 0  # how many messages it may bring
         self._looked_in_vain = False
         self._full = False  # Redis has no memory left and rejects BLMOVE
         self._acknowledged_queues: set[str] = set()
@@ -164,10 +165,10 @@ class Channel(kombu_redis.Channel):
             return
         lists = [self._worker(queue).unacked_list(queue) for queue in queues]
         self._reclaim(lists)
-        room = min(self.qos.can_consume_max_estimate() or TAKEN_AT_ONCE, TAKEN_AT_ONCE)
-        if (len(queues) > 1 or room > 1 or self._full) and not self._looked_in_vain:
+        self._room = min(self.qos.can_consume_max_estimate() or TAKEN_AT_ONCE, TAKEN_AT_ONCE)
+        if (len(queues) > 1 or self._room > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
-            command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs, room]
+            command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs, self._room]
         elif self._full:
             command = ["BRPOP", NOTHING, LOOK_INTERVAL]
             self._full = False
@@ -227,8 +228,10 @@ class Channel(kombu_redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        waited_for_all = self._command == "BLMOVE" and len(self._taken_from) == 1
-        self._looked_in_vain = not reply and (self._command == "EVALSHA" or waited_for_all)
+        if self._command == "EVALSHA":
+            self._looked_in_vain = len(reply) < self._room  # nothing is left
+        else:
+            self._looked_in_vain = self._command == "BLMOVE" and len(self._taken_from) == 1 and not reply
         # What comes while we close stays in our list and is given back with it.
         if not reply or self._closing:
             raise kombu_redis.Empty
