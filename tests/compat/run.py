@@ -182,7 +182,7 @@ def main() -> int:
         login = f"{user}:{password}@"
         return {
             "CELERY_BROKER_URL": broker.url(0, login),
-            "CELERY_RESULT_BACKEND": results.url(1, login),
+            "CELERY_RESULT_BACKEND": results.url(0, login),
             "TASK_SIGNING_KEY": key,
             "CONTROL_SIGNING_KEY": control,
         }
@@ -195,7 +195,8 @@ def main() -> int:
         files = [f"t/integration/test_{file}.py" for file in sys.argv[1:] or FILES]
         ours = outcomes(directory, "platform", environment, files, "-p", "tests.compat.plugin")
         failed = sorted(test for test, state in ours.items() if state == "failed")
-        environment = {**shared, "TEST_BROKER": broker.url(5), "TEST_BACKEND": results.url(6)}
+        # Results are in database 0, into which the suite looks.
+        environment = {**shared, "TEST_BROKER": broker.url(5), "TEST_BACKEND": results.url(0)}
         plain = outcomes(directory, "plain", environment, failed) if failed else {}
     finally:
         for server in servers.values():
