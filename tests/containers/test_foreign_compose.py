@@ -151,8 +151,13 @@ def test_a_release_whose_preparation_fails_changes_no_service(shop: Shop) -> Non
     assert re.search(r"localhost +: .*failed=1", output)
     assert {service: shop.containers(service) for service in before} == before
     assert shop.get("/healthz")["status"] == "ok"
-    # With its cause removed the same release is prepared and goes live.
+    # With its cause removed the same release is prepared and goes live; Redis stays, a former service goes.
+    redis = shop.containers("redis")
+    labels = [f"--label=com.docker.compose.{key}" for key in (f"project={shop.name}", "service=former")]
+    image = shop.inspect(before["api"][0])["Image"]
+    shop.run(ENGINE, "run", "--detach", "--network=none", *labels, image, "sleep", "600")
     shop.play()
+    assert (shop.containers("redis"), shop.containers("former")) == (redis, [])
     assert shop.inside("api", "cat", "data/prepared") == "prepared\n" * 2
     assert shop.containers("api") != before["api"]
     number = shop.order("tea")
