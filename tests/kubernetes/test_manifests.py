@@ -274,10 +274,7 @@ def test_a_release_is_prepared_by_a_job_of_its_own_name(manifests: dict[str, lis
     ((name, job),) = named(manifests["changed"], "Job").items()
     assert re.fullmatch("prepare-[0-9a-f]{10}", name)
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == [
-        *("celery-durable", "exec", "--", "sh", "-ec"),
-        "venv/bin/alembic upgrade 'head of $$(all)'; true",
-    ]
+    assert container["args"] == ["sh", "-ec", "venv/bin/alembic upgrade 'head of $$(all)'; true"]
     assert job["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"] == "from-the-vault"
     assert not named(manifests["default"], "Job")
 
