@@ -41,8 +41,7 @@ assert celery_app
 @pytest.fixture
 def redis(redis_server: RedisServer) -> RedisServer:
     """Return the shared Redis, with nothing from the test before."""
-    for database in (0, 1):
-        redis_server.client(database).flushdb()
+    redis_server.client(0).flushall()
     return redis_server
 
 

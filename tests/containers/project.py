@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from celery_durable.testing import free_port
 from tests.support import REPOSITORY
@@ -81,6 +83,16 @@ class Compose:
         output = self.run("ansible-playbook", *playbook, *options, cwd=REPOSITORY, check=check)
         self.key = (REPOSITORY / ".secrets/compose/backend_api_key").read_text().strip()
         return output
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Install it; at the end it is taken down with its data."""
+        self.remove()  # what a run that was broken off has left
+        try:
+            self.play()
+            yield self
+        finally:
+            self.remove()
 
     def remove(self) -> None:
         """Remove containers and data, whatever state they are in."""

@@ -58,14 +58,9 @@ class Sample(Compose):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
-    """The running project; at the end it is taken down with its data."""
-    project = Sample(tmp_path_factory.mktemp("compose"))
-    project.remove()  # what a run that was broken off has left
-    try:
-        project.play()
+    """The running project."""
+    with Sample(tmp_path_factory.mktemp("compose")).running() as project:
         yield project
-    finally:
-        project.remove()
 
 
 def test_a_task_succeeds_and_strangers_are_refused(stack: Sample) -> None:

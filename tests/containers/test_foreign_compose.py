@@ -79,14 +79,9 @@ class Shop(Compose):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """The running project; at the end it is taken down with its data."""
-    project = Shop(tmp_path_factory.mktemp("shop"))
-    project.remove()  # what a run that was broken off has left
-    try:
-        project.play()
+    """The running project."""
+    with Shop(tmp_path_factory.mktemp("shop")).running() as project:
         yield project
-    finally:
-        project.remove()
 
 
 def test_an_order_is_done_and_its_events_arrive(shop: Shop) -> None:
