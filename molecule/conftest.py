@@ -25,6 +25,7 @@ from tests.api_client import ApiClient
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+os.environ["ANSIBLE_FORCE_COLOR"] = "0"  # tests read what it prints; Molecule asks for colours in a terminal
 
 
 def pytest_configure(config: pytest.Config) -> None:

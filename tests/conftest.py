@@ -4,6 +4,7 @@ The guide wants Redis and a worker to run before the integration tests. Here the
 with a random password, so that they need no preparation and touch nothing else. Nothing starts until a test asks.
 """
 
+import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from celery_durable.testing import RedisServer, redis_server
 from tests.support import Api, Program, Stack, start_worker
 
 __all__ = ["redis_server"]
+
+os.environ["ANSIBLE_FORCE_COLOR"] = "0"  # tests read what it prints, also where CI asks for colours
 
 
 @pytest.hookimpl(trylast=True)

@@ -52,7 +52,7 @@ def test_what_keeps_ansible_out_is_the_verdict(playbook: str, inventory: Path, t
     run = subprocess.run(
         ["ansible-playbook", f"--inventory={inventory}", evidence, f"playbooks/{playbook}.yml"],
         cwd=REPOSITORY,
-        env={**os.environ, **INLINE, "ANSIBLE_BECOME_ALLOW_SAME_USER": "1", "ANSIBLE_FORCE_COLOR": "0"},
+        env={**os.environ, **INLINE, "ANSIBLE_BECOME_ALLOW_SAME_USER": "1"},
         capture_output=True,
         text=True,
         check=False,

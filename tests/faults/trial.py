@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -147,7 +146,6 @@ def listed(host: Host, keep: Path) -> list[tuple[str, str]]:
 def play(inventory: Path, port: str, host: Host, playbook: str, *options: str) -> str:
     """Run a playbook; return what it prints, nothing when it hangs."""
     words = ["ansible-playbook", f"--inventory={inventory}", f"--limit={host.name}", "-e", f"ansible_port={port}"]
-    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
     try:
         result = subprocess.run(
             [*words, *options, str(PROJECT / playbook)],
@@ -156,7 +154,6 @@ def play(inventory: Path, port: str, host: Host, playbook: str, *options: str) -
             text=True,
             check=False,
             timeout=LONGEST,
-            env=environment,
         )
     except subprocess.TimeoutExpired:
         return ""
