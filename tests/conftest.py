@@ -22,7 +22,9 @@ os.environ["ANSIBLE_FORCE_COLOR"] = "0"  # tests read what it prints, also where
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that may take longest: one that begins last runs alone."""
+    """Begin with the files that may take longest: one that begins last runs alone. Leave out what is long."""
+    if "SHORT_RUN" in os.environ:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     limits: dict[Path, float] = defaultdict(float)
     for item in items:
         for mark in item.iter_markers("timeout"):

@@ -32,6 +32,6 @@ class ActionModule(ActionBase):
         for source, (plugin, options) in SOURCES.items():
             if source in file:
                 lookup = lookup_loader.get(plugin, loader=self._loader, templar=self._templar)
-                content = lookup.run([file[source]], variables, **options)[0]
-                return {key: value for key, value in file.items() if key != source} | {"content": content}
+                content = lookup.run([file[source]], variables | file.get("vars", {}), **options)[0]
+                return {key: value for key, value in file.items() if key not in (source, "vars")} | {"content": content}
         return file

@@ -83,6 +83,7 @@ def test_a_wrong_value_is_one_sentence_and_changes_nothing(stack: Sample) -> Non
     assert re.search(r"localhost +: ok=\d+ +changed=0 ", output)
 
 
+@pytest.mark.long
 def test_images_of_earlier_releases_go(stack: Sample) -> None:
     name, tag = stack.inspect(stack.containers("api")[0])["Config"]["Image"].rsplit(":", 1)
     assert name == IMAGE

@@ -108,6 +108,7 @@ SHOP = yaml.safe_load((ROOT / "inventories/example-app/group_vars/all/main.yml")
 }
 
 
+@pytest.mark.long
 def test_another_application_is_prepared_and_then_applied(cluster: ClusterApi, config: Path, tmp_path: Path) -> None:
     variables = {**SHOP, **random_secrets(), "kubernetes_kubeconfig": str(config)}
     variables["kubernetes_directory"] = str(tmp_path / "manifests")
