@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -85,13 +86,14 @@ class Load:
         self.given_up += 1
 
 
-def not_successful(url: str, key: str, ids: set[str]) -> set[str]:
-    """Return those tasks that the API does not call SUCCESS; an API that does not answer knows of none."""
-    left = set(ids)
+def not_successful(url: str, key: str, ids: Iterable[str]) -> dict[str, str]:
+    """Return what the API answers about each task that it does not call SUCCESS; one that is down knows of none."""
+    left = dict.fromkeys(ids, "no answer")
     with ApiClient(url, key) as client, suppress(httpx.TransportError):
-        for task_id in ids:
+        for task_id in tuple(left):
             answer = client.get(f"/tasks/status/{task_id}")
+            left[task_id] = answer.text
             if answer.status_code == 200 and answer.json()["status"] == "SUCCESS":
-                left.discard(task_id)
+                del left[task_id]
             time.sleep(1 / QUESTIONS)
     return left

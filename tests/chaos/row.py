@@ -130,19 +130,21 @@ def _finished(events: list[dict[str, Any]]) -> set[str]:
     return {event["id"] for event in events if event["event"] == "end" and event["state"] == "SUCCESS"}
 
 
-def _drain(host: Host, load: Load) -> set[str]:
-    """Wait until all tasks are done and the broker holds none; return those that are not done in time."""
-    left = set(load.accepted)
+def _drain(host: Host, load: Load) -> dict[str, str]:
+    """Wait until all tasks are done and the broker holds none; return those that are not done in time, and why."""
+    left = dict.fromkeys(load.accepted, "")
     deadline = time.monotonic() + DRAIN
     while time.monotonic() < deadline:
-        left = not_successful(host.url, host.api_key, left) | (left - _finished(host.ledger()))
+        finished = _finished(host.ledger())
+        unended = {task_id: "SUCCESS, without its end in the ledger" for task_id in left if task_id not in finished}
+        left = unended | not_successful(host.url, host.api_key, left)
         if not left and host.queue_is_empty():
             break
         time.sleep(0.5)
     return left
 
 
-def _judge(host: Host, fault: Fault, load: Load, unfinished: set[str], result: Result, *, slack: float) -> None:
+def _judge(host: Host, fault: Fault, load: Load, unfinished: dict[str, str], result: Result, *, slack: float) -> None:
     events = host.ledger()
     ids = set(load.accepted)
     result.accepted = len(ids)
@@ -163,7 +165,7 @@ def _judge(host: Host, fault: Fault, load: Load, unfinished: set[str], result: R
     elif strays:
         problems.append(f"{len(strays)} tasks ran whose id no client was told.")
     if result.lost:
-        problems.append(f"{result.lost} accepted tasks are lost.")
+        problems.append(f"{result.lost} accepted tasks are lost: {unfinished}.")
     if result.overlapping:
         problems.append(f"{result.overlapping} tasks were started while their first run still lived.")
     if result.unexplained:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.chaos.probe import sitecustomize as probe
 from tests.chaos.row import Result, count_repeats
 
 SOME_FAULT = FAULTS[0]
+AGENT = SimpleNamespace(name="example_agent_task")
 
 
 def start(alive: list[int] | None = None) -> dict[str, Any]:
@@ -54,16 +56,17 @@ def test_redis_may_forget_only_where_the_fault_makes_it() -> None:
 
 def test_the_probe_sees_whether_the_first_run_still_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "LEDGER", tmp_path / "ledger.jsonl")
-    probe.started("task")
+    probe.started("task", AGENT)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         monkeypatch.setattr(os, "getpid", lambda: other.pid)
-        probe.started("task")
+        probe.started("task", AGENT)
         monkeypatch.undo()
         monkeypatch.setattr(probe, "LEDGER", tmp_path / "ledger.jsonl")
-        probe.ended("task", "SUCCESS")
-        probe.started("task")
+        probe.ended("task", AGENT, "SUCCESS")
+        probe.started("task", AGENT)
         other.kill()
-    probe.started("another task")
-    probe.started("task")
+    probe.started("another task", AGENT)
+    probe.started("a gate's task", SimpleNamespace(name="celery.accumulate"))
+    probe.started("task", AGENT)
     events = [json.loads(line) for line in probe.LEDGER.read_text().splitlines()]
     assert [event.get("alive") for event in events] == [[], [os.getpid()], None, [other.pid], [], [os.getpid()]]

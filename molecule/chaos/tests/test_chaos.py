@@ -40,7 +40,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[Rows]:
 
 
 # A test waits for the rows before its own on the same host too, when other hosts were faster.
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("chosen", ROWS, ids=lambda chosen: f"{chosen[0].name}: {chosen[1].name}")
 def test_no_accepted_task_is_lost_or_runs_twice_at_once(rows: Rows, chosen: tuple[Host, Fault]) -> None:
     result = rows[chosen].result()

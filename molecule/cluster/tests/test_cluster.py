@@ -210,7 +210,7 @@ def load(fault: str, in_time: bool = False) -> Iterator[Load]:
         yield stream
         took = time.monotonic() - began if in_time else 0.0
         time.sleep(AFTER)
-    lost = set(stream.accepted)
+    lost = dict.fromkeys(stream.accepted, "")
 
     def finished() -> bool:
         nonlocal lost

@@ -69,7 +69,7 @@ def load(*to: Host) -> Iterator[None]:
         assert (stream.refused, stream.given_up, stream.wrong) == (0, 0, [])
         # Other scenarios of `make test` run beside this one: the client may have to ask again.
         assert stream.unanswered == 0 or "SHORT_RUN" in os.environ
-    lost = {task for stream in streams for task in stream.accepted}
+    lost = {task: "" for stream in streams for task in stream.accepted}
     assert lost
     deadline = time.monotonic() + DRAIN
     while lost and time.monotonic() < deadline:

@@ -48,14 +48,16 @@ def _write(event: str, task_id: str, **details: object) -> None:
         os.close(file)
 
 
-def started(task_id: str, **_: Any) -> None:
-    """Write that a task begins, and whether it runs already."""
-    _write("start", task_id, alive=_unfinished_elsewhere(task_id))
+def started(task_id: str, task: Any, **_: Any) -> None:
+    """Write that a task begins, and whether it runs already. Celery's own are those of a deployment's gate."""
+    if not task.name.startswith("celery."):
+        _write("start", task_id, alive=_unfinished_elsewhere(task_id))
 
 
-def ended(task_id: str, state: str | None, **_: Any) -> None:
+def ended(task_id: str, task: Any, state: str | None, **_: Any) -> None:
     """Write that a task has ended, and how."""
-    _write("end", task_id, state=state)
+    if not task.name.startswith("celery."):
+        _write("end", task_id, state=state)
 
 
 # Other Python programs of the unit import nothing more.
