@@ -112,7 +112,13 @@ OF_INSTANCES = {
     "redis_users": "leave it out; the platform's users are made from redis_user_passwords",
     "redis_default_user_rules": "leave it out, or set redis_disabled_commands",
     "redis_queues": "leave it out; the queues are those of task_routes and celery_worker_pools",
-    "redis_earlier_passwords": "leave it out; previous_secrets has them while they change",
+    "redis_previous_passwords": "leave it out; previous_secrets has them while they change",
+}
+# Variables that have another name now.
+RENAMED = {
+    "flower_earlier_passwords": "flower_previous_passwords",
+    "redis_earlier_passwords": "redis_previous_passwords",
+    "redis_sentinel_earlier_passwords": "redis_sentinel_previous_passwords",
 }
 # Where Celery puts a task without a route (celery_durable/queue_names.py).
 DEFAULT_QUEUE = "celery"
@@ -193,8 +199,11 @@ def name_refusals(variables: Iterable[str], roles: str) -> list[str]:
     """Say in one sentence each which names nothing reads although they look like the platform's."""
     known, words = specified(roles), mentioned(roles)
     prefixes = tuple(f"{path.name}_" for path in Path(roles).iterdir() if path.is_dir())
-    refusals = []
-    for name in sorted(set(variables) - known.keys() - words):
+    refusals = [
+        f"The inventory sets {name}, which is called {RENAMED[name]} now: rename it."
+        for name in sorted(RENAMED.keys() & set(variables))
+    ]
+    for name in sorted(set(variables) - known.keys() - words - RENAMED.keys()):
         close = closest(name, roles, 0.85)
         if close or name.startswith(prefixes):
             likely = close or closest(name, roles, 0.6)
