@@ -72,7 +72,7 @@ FORMS: dict[str, tuple[str, str]] = {
     ),
     "app_environment": (r"[^'\\$]*", "without quotes, backslashes and dollar signs, because a settings file holds it"),
     "load_balancer_certificate_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of plain characters"),
-    "load_balancer_floating_interface": (r"([A-Za-z0-9._@-]{1,15})?", "the name of a network interface"),
+    "load_balancer_virtual_ip_interface": (r"([A-Za-z0-9._@-]{1,15})?", "the name of a network interface"),
     "load_balancer_flower_url_prefix": (r"[A-Za-z0-9_-]+", "one word of letters, digits, hyphens and underscores"),
     "load_balancer_names": (r"[A-Za-z0-9*]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:]+", "host names or addresses"),
     "hardening_disabled_modules": (r"[A-Za-z0-9_-]+", "names of kernel modules"),
@@ -117,6 +117,12 @@ OF_INSTANCES = {
 # Variables that have another name now.
 RENAMED = {
     "flower_earlier_passwords": "flower_previous_passwords",
+    "load_balancer_floating_address": "load_balancer_virtual_ip",
+    "load_balancer_floating_id": "load_balancer_virtual_ip_id",
+    "load_balancer_floating_interface": "load_balancer_virtual_ip_interface",
+    "load_balancer_floating_peers": "load_balancer_virtual_ip_peers",
+    "load_balancer_floating_source": "load_balancer_virtual_ip_source",
+    "monitoring_floating_address": "monitoring_virtual_ip",
     "redis_earlier_passwords": "redis_previous_passwords",
     "redis_sentinel_earlier_passwords": "redis_sentinel_previous_passwords",
 }
@@ -348,7 +354,7 @@ def _text_refusals(name: str, value: Any, kind: str, shown: str) -> Iterator[str
     elif name.endswith("_ip_allow") and text not in ("any", "localhost") and not _is_network(text):
         rule = "IP addresses, networks like 10.0.0.0/8, localhost or any"
         yield f"{name} has {shown}, but it must be a list of {rule}, because a packet filter knows no names."
-    elif name == "load_balancer_floating_address" and text and not _is_interface(text):
+    elif name == "load_balancer_virtual_ip" and text and not _is_interface(text):
         yield f"{name} is {shown}, but it must be an IPv4 address with its prefix, like 10.0.0.10/24."
     elif name in ADDRESSES and not _is_address(text):
         yield f"{name} is {shown}, but it must be an IP address."
