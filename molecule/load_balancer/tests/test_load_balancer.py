@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EPHEMERAL, PROJECT, look_as_told, runbook_pages
+from conftest import EPHEMERAL, PROJECT, diagnose_by_page, runbook_pages
 
 from celery_durable.testing import wait_for
 from tests.chaos.host import Host, podman
@@ -500,7 +500,7 @@ PAGES = [page for page in runbook_pages()["balancers"] if page.stem != "Balancer
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
-    look_as_told(page, HOSTS[0].name)
+    diagnose_by_page(page, HOSTS[0].name)
 
 
 def test_haproxy_is_nobody_on_its_host() -> None:

@@ -122,7 +122,7 @@ def test_the_health_check_is_closed_to_other_hosts(redis_server: RedisServer, tm
 
 
 @pytest.mark.attack("Flower's gate")
-def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_balancers_word_counts_and_an_unexpected_clients_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
     """Behind a balancer, one client's wrong passwords do not shut out all others."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing

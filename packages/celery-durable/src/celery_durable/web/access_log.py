@@ -7,7 +7,7 @@ from typing import Any
 
 from celery_durable.logs import cut
 
-# Characters that are kept of each thing that a stranger sends.
+# Characters that are kept of each thing that an unexpected client sends.
 LONGEST_PIECE = 200
 # Whether the running request has come with a valid key.
 is_known: ContextVar[bool] = ContextVar("is_known", default=False)
@@ -17,7 +17,7 @@ OF_STRANGERS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "torna
 LINES_PER_SECOND = 20
 
 
-class StrangersFilter(logging.Filter):
+class UnexpectedClientsFilter(logging.Filter):
     """Keeps whoever has no key from filling the disk: what they send is cut, and lines about them are limited.
 
     Errors, and lines about requests with a valid key, are never left out.
@@ -50,6 +50,6 @@ class StrangersFilter(logging.Filter):
 
 def bounded(config: dict[str, Any]) -> dict[str, Any]:
     """Add the filter to what ``celery_durable.logs.log_config`` has built."""
-    config["filters"] = {"strangers": {"()": f"{__name__}.{StrangersFilter.__name__}"}}
-    config["handlers"]["json"]["filters"] = ["strangers"]
+    config["filters"] = {"unexpected_clients": {"()": f"{__name__}.{UnexpectedClientsFilter.__name__}"}}
+    config["handlers"]["json"]["filters"] = ["unexpected_clients"]
     return config
