@@ -13,7 +13,7 @@ LONGEST_PIECE = 200
 is_known: ContextVar[bool] = ContextVar("is_known", default=False)
 # Loggers of servers, which write a line when anybody sends anything, and how many lines a process writes in a second
 # about requests without a valid key. Balancers and probes ask a few times a second.
-OF_STRANGERS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "tornado.access", "tornado.general"}
+OF_UNEXPECTED_CLIENTS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "tornado.access", "tornado.general"}
 LINES_PER_SECOND = 20
 
 
@@ -30,7 +30,7 @@ class UnexpectedClientsFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a line is written, and shorten its parts."""
-        if record.name not in OF_STRANGERS:
+        if record.name not in OF_UNEXPECTED_CLIENTS:
             return True
         if isinstance(record.args, tuple):
             record.args = tuple(cut(part, LONGEST_PIECE) if isinstance(part, str) else part for part in record.args)
