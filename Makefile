@@ -80,7 +80,7 @@ doctor: ## Everything that is wrong with INVENTORY's hosts, the most likely caus
 	ansible-playbook -i $(INVENTORY) playbooks/diagnose/doctor.yml
 
 .PHONY: logs
-logs: ## The story of one task across all hosts: make logs TASK=<id>
+logs: ## The timeline of one task across all hosts: make logs TASK=<id>
 	@scripts/setup.sh controller
 	@ansible-playbook -i $(INVENTORY) playbooks/diagnose/task_timeline.yml -e task=$(TASK)
 

@@ -333,7 +333,7 @@ def runbook_pages() -> dict[str, list[Path]]:
     }
 
 
-def look_as_told(page: Path, host: str) -> None:
+def diagnose_by_page(page: Path, host: str) -> None:
     """Run the commands of a page's section Diagnose on a host."""
     commands = re.findall(
         r"```bash\n(.*?)```", page.read_text().partition("## Diagnose")[2].partition("## Repair")[0], re.DOTALL

@@ -1,10 +1,10 @@
 """Which ports of a host answer to whom: a helper for tests, and the program that it runs inside a test host.
 
-    with portscan.stranger("redis-stranger") as stranger:
-        scan = stranger.scan(portscan.address(host))    # all TCP ports
+    with portscan.outsider("redis-outsider") as outsider:
+        scan = outsider.scan(portscan.address(host))    # all TCP ports
         assert scan.answers == {22}                     # neither a connection nor a refusal: the others were dropped
 
-A test host scans another one over the Podman network. The stranger is one that is in no inventory.
+A test host scans another one over the Podman network. The outsider is one that is in no inventory.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Scanner:
 
 
 @contextlib.contextmanager
-def stranger(name: str, system: str = "debian13") -> Iterator[Scanner]:
+def outsider(name: str, system: str = "debian13") -> Iterator[Scanner]:
     """Start a test host that no inventory knows, and remove it at the end."""
     testhost = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "scripts/testhost.sh"
     subprocess.run(

@@ -25,7 +25,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "api_graceful_stop_seconds": (1, 3600),
     "api_processes": (1, 256),
     "app_release_keep": (2, 1000),
-    "broker_replicas_wanted": (0, 100),
+    "broker_replicas_required": (0, 100),
     "celery_worker_concurrency": (1, 10000),
     "celery_worker_log_keep_days": (1, 36500),
     "celery_worker_task_time_limit": (1, LONGEST),
@@ -72,7 +72,7 @@ FORMS: dict[str, tuple[str, str]] = {
     ),
     "app_environment": (r"[^'\\$]*", "without quotes, backslashes and dollar signs, because a settings file holds it"),
     "load_balancer_certificate_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of plain characters"),
-    "load_balancer_floating_interface": (r"([A-Za-z0-9._@-]{1,15})?", "the name of a network interface"),
+    "load_balancer_virtual_ip_interface": (r"([A-Za-z0-9._@-]{1,15})?", "the name of a network interface"),
     "load_balancer_flower_url_prefix": (r"[A-Za-z0-9_-]+", "one word of letters, digits, hyphens and underscores"),
     "load_balancer_names": (r"[A-Za-z0-9*]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:]+", "host names or addresses"),
     "hardening_disabled_modules": (r"[A-Za-z0-9_-]+", "names of kernel modules"),
@@ -112,7 +112,20 @@ OF_INSTANCES = {
     "redis_users": "leave it out; the platform's users are made from redis_user_passwords",
     "redis_default_user_rules": "leave it out, or set redis_disabled_commands",
     "redis_queues": "leave it out; the queues are those of task_routes and celery_worker_pools",
-    "redis_earlier_passwords": "leave it out; previous_secrets has them while they change",
+    "redis_previous_passwords": "leave it out; previous_secrets has them while they change",
+}
+# Variables that have another name now.
+RENAMED = {
+    "broker_replicas_wanted": "broker_replicas_required",
+    "flower_earlier_passwords": "flower_previous_passwords",
+    "load_balancer_floating_address": "load_balancer_virtual_ip",
+    "load_balancer_floating_id": "load_balancer_virtual_ip_id",
+    "load_balancer_floating_interface": "load_balancer_virtual_ip_interface",
+    "load_balancer_floating_peers": "load_balancer_virtual_ip_peers",
+    "load_balancer_floating_source": "load_balancer_virtual_ip_source",
+    "monitoring_floating_address": "monitoring_virtual_ip",
+    "redis_earlier_passwords": "redis_previous_passwords",
+    "redis_sentinel_earlier_passwords": "redis_sentinel_previous_passwords",
 }
 # Where Celery puts a task without a route (celery_durable/queue_names.py).
 DEFAULT_QUEUE = "celery"
@@ -193,8 +206,11 @@ def name_refusals(variables: Iterable[str], roles: str) -> list[str]:
     """Say in one sentence each which names nothing reads although they look like the platform's."""
     known, words = specified(roles), mentioned(roles)
     prefixes = tuple(f"{path.name}_" for path in Path(roles).iterdir() if path.is_dir())
-    refusals = []
-    for name in sorted(set(variables) - known.keys() - words):
+    refusals = [
+        f"The inventory sets {name}, which is called {RENAMED[name]} now: rename it."
+        for name in sorted(RENAMED.keys() & set(variables))
+    ]
+    for name in sorted(set(variables) - known.keys() - words - RENAMED.keys()):
         close = closest(name, roles, 0.85)
         if close or name.startswith(prefixes):
             likely = close or closest(name, roles, 0.6)
@@ -339,7 +355,7 @@ def _text_refusals(name: str, value: Any, kind: str, shown: str) -> Iterator[str
     elif name.endswith("_ip_allow") and text not in ("any", "localhost") and not _is_network(text):
         rule = "IP addresses, networks like 10.0.0.0/8, localhost or any"
         yield f"{name} has {shown}, but it must be a list of {rule}, because a packet filter knows no names."
-    elif name == "load_balancer_floating_address" and text and not _is_interface(text):
+    elif name == "load_balancer_virtual_ip" and text and not _is_interface(text):
         yield f"{name} is {shown}, but it must be an IPv4 address with its prefix, like 10.0.0.10/24."
     elif name in ADDRESSES and not _is_address(text):
         yield f"{name} is {shown}, but it must be an IP address."

@@ -1,4 +1,4 @@
-"""What strangers send does not fill the disk, and nothing is lost about those who have a key."""
+"""What unexpected clients send does not fill the disk, and nothing is lost about those who have a key."""
 
 import logging
 import secrets
@@ -17,7 +17,7 @@ from tests.support import Api
 
 LONG = 60_000
 
-pytestmark = pytest.mark.attack("what strangers send is cut, and its lines are limited")
+pytestmark = pytest.mark.attack("what unexpected clients send is cut, and its lines are limited")
 
 
 def record(name: str, level: int, *args: object) -> logging.LogRecord:
@@ -26,25 +26,25 @@ def record(name: str, level: int, *args: object) -> logging.LogRecord:
 
 
 @given(st.lists(st.sampled_from([logging.DEBUG, logging.INFO, logging.WARNING]), min_size=1, max_size=200))
-def test_lines_about_strangers_are_few_and_short(levels: list[int]) -> None:
-    strangers = access_log.StrangersFilter()
+def test_lines_about_unexpected_clients_are_few_and_short(levels: list[int]) -> None:
+    unexpected = access_log.UnexpectedClientsFilter()
     seconds = time.monotonic()
     written = [
         line
         for level in levels
-        if strangers.filter(line := record("uvicorn.access", level, "1.2.3.4", "GET", "/" + "x" * LONG, "1.1", 404))
+        if unexpected.filter(line := record("uvicorn.access", level, "1.2.3.4", "GET", "/" + "x" * LONG, "1.1", 404))
     ]
     seconds = time.monotonic() - seconds
     assert len(written) <= access_log.LINES_PER_SECOND * (int(seconds) + 2)
     assert all(len(line.getMessage()) < 400 for line in written)
-    assert strangers.filter(record("uvicorn.error", logging.ERROR, "broken"))
-    assert strangers.filter(record("celery_durable.aio.publisher", logging.INFO, "Task accepted"))
+    assert unexpected.filter(record("uvicorn.error", logging.ERROR, "broken"))
+    assert unexpected.filter(record("celery_durable.aio.publisher", logging.INFO, "Task accepted"))
 
 
 def test_a_second_says_what_the_one_before_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    strangers = access_log.StrangersFilter()
+    unexpected = access_log.UnexpectedClientsFilter()
     while not caplog.records:
-        strangers.filter(record("uvicorn.access", logging.INFO, "x"))
+        unexpected.filter(record("uvicorn.access", logging.INFO, "x"))
     assert "lines about requests without a valid key were left out" in caplog.text
 
 

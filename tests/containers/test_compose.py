@@ -63,7 +63,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
         yield project
 
 
-def test_a_task_succeeds_and_strangers_are_refused(stack: Sample) -> None:
+def test_a_task_succeeds_and_unexpected_clients_are_rejected(stack: Sample) -> None:
     stack.api.wait(stack.api.enqueue(), seconds=60)
     api = f"http://127.0.0.1:{stack.api_port}/tasks/enqueue"
     assert httpx.post(api, headers={"X-API-Key": "wrong"}, json={"data": {}}).status_code == 401

@@ -87,7 +87,7 @@ def run_replicated(variables: dict[str, Any], directory: Path, *, alone: bool) -
         "redis_bind": ["127.0.0.1", own],
         "api_bind": own,
         "load_balancer_bind": [own],
-        "load_balancer_floating_address": "10.2.0.10/24",
+        "load_balancer_virtual_ip": "10.2.0.10/24",
         **AUTHORITY,
         **({} if alone else variables),
     }

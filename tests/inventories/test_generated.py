@@ -103,6 +103,14 @@ def test_the_repositorys_own_inventories_are_right() -> None:
                 assert generated.inventory.value_refusals({name: value}, generated.ROLES) == [], file
 
 
+@pytest.mark.parametrize("name", generated.inventory.RENAMED)
+def test_a_previous_name_is_rejected_with_the_present_one(name: str) -> None:
+    present = generated.inventory.RENAMED[name]
+    (sentence,) = generated.inventory.name_refusals([name], generated.ROLES)
+    assert sentence == f"The inventory sets {name}, which is called {present} now: rename it."
+    assert generated.inventory.name_refusals([present], generated.ROLES) == []
+
+
 def test_secrets_are_in_no_sentence() -> None:
     for name, option in generated.options(generated.CLUSTER).items():
         if option.get("no_log") and option["type"] == "str":

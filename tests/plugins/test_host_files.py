@@ -159,8 +159,8 @@ def test_check_mode_accepts_a_user_whom_the_run_would_create(run: Run, tmp_path:
     """67307: it failed where the directory was there already."""
     (tmp_path / "data").mkdir()
     (tmp_path / "x").write_text("text")
-    stranger = {"owner": "not-yet-created", "group": "not-yet-created"}
-    answer = run({"path": "x", "content": "text", **stranger}, directories=({"path": "data", **stranger},), check=True)
+    absent = {"owner": "not-yet-created", "group": "not-yet-created"}
+    answer = run({"path": "x", "content": "text", **absent}, directories=({"path": "data", **absent},), check=True)
     assert answer["names"] == ["data", "x"]
 
 

@@ -242,14 +242,14 @@ def test_rights_stay_while_a_queue_without_a_name_holds_tasks(server: Server, ru
     assert run(queues=["celery"]) == UNCHANGED
 
 
-def test_a_new_password_needs_no_restart_while_the_earlier_one_is_known(server: Server, run: Run) -> None:
+def test_a_new_password_needs_no_restart_while_the_previous_one_is_known(server: Server, run: Run) -> None:
     client = live.Redis(str(server.directory / "s"), 5)
     client.call("AUTH", PASSWORD)
     server.password = PASSWORD[::-1]
     server.configure()
     old, new = (f"#{hashlib.sha256(word.encode()).hexdigest()}" for word in (PASSWORD, server.password))
     server.config_file.write_text(server.config_file.read_text().replace(new, f"{new} {old}"))
-    result = run(earlier_passwords=[PASSWORD])
+    result = run(previous_passwords=[PASSWORD])
     assert result["applied"] == ["requirepass", "user default"]
     assert not result["restart_required"]
     assert client.call("PING") == "PONG"

@@ -24,7 +24,7 @@ def host(number: int, **variables: object) -> dict[str, Any]:
 
 CASES = {
     "one": Case(host(1), []),
-    "two": Case(host(2, load_balancer_floating_address="10.0.0.99/24", load_balancer_floating_interface="eth0"), []),
+    "two": Case(host(2, load_balancer_virtual_ip="10.0.0.99/24", load_balancer_virtual_ip_interface="eth0"), []),
     "plain": Case(host(3, load_balancer_tls=False, load_balancer_certificate="", load_balancer_key=""), []),
     "acme": Case(
         host(4, load_balancer_certificate="", load_balancer_key="", load_balancer_certificate_file="/etc/x.pem"), []
@@ -40,8 +40,8 @@ CASES = {
     ),
     "a-name": Case(host(9, load_balancer_bind=["tasks.example.com"]), ["load_balancer_bind", "tasks.example.com"]),
     "no-prefix": Case(
-        host(10, load_balancer_floating_address="10.0.0.99", load_balancer_floating_interface="eth0"),
-        ["load_balancer_floating_address is '10.0.0.99'", "10.0.0.10/24"],
+        host(10, load_balancer_virtual_ip="10.0.0.99", load_balancer_virtual_ip_interface="eth0"),
+        ["load_balancer_virtual_ip is '10.0.0.99'", "10.0.0.10/24"],
     ),
     "limit": Case(host(11, load_balancer_rate_limit=0), ["load_balancer_rate_limit is 0", "1 to 100000"]),
     "many": Case(host(12, load_balancer_max_connections=9000), ["load_balancer_max_connections is 9000", "8000"]),
@@ -66,8 +66,8 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 
 def test_an_address_needs_two_to_float(tmp_path: Path) -> None:
-    floating = host(1, load_balancer_floating_address="10.0.0.99/24", load_balancer_floating_interface="eth0")
-    said = refusals({"a": Case(floating, [])}, tmp_path, balancers=("a",))
+    balancer = host(1, load_balancer_virtual_ip="10.0.0.99/24", load_balancer_virtual_ip_interface="eth0")
+    said = refusals({"a": Case(balancer, [])}, tmp_path, balancers=("a",))
     assert "there must be another balancer" in said["a"].replace("\n", " ")
 
 

@@ -275,6 +275,7 @@ CASES = {
     "unknown-name": Case(
         {"celery_worker_concurency": 2}, ["celery_worker_concurency", "celery_worker_concurrency meant"]
     ),
+    "previous-name": Case({"redis_earlier_passwords": []}, ["redis_earlier_passwords", "redis_previous_passwords now"]),
     "ignored-name": Case({"redis_maxmemory": "1gb"}, ["redis_maxmemory", "stack_redis_maxmemory"]),
     "derived-name": Case({"app_release_settings": {"A": "b"}}, ["app_release_settings", "derives"]),
     "foreign-source": Case(FOREIGN, []),

@@ -418,6 +418,6 @@ def test_the_counter_reaches_the_exporter_and_no_link_in_its_directory_is_follow
     commands = f'nft --file "$1" && {{ {refused}; }} && sh "$2"'
     run = [*OWN_NAMESPACE, "sh", "-c", commands, "sh", str(rendered["restricted"] / "rules.nft"), str(script)]
     subprocess.run(run, check=True)
-    assert "\nworker_egress_refused_total 1\n" in (directory / "egress.prom").read_text()
+    assert "\nworker_egress_denied_total 1\n" in (directory / "egress.prom").read_text()
     assert not elsewhere.exists()
     assert [file.name for file in directory.iterdir()] == ["egress.prom"]

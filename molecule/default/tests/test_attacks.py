@@ -247,13 +247,13 @@ def test_a_message_from_elsewhere_becomes_a_dead_letter(
 
 
 @pytest.mark.attack("the firewall")
-def test_only_the_declared_ports_answer_a_stranger(host: Host, name: str) -> None:
+def test_only_the_declared_ports_answer_an_unexpected_client(host: Host, name: str) -> None:
     """SSH alone: everything else listens on loopback, and the firewall is closed besides."""
     host.run("systemd-run --unit=foreign-service python3 -m http.server 9999")
     try:
         wait_for(lambda: host.socket("tcp://0.0.0.0:9999").is_listening, "a service that nobody declared", 30)
-        with portscan.stranger(f"{name}-stranger") as stranger:
-            assert stranger.scan(portscan.address(host)).answers == {22}
+        with portscan.outsider(f"{name}-outsider") as outsider:
+            assert outsider.scan(portscan.address(host)).answers == {22}
     finally:
         host.run("systemctl stop foreign-service")
 

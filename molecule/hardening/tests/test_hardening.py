@@ -1,4 +1,4 @@
-"""Nobody gets in: what the roles hardening and firewall promise, looked at from the host, a peer and a stranger."""
+"""Nobody gets in: what the roles hardening and firewall promise, looked at from the host, a peer and an outsider."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def stranger() -> Iterator[portscan.Scanner]:
+def outsider() -> Iterator[portscan.Scanner]:
     """A test host on the same network that no inventory knows."""
-    with portscan.stranger("hardening-stranger") as scanner:
+    with portscan.outsider("hardening-outsider") as scanner:
         yield scanner
 
 
@@ -76,14 +76,14 @@ def rules(host: Host) -> str:
 # The network
 
 
-def test_a_stranger_reaches_the_declared_ports_alone(
-    host: Host, name: str, stranger: portscan.Scanner, say: Callable[[str], None]
+def test_an_unexpected_client_reaches_the_declared_ports_alone(
+    host: Host, name: str, outsider: portscan.Scanner, say: Callable[[str], None]
 ) -> None:
-    scan = stranger.scan(portscan.address(host))
+    scan = outsider.scan(portscan.address(host))
     say(f"{name}: {len(portscan.ALL_PORTS)} TCP ports scanned in {scan.seconds} s")
     assert scan.open == FOR_EVERYBODY[name]
     assert scan.refused == set(), "a closed port answered: it was not dropped"
-    udp = stranger.scan(portscan.address(host), UDP_OF_INTEREST, "udp")
+    udp = outsider.scan(portscan.address(host), UDP_OF_INTEREST, "udp")
     assert (udp.open, udp.refused) == ({5353}, set())
 
 
@@ -95,14 +95,14 @@ def test_a_peer_reaches_what_it_needs(host: Host, name: str) -> None:
 
 @pytest.mark.once("hardening-debian12")
 def test_one_address_has_so_many_connections_and_others_have_theirs(
-    host: Host, name: str, stranger: portscan.Scanner
+    host: Host, name: str, outsider: portscan.Scanner
 ) -> None:
     """The API's port, that everybody reaches; the host itself has no limit, nor has a port that clients do not use."""
     address = portscan.address(host)
-    assert stranger.hold(address, 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT
+    assert outsider.hold(address, 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT
     assert portscan.Scanner(PEER[name]).hold(address, 8000, 5) == 5
     # What was closed does not count any longer.
-    wait_for(lambda: stranger.hold(address, 8000, 5) == 5, "new connections", 30)
+    wait_for(lambda: outsider.hold(address, 8000, 5) == 5, "new connections", 30)
     assert portscan.Scanner(name).hold("127.0.0.1", 8000, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
     assert portscan.Scanner(PEER[name]).hold(address, 6380, CONNECTION_LIMIT + 10) == CONNECTION_LIMIT + 10
 
@@ -118,20 +118,20 @@ def test_the_host_reaches_others(host: Host) -> None:
 
 @pytest.mark.once("hardening-debian12")
 def test_it_is_the_firewall_that_closes_and_the_next_run_closes_again(
-    host: Host, name: str, stranger: portscan.Scanner, converge: Converge
+    host: Host, name: str, outsider: portscan.Scanner, converge: Converge
 ) -> None:
     before = rules(host)
     host.check_output("nft delete table inet platform")
-    everything = stranger.scan(portscan.address(host))
+    everything = outsider.scan(portscan.address(host))
     # Without it the same scan sees every port: what listens, and a refusal by each of the others.
     assert everything.open == LISTENING | {22}
     assert everything.silent == 0
-    assert stranger.scan(portscan.address(host), {9999}, "udp").open == {9999}
+    assert outsider.scan(portscan.address(host), {9999}, "udp").open == {9999}
     run = converge()
     assert run.returncode == 0, run.stdout
     assert "changed=1 " in run.stdout, run.stdout
     assert rules(host) == before
-    assert stranger.scan(portscan.address(host), LISTENING | {22}).open == FOR_EVERYBODY[name]
+    assert outsider.scan(portscan.address(host), LISTENING | {22}).open == FOR_EVERYBODY[name]
 
 
 @pytest.mark.once("hardening-debian13")
@@ -173,18 +173,18 @@ def test_debians_own_firewall_service_does_not_open_the_host(host: Host, verb: s
     host.check_output("systemctl stop nftables; nft flush ruleset; systemctl restart platform-firewall")
 
 
-def test_what_is_dropped_is_counted(host: Host, stranger: portscan.Scanner) -> None:
+def test_what_is_dropped_is_counted(host: Host, outsider: portscan.Scanner) -> None:
     def dropped() -> int:
         table = host.check_output("nft list table inet platform")
         return int(re.findall(r"counter packets (\d+) .* drop", table)[-1])
 
     before = dropped()
-    stranger.scan(portscan.address(host), {9999})
+    outsider.scan(portscan.address(host), {9999})
     assert dropped() > before
 
 
-def test_pings_are_answered_but_not_a_flood(host: Host, stranger: portscan.Scanner) -> None:
-    scan = stranger.scan(portscan.address(host), range(1, 501), "ping")
+def test_pings_are_answered_but_not_a_flood(host: Host, outsider: portscan.Scanner) -> None:
+    scan = outsider.scan(portscan.address(host), range(1, 501), "ping")
     assert 20 <= len(scan.open) <= 100
 
 

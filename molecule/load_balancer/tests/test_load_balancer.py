@@ -19,14 +19,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EPHEMERAL, PROJECT, look_as_told, runbook_pages
+from conftest import EPHEMERAL, PROJECT, diagnose_by_page, runbook_pages
 
 from celery_durable.testing import wait_for
 from tests.chaos.host import Host, podman
 
 ADDRESSES = {"balancer-1": "10.213.2.1", "balancer-2": "10.213.2.2"}
 HOSTS = [Host(name) for name in ADDRESSES]
-FLOATING = "10.213.2.100"
+VIRTUAL_IP = "10.213.2.100"
 CA = EPHEMERAL / "secrets/redis_ca.pem"
 STATE = "/run/backend"
 ADMIN = """python3 -c '
@@ -38,7 +38,7 @@ with socket.socket(socket.AF_UNIX) as haproxy:
 '"""
 # Forgets what was counted of each client.
 CLEAR = ADMIN.format("clear table clients")
-# Seconds until a host that is not ready gets no more requests, and until the floating address answers again.
+# Seconds until a host that is not ready gets no more requests, and until the virtual IP answers again.
 LEAVES, MOVES = 2, 8
 
 
@@ -47,15 +47,15 @@ def trust(ca: str | None = str(CA)) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca)
 
 
-def client(address: str = FLOATING, timeout: float = 10) -> httpx.Client:
+def client(address: str = VIRTUAL_IP, timeout: float = 10) -> httpx.Client:
     """Return a client with a new connection for each request."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.Client(base_url=f"https://{address}", verify=trust(), timeout=timeout, limits=limits)
 
 
 def holders() -> list[Host]:
-    """Return the hosts that have the floating address."""
-    return [host for host in HOSTS if f" {FLOATING}/" in host.run("ip -4 -oneline address", check=False)]
+    """Return the hosts that have the virtual IP."""
+    return [host for host in HOSTS if f" {VIRTUAL_IP}/" in host.run("ip -4 -oneline address", check=False)]
 
 
 def seen(host: Host) -> list[dict[str, object]]:
@@ -92,12 +92,12 @@ def state(host: Host, flag: str) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def whole() -> Iterator[None]:
-    """Begin each test with all servers in use, one floating address, and nothing counted."""
+    """Begin each test with all servers in use, one virtual IP, and nothing counted."""
     for host in HOSTS:
         host.run(f"rm -f {STATE}/requests")
         host.run(CLEAR)
     wait_for(in_use, "both servers in use", 30)
-    wait_for(lambda: len(holders()) == 1, "one floating address", 30)
+    wait_for(lambda: len(holders()) == 1, "one virtual IP", 30)
     begin = time.time()
     yield
     for host in HOSTS:
@@ -108,7 +108,7 @@ def whole() -> Iterator[None]:
 
 @contextmanager
 def stall() -> Iterator[Callable[[], float]]:
-    """Ask the floating address all the time; the result tells the longest time without an answer."""
+    """Ask the virtual IP all the time; the result tells the longest time without an answer."""
     answers = [time.monotonic()]
     done = threading.Event()
 
@@ -151,7 +151,7 @@ def handshake(address: str, version: ssl.TLSVersion, ciphers: str = "ALL:@SECLEV
         return None
 
 
-@pytest.mark.parametrize("address", [*ADDRESSES.values(), FLOATING])
+@pytest.mark.parametrize("address", [*ADDRESSES.values(), VIRTUAL_IP])
 def test_modern_tls_alone(address: str) -> None:
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         assert handshake(address, ssl.TLSVersion.TLSv1_1) is None
@@ -162,11 +162,11 @@ def test_modern_tls_alone(address: str) -> None:
 
 
 def test_the_certificate_has_the_names_of_the_inventory() -> None:
-    for name in ("tasks.example.com", "balancer-1", FLOATING):
+    for name in ("tasks.example.com", "balancer-1", VIRTUAL_IP):
         with socket.create_connection((ADDRESSES["balancer-1"], 443), 5) as plain:
             trust().wrap_socket(plain, server_hostname=name).close()
     with (
-        socket.create_connection((FLOATING, 443), 5) as plain,
+        socket.create_connection((VIRTUAL_IP, 443), 5) as plain,
         pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
     ):
         trust().wrap_socket(plain, server_hostname="elsewhere.example.com")
@@ -180,9 +180,9 @@ def test_the_key_is_for_the_balancer_alone() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_plain_http_is_sent_to_https(method: str) -> None:
-    answer = httpx.request(method, f"http://{FLOATING}/tasks/status/1?a=b")
+    answer = httpx.request(method, f"http://{VIRTUAL_IP}/tasks/status/1?a=b")
     assert answer.status_code == 308
-    assert answer.headers["Location"] == f"https://{FLOATING}/tasks/status/1?a=b"
+    assert answer.headers["Location"] == f"https://{VIRTUAL_IP}/tasks/status/1?a=b"
     assert not any(seen(host) for host in HOSTS)
 
 
@@ -198,7 +198,7 @@ def test_the_api_hears_what_the_balancer_has_seen() -> None:
     }
     with client() as api:
         headers = api.get("/who", headers=lies).json()["headers"]
-    with socket.create_connection((FLOATING, 443), 5) as probe:
+    with socket.create_connection((VIRTUAL_IP, 443), 5) as probe:
         mine = probe.getsockname()[0]
     assert headers["x-forwarded-for"] == mine
     assert headers["x-forwarded-proto"] == "https"
@@ -441,7 +441,7 @@ def test_a_reload_cuts_nothing() -> None:
 
 def test_a_reload_ends_a_kept_connection_with_an_answer() -> None:
     (host,) = holders()
-    with closing(http.client.HTTPSConnection(FLOATING, timeout=10, context=trust())) as connection:
+    with closing(http.client.HTTPSConnection(VIRTUAL_IP, timeout=10, context=trust())) as connection:
 
         def is_last() -> bool:
             connection.request("GET", "/who")
@@ -469,7 +469,7 @@ def test_figures_and_statistics_are_private() -> None:
 
 
 def test_prometheus_asks_both_balancers() -> None:
-    """What the alerts look at: servers, the certificate's end, and who has the floating address."""
+    """What the alerts look at: servers, the certificate's end, and who has the virtual IP."""
     login = "sed 's/^/user = admin:/' /etc/prometheus/secrets/password | curl -sS -K -"
 
     def hosts(expression: str) -> list[str]:
@@ -483,8 +483,8 @@ def test_prometheus_asks_both_balancers() -> None:
     ends = "balancer_certificate_not_after_seconds - time() > 390 * 24 * 3600"
     wait_for(lambda: hosts(ends) == list(ADDRESSES), "the certificates' ends", 60)
     assert hosts('node_systemd_unit_state{name="keepalived.service",state="active"} == 1') == list(ADDRESSES)
-    seen_at = f'node_network_address_info{{address="{FLOATING}"}}'
-    wait_for(lambda: hosts(seen_at) == [holder.name for holder in holders()], "the floating address seen", 60)
+    seen_at = f'node_network_address_info{{address="{VIRTUAL_IP}"}}'
+    wait_for(lambda: hosts(seen_at) == [holder.name for holder in holders()], "the virtual IP seen", 60)
 
 
 @pytest.mark.parametrize(("unit", "most"), [("haproxy", 1.5), ("keepalived", 2.6)])
@@ -500,7 +500,7 @@ PAGES = [page for page in runbook_pages()["balancers"] if page.stem != "Balancer
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
-    look_as_told(page, HOSTS[0].name)
+    diagnose_by_page(page, HOSTS[0].name)
 
 
 def test_haproxy_is_nobody_on_its_host() -> None:
@@ -563,11 +563,11 @@ def test_an_api_without_a_drain_file_is_drained_at_the_balancers() -> None:
     assert set(servers()) == set(ADDRESSES)
 
 
-# The floating address
+# The virtual IP
 
 
 @pytest.mark.parametrize("fault", ["stopped", "killed", "hung", "host dead"])
-def test_the_floating_address_moves(fault: str) -> None:
+def test_the_virtual_ip_moves(fault: str) -> None:
     (holder,) = holders()
     (other,) = [host for host in HOSTS if host != holder]
     with stall() as longest:

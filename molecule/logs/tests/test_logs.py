@@ -1,4 +1,4 @@
-"""Logs in one place: the journal of a host is on another one, and tells a task's story when the first is gone."""
+"""Logs in one place: the journal of a host is on another one, and reports a task's timeline when the first is gone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def receiver() -> Host:
     return reach("logs-receiver")
 
 
-def story(task: str, *options: str) -> str:
+def timeline(task: str, *options: str) -> str:
     """Return what the playbook says of a task."""
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--extra-vars=task={task}", *options]
     run = subprocess.run(
@@ -45,16 +45,16 @@ def story(task: str, *options: str) -> str:
     return run.stdout
 
 
-def test_the_receiver_tells_a_story_alone(sender: Host, receiver: Host) -> None:
+def test_the_receiver_reports_a_timeline_alone(sender: Host, receiver: Host) -> None:
     api = Api(sender)
     task = api.enqueue()
     api.wait(task)
     found = f"journalctl --merge --quiet --output=cat --grep='{task}' | grep -q 'Task finished'"
     wait_for(lambda: receiver.run(found).succeeded, "the task's end on the receiver", 30)
-    told = story(task, "--limit=localhost,logs-receiver")
+    told = timeline(task, "--limit=localhost,logs-receiver")
     # The worker may be faster than the API, which writes its line when Redis has answered.
     assert max(told.index("Task accepted"), told.index("Task started")) < told.index("Task finished")
-    assert story(task).count("Task finished") == 1
+    assert timeline(task).count("Task finished") == 1
 
 
 def test_what_was_missed_is_sent_later(sender: Host, receiver: Host) -> None:

@@ -19,8 +19,8 @@ from conftest import (
     ask,
     assert_alerts_fire,
     assert_seen,
+    diagnose_by_page,
     firing,
-    look_as_told,
     metrics,
     runbook_pages,
     security_exposure,
@@ -136,7 +136,7 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_runbook_looks_at_can_be_seen(page: Path) -> None:
-    look_as_told(page, "monitoring-main")
+    diagnose_by_page(page, "monitoring-main")
 
 
 def test_the_units_are_sandboxed_and_tell_no_secret(main: Host, secret: Callable[[str], str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import testinfra
-from conftest import EPHEMERAL, PROJECT, ask, assert_alerts_fire, firing, look_as_told, metrics, runbook_pages
+from conftest import EPHEMERAL, PROJECT, ask, assert_alerts_fire, diagnose_by_page, firing, metrics, runbook_pages
 from shared.drills.hosts import present_hosts
 from testinfra.host import Host
 
@@ -66,13 +66,13 @@ def test_maintenance_takes_no_primary_away() -> None:
 
 @pytest.mark.parametrize("page", runbook_pages()["replication"], ids=lambda page: page.stem)
 def test_what_a_runbook_of_replication_looks_at_can_be_seen(page: Path) -> None:
-    look_as_told(page, HOSTS[0])
+    diagnose_by_page(page, HOSTS[0])
 
 
-# There is no floating address here; molecule/load_balancer has one.
-BALANCERS = [page for page in runbook_pages()["balancers"] if page.stem != "FloatingAddress"]
+# There is no virtual IP here; molecule/load_balancer has one.
+BALANCERS = [page for page in runbook_pages()["balancers"] if page.stem != "VirtualIPMisplaced"]
 
 
 @pytest.mark.parametrize("page", BALANCERS, ids=lambda page: page.stem)
 def test_what_a_runbook_of_balancers_looks_at_can_be_seen(page: Path) -> None:
-    look_as_told(page, "drill-watch")
+    diagnose_by_page(page, "drill-watch")

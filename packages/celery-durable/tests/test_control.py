@@ -172,8 +172,8 @@ class TestChanges:
         code, _ = control("cancel_consumer", "slow")
         assert code == 0
         wait_for(lambda: worker.pools()["queues"] == ["celery"])
-        stranger = {**worker.env, "CONTROL_SIGNING_KEY": ""}
-        worker.env, own = stranger, worker.env
+        unsigned = {**worker.env, "CONTROL_SIGNING_KEY": ""}
+        worker.env, own = unsigned, worker.env
         try:
             code, said = control("cancel_consumer", "celery")
         finally:

@@ -21,7 +21,7 @@ from tests.support import Program, start_worker
 
 pytestmark = pytest.mark.integration
 
-PASSWORD, EARLIER_PASSWORD = secrets.token_hex(16), secrets.token_hex(16)
+PASSWORD, PREVIOUS_PASSWORD = secrets.token_hex(16), secrets.token_hex(16)
 # No test may use up the attempts of the others, which come from the same address.
 NO_LIMIT = {"FLOWER_FAILED_LOGIN_LIMIT": "unlimited"}
 
@@ -32,7 +32,7 @@ def flower(
 ) -> Iterator[tuple[str, Program]]:
     """Start Flower and return its base URL."""
     prefix = request.param
-    env = {"FLOWER_BASIC_AUTH": f"admin:{PASSWORD}\nadmin:{EARLIER_PASSWORD}", **NO_LIMIT}
+    env = {"FLOWER_BASIC_AUTH": f"admin:{PASSWORD}\nadmin:{PREVIOUS_PASSWORD}", **NO_LIMIT}
     options = [f"--url_prefix={prefix}"] if prefix else []
     directory = tmp_path_factory.mktemp("flower")
     url, program = start_flower(directory / "flower.log", {**redis_server.environment(14, 15), **env}, *options)
@@ -122,7 +122,7 @@ def test_the_health_check_is_closed_to_other_hosts(redis_server: RedisServer, tm
 
 
 @pytest.mark.attack("Flower's gate")
-def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_balancers_word_counts_and_an_unexpected_clients_does_not(redis_server: RedisServer, tmp_path: Path) -> None:
     """Behind a balancer, one client's wrong passwords do not shut out all others."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -146,9 +146,9 @@ def test_a_balancers_word_counts_and_a_strangers_does_not(redis_server: RedisSer
             program.stop()
 
 
-def test_an_earlier_password_still_opens(flower: tuple[str, Program]) -> None:
+def test_a_previous_password_still_opens(flower: tuple[str, Program]) -> None:
     """A password is replaced without a moment in which nobody knows it."""
-    for password in (PASSWORD, EARLIER_PASSWORD):
+    for password in (PASSWORD, PREVIOUS_PASSWORD):
         assert httpx.get(f"{flower[0]}/broker", auth=("admin", password)).status_code == 200
     assert httpx.get(f"{flower[0]}/broker", auth=("admin", f"{PASSWORD}\nadmin")).status_code == 401
 

@@ -170,7 +170,7 @@ def test_forged_messages_are_left_alone(operator: Operator) -> None:
     assert operator.asked("examine", "--seconds=0.1")["wrong"] is False
 
 
-def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
+def test_a_task_is_dead_lettered_wherever_it_lies(operator: Operator) -> None:
     operator.send_recorded(range(1))
     operator.queues("defer", "--task", RECORDED)
     worker = operator.start_worker("--pool=threads")
@@ -180,14 +180,14 @@ def test_a_task_is_buried_wherever_it_lies(operator: Operator) -> None:
     wait_for(lambda: operator.broker.llen(DEFAULT_QUEUE) == 1)
     (deferred,) = operator.ids(DEFERRED)
     for task_id in (held, waiting, deferred):
-        assert "is a dead letter now" in operator.queues("bury", task_id, "--reason", "It hangs.")
+        assert "is a dead letter now" in operator.queues("dead-letter", task_id, "--reason", "It hangs.")
         failed = operator.result(task_id, "FAILURE")["result"]
         assert failed["exc_message"] == ["It hangs."]
         told = operator.asked("find", task_id)
         assert "its status is FAILURE" in told["verdict"]
         assert "because: It hangs." in told["verdict"]
         assert not operator.broker.hexists(ACCEPTED, task_id)
-    assert "No message" not in operator.queues("bury", held, succeeds=False)  # an error goes to stderr
+    assert "No message" not in operator.queues("dead-letter", held, succeeds=False)  # an error goes to stderr
     worker.stop(signal.SIGKILL)
     operator.start_worker("--pool=threads")
     wait_for(lambda: operator.broker.hlen(ACCEPTED) == 1)

@@ -58,11 +58,11 @@ def test_the_end_of_a_certificate_is_told(tmp_path: Path, days: int, severity: i
     ("having", "said"),
     [
         ("a", []),
-        ("", ["CRITICAL a: nobody has the address 10.0.0.9 -> docs/runbooks/FloatingAddress.md"]),
-        ("ab", ["CRITICAL a: a and b have the address 10.0.0.9 -> docs/runbooks/FloatingAddress.md"]),
+        ("", ["CRITICAL a: nobody has the address 10.0.0.9 -> docs/runbooks/VirtualIPMisplaced.md"]),
+        ("ab", ["CRITICAL a: a and b have the address 10.0.0.9 -> docs/runbooks/VirtualIPMisplaced.md"]),
     ],
 )
-def test_a_floating_address_has_exactly_one_place(having: str, said: list[str]) -> None:
+def test_a_virtual_ip_has_exactly_one_holder(having: str, said: list[str]) -> None:
     hosts = []
     for name in "ab":
         told = {"severity": 0, "facts": {}, "one_of": {"the address 10.0.0.9": name in having}}

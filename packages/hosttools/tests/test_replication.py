@@ -94,15 +94,15 @@ def test_nothing_is_wrong_with_a_primary_and_its_replicas(world: World) -> None:
 def test_a_second_primary_is_told(world: World) -> None:
     world.name(SECOND)
     (two,) = found()
-    assert two.what == f"Redis broker takes itself for the primary, the sentinels name {SECOND}:6380: two primaries"
-    assert (two.cause, two.primary, two.runbook) == ("follow", f"{SECOND}:6380", "RedisTwoPrimaries")
+    assert two.what == f"Redis broker is a primary, but the sentinels name {SECOND}:6380: split brain"
+    assert (two.cause, two.primary, two.runbook) == ("follow", f"{SECOND}:6380", "RedisSplitBrain")
 
 
-def test_a_primary_without_replicas_refuses_writes(world: World) -> None:
+def test_a_primary_without_replicas_is_read_only(world: World) -> None:
     world.replication = "role:master\nconnected_slaves:1\n" + ONLINE.format(0, SECOND, 40)
-    (refuses,) = found()
-    assert "refuses writes (NOREPLICAS): it has 0 replicas that are up to date, not 10.0.0.2, 10.0.0.3" in refuses.what
-    assert refuses.severity == findings.CRITICAL
+    (read_only,) = found()
+    assert "is read-only (NOREPLICAS): it has 0 replicas that are up to date, not 10.0.0.2, 10.0.0.3" in read_only.what
+    assert read_only.severity == findings.CRITICAL
 
 
 @pytest.mark.parametrize(
@@ -202,15 +202,15 @@ def test_every_page_that_is_named_exists() -> None:
     named = {
         word for word in source.replace('"', " ").replace(",", " ").split() if word.startswith(("Redis", "Sentinels"))
     }
-    assert {"RedisTwoPrimaries", "SentinelsNoQuorum"} <= named & pages
+    assert {"RedisSplitBrain", "SentinelsNoQuorum"} <= named & pages
 
 
 def test_the_doctor_tells_it_with_the_rest() -> None:
-    told = {"severity": 1, "what": "two primaries", "runbook": "RedisTwoPrimaries", "layer": 4, "cause": "follow"}
+    told = {"severity": 1, "what": "split brain", "runbook": "RedisSplitBrain", "layer": 4, "cause": "follow"}
     host = {"inventory_hostname": "a", "doctor_examined": {"stdout": "[]"}}
     host |= {"doctor_replication": {"rc": 0, "stdout": json.dumps([told])}}
     assert filters.doctor_sentences(filters.doctor_findings([host])) == [
-        "CRITICAL a: two primaries -> docs/runbooks/RedisTwoPrimaries.md"
+        "CRITICAL a: split brain -> docs/runbooks/RedisSplitBrain.md"
     ]
 
 

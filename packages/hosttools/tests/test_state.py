@@ -140,11 +140,11 @@ def test_one_and_the_same_user_of_the_file_is_no_difference(asked: tuple[RedisSe
     before = now()
     ask.call("ACL", "SETUSER", "worker", "+@transaction", "-discard")
     assert told(before, now()) == []
-    ask.call("ACL", "SETUSER", "stranger", "on", ">password-of-theirs")
+    ask.call("ACL", "SETUSER", "outsider", "on", ">password-of-theirs")
     ask.call("CONFIG", "SET", "hz", "50")
     assert "password-of-theirs" not in json.dumps(now())
     assert server.password not in json.dumps(now())
-    assert told(before, now()) == ["Redis main: hz is 50 instead of 10", "Redis main: the user stranger is new"]
+    assert told(before, now()) == ["Redis main: hz is 50 instead of 10", "Redis main: the user outsider is new"]
 
 
 @pytest.mark.parametrize(("place", "whose"), [("backend", "release's"), ("platform", "platform's")])

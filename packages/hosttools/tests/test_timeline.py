@@ -1,4 +1,4 @@
-"""What is told of a task: the lines that hosts pick from their logs, and the story that is made of them."""
+"""What is reported of a task: the lines that hosts pick from their logs, and the timeline that is made of them."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from celery_durable.task_ids import new_task_id
 from hosttools import timeline
 from tests.support import load_plugin
 
-stack_story = load_plugin("roles/stack/filter_plugins/stack_story.py")
+stack_timeline = load_plugin("roles/stack/filter_plugins/stack_timeline.py")
 
 TASK, OTHER = new_task_id(), new_task_id()
 CREATED = (uuid.UUID(TASK).int >> 80) / 1000
@@ -88,7 +88,7 @@ def host(name: str, lines: list[Any], state: str = "", oldest: str = "2020", cre
         "state": state,
         "lines": [asdict(line) for line in lines],
     }
-    return {"inventory_hostname": name, "story_read": {"stdout": json.dumps(told)}}
+    return {"inventory_hostname": name, "timeline_read": {"stdout": json.dumps(told)}}
 
 
 def line(after: float, message: str, about_unit: bool = False) -> Any:
@@ -110,7 +110,7 @@ def test_lines_of_the_task_and_of_its_request_are_found_and_no_others(journal: J
     ]
 
 
-def test_a_client_that_waits_does_not_fill_the_story(journal: Journal, tmp_path: Path) -> None:
+def test_a_client_that_waits_does_not_fill_the_timeline(journal: Journal, tmp_path: Path) -> None:
     for status in (200, 200, 404):
         journal.add("typesafe-api", text("api", POLL % status, 1, request_id=str(status)), 1)
     assert [line.message for line in read(tmp_path)] == [POLL % 404]
@@ -157,55 +157,55 @@ def test_what_supervisor_says_of_the_workers_is_told(tmp_path: Path) -> None:
     assert (line.time[-10:-6], line.level, line.about_unit) == (".456", "WARNING", True)
 
 
-def test_the_story_is_in_the_order_of_time_and_ends_with_the_state() -> None:
+def test_the_timeline_is_in_the_order_of_time_and_ends_with_the_state() -> None:
     hosts = [host("two", [line(2, "finished"), line(1, "started")]), host("one", [line(0, "accepted")], "SUCCESS")]
-    told = stack_story.task_story(hosts, TASK)
+    told = stack_timeline.task_timeline(hosts, TASK)
     assert [sentence.split()[-1] for sentence in told] == ["accepted", "started", "finished", "SUCCESS"]
     assert told[-1] == "State now: SUCCESS"
 
 
 def test_a_line_that_two_hosts_have_is_told_once() -> None:
-    told = stack_story.task_story([host("one", [line(1, "started")]), host("logs", [line(1, "started")])], TASK)
+    told = stack_timeline.task_timeline([host("one", [line(1, "started")]), host("logs", [line(1, "started")])], TASK)
     assert len([sentence for sentence in told if "started" in sentence]) == 1
 
 
 @pytest.mark.parametrize(("state", "later_is_told"), [("SUCCESS", False), ("PENDING", True)])
 def test_what_units_did_is_told_until_the_task_has_ended(state: str, later_is_told: bool) -> None:
     lines = [line(0, "accepted"), line(1, "killed", about_unit=True), line(2, "ended"), line(3, "later", True)]
-    told = stack_story.task_story([host("one", lines, state)], TASK)
+    told = stack_timeline.task_timeline([host("one", lines, state)], TASK)
     assert any("killed" in sentence for sentence in told)
     assert any("later" in sentence for sentence in told) is later_is_told
 
 
 def test_a_task_without_a_line_is_one_of_old_or_of_elsewhere() -> None:
-    [old, _] = stack_story.task_story([host("one", [], "404: no", oldest="2022"), host("two", [])], TASK)
+    [old, _] = stack_timeline.task_timeline([host("one", [], "404: no", oldest="2022"), host("two", [])], TASK)
     assert "reach back to 2022 only" in old
     assert "of one" in old
-    [elsewhere, _] = stack_story.task_story([host("one", [], "404: no"), host("two", [])], TASK)
+    [elsewhere, _] = stack_timeline.task_timeline([host("one", [], "404: no"), host("two", [])], TASK)
     assert "it was never accepted here" in elsewhere
 
 
 @pytest.mark.parametrize("state", ["SUCCESS", "PENDING", "FAILURE: broken", "410: its result has ended"])
 def test_a_task_that_the_api_knows_was_accepted_whatever_the_logs_have_lost(state: str) -> None:
-    told = stack_story.task_story([host("one", [], state), host("two", [])], TASK)
+    told = stack_timeline.task_timeline([host("one", [], state), host("two", [])], TASK)
     assert "but it was accepted" in told[0]
     assert not any("never accepted" in sentence for sentence in told)
 
 
 def test_nothing_is_said_of_what_could_not_be_read() -> None:
-    failed = {"inventory_hostname": "two", "story_read": {"rc": 1, "stdout": "Traceback (most recent call last):"}}
+    failed = {"inventory_hostname": "two", "timeline_read": {"rc": 1, "stdout": "Traceback (most recent call last):"}}
     without_logs = host("redis", [], oldest="")
     for hosts in ([host("one", []), failed], [host("one", []), {"inventory_hostname": "two"}], [without_logs]):
-        told = stack_story.task_story(hosts, TASK)
+        told = stack_timeline.task_timeline(hosts, TASK)
         assert any("is not known" in sentence for sentence in told)
         assert not any("never accepted" in sentence for sentence in told)
-    assert "never accepted" in stack_story.task_story([host("one", []), without_logs], TASK)[0]
+    assert "never accepted" in stack_timeline.task_timeline([host("one", []), without_logs], TASK)[0]
 
 
 def test_a_host_that_is_away_is_named() -> None:
-    away = {"inventory_hostname": "two", "story_read": {"unreachable": True}}
-    assert "two cannot be read" in stack_story.task_story([host("one", [line(0, "accepted")]), away], TASK)[-2]
-    assert len(stack_story.task_story([away], TASK)) == 1
+    away = {"inventory_hostname": "two", "timeline_read": {"unreachable": True}}
+    assert "two cannot be read" in stack_timeline.task_timeline([host("one", [line(0, "accepted")]), away], TASK)[-2]
+    assert len(stack_timeline.task_timeline([away], TASK)) == 1
 
 
 @pytest.mark.parametrize("name", ["nightly", "Report (2026)[1]", "0f0e8400-e29b-41d4-a716-446655440000"])

@@ -48,7 +48,7 @@ def redis(signs: dict[str, int] | None) -> dict[str, Any]:
 
 def judge(*hosts: dict[str, Any]) -> dict[str, Any]:
     """Return the first worker as it was judged."""
-    found: dict[str, Any] = filters.workers_judged(list(hosts))[0]
+    found: dict[str, Any] = filters.worker_findings(list(hosts))[0]
     return found
 
 
@@ -85,7 +85,7 @@ def test_one_that_has_just_started_is_given_time() -> None:
 
 
 def test_nothing_is_started_while_redis_is_away() -> None:
-    for found in filters.workers_judged([host(worker("stopped"), worker()), redis(None)]):
+    for found in filters.worker_findings([host(worker("stopped"), worker()), redis(None)]):
         assert found["remedy"] == "redis"
         assert found["plan"] == ""
         assert "Redis does not answer" in found["says"]
@@ -201,10 +201,10 @@ def test_times_are_told_task_by_task() -> None:
         {"inventory_hostname": "w", "times_examined": {"stdout": json.dumps({"hour": {"t": 4}})}},
         {"inventory_hostname": "a", "times_examined": {"stdout": json.dumps(figures)}},
     ]
-    (sentence,) = filters.task_times_judged(hosts)
+    (sentence,) = filters.task_time_findings(hosts)
     assert sentence.startswith("t: 4 runs hit a time limit within the last hour (10 of 100 ever;")
     assert "half of all runs end within 1 s, 95 % within 60 s" in sentence
-    assert filters.task_times_judged(hosts[1:]) == []
+    assert filters.task_time_findings(hosts[1:]) == []
 
 
 def render(template: str) -> str:

@@ -28,7 +28,7 @@ options:
     description: Path of the configuration file. Only plain directives, one per line.
     type: path
     required: true
-  earlier_passwords:
+  previous_passwords:
     description: Passwords of the default user to try when the running server does not know the file's yet.
     type: list
     elements: str
@@ -306,10 +306,10 @@ def apply(redis: Redis, options: dict[str, str], timeout: float, check_mode: boo
     return applied, reasons
 
 
-def log_in(options: dict[str, str], earlier_passwords: list[str], timeout: float) -> Redis:
+def log_in(options: dict[str, str], previous_passwords: list[str], timeout: float) -> Redis:
     """A connection that is logged in and past the loading of the data."""
     redis = Redis(options["unixsocket"], timeout)
-    passwords = [options["requirepass"], *earlier_passwords] if "requirepass" in options else []
+    passwords = [options["requirepass"], *previous_passwords] if "requirepass" in options else []
     for password in passwords:
         try:
             redis.call("AUTH", password)
@@ -333,7 +333,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "config_file": {"type": "path", "required": True},
-            "earlier_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "denied_within": {"type": "int", "default": 60},
             "settle": {"type": "int", "default": 0},
             "disconnect_older_than": {"type": "int"},
@@ -364,7 +364,7 @@ def main() -> None:
     unnamed: list[str] = []
     began = time.monotonic()
     try:
-        redis = log_in(options, module.params["earlier_passwords"], timeout)
+        redis = log_in(options, module.params["previous_passwords"], timeout)
     except OSError as error:
         reasons = [f"No server answers at {options['unixsocket']}: {error.strerror or error}."]
     except RedisError as error:

@@ -196,7 +196,7 @@ def _one_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(having) != 1:
             what = f"{' and '.join(having)} have {name}" if having else f"nobody has {name}"
             told_of = {"host": (having or [asked[0]["host"]])[0], "severity": CRITICAL, "what": what}
-            found.append({**told_of, "runbook": "FloatingAddress", "layer": HIGHEST_LAYER, "suspect": False})
+            found.append({**told_of, "runbook": "VirtualIPMisplaced", "layer": HIGHEST_LAYER, "suspect": False})
     return found
 
 

@@ -46,7 +46,7 @@ PLANS = {
 }
 
 
-def workers_judged(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def worker_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each worker with ``host``, ``state``, ``remedy`` (maybe empty), ``plan``, and what it ``says``.
 
     Remedies: start, restart, install (the unit), deploy (settings and secrets again), rebuild (the virtual
@@ -68,7 +68,7 @@ def workers_plans(workers: list[Mapping[str, Any]], release: str = "") -> list[s
     """Return what is done for each worker that cannot start.
 
     Args:
-        workers: some of those that ``workers_judged`` has returned.
+        workers: some of those that ``worker_findings`` has returned.
         release: the chosen release; without it the newest other one where the live one is at fault.
     """
     plans = []
@@ -145,7 +145,7 @@ def _sentence(worker: Mapping[str, Any], state: str, obstacle: Mapping[str, str]
     return " ".join(parts)
 
 
-def task_times_judged(hosts: list[Mapping[str, Any]]) -> list[str]:
+def task_time_findings(hosts: list[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each task that has hit a limit within the last hour.
 
     Args:
@@ -177,7 +177,7 @@ def fat_workers(workers: list[Mapping[str, Any]], hosts: Mapping[str, Mapping[st
     """Return the workers that take too much memory, the fattest first, each with ``why``.
 
     Args:
-        workers: what ``workers_judged`` has returned.
+        workers: what ``worker_findings`` has returned.
         hosts: each host's memory, as hosttools' workers reports it.
     """
     fat = []
@@ -227,7 +227,7 @@ class FilterModule:
         return {
             "fat_workers": fat_workers,
             "memory_sentences": memory_sentences,
-            "task_times_judged": task_times_judged,
-            "workers_judged": workers_judged,
+            "task_time_findings": task_time_findings,
+            "worker_findings": worker_findings,
             "workers_plans": workers_plans,
         }

@@ -58,12 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--figures", metavar="URL", help="of HAProxy; without it there is no balancer here")
     parser.add_argument("--certificate", default="", metavar="FILE", help="that clients are shown")
-    parser.add_argument("--floating-address", default="", help="that exactly one balancer must have")
+    parser.add_argument("--virtual-ip", default="", help="that exactly one balancer must have")
     given = parser.parse_args()
     findings = list(servers(figures(given.figures))) if given.figures else []
     findings += certificate(given.certificate) if given.certificate and Path(given.certificate).exists() else []
     told: list[dict[str, object]] = [finding.report() for finding in findings]
-    if given.floating_address:
-        has = f" {given.floating_address}/" in process.run("ip", "-4", "-oneline", "address").output
-        told.append({"severity": 0, "facts": {}, "one_of": {f"the address {given.floating_address}": has}})
+    if given.virtual_ip:
+        has = f" {given.virtual_ip}/" in process.run("ip", "-4", "-oneline", "address").output
+        told.append({"severity": 0, "facts": {}, "one_of": {f"the address {given.virtual_ip}": has}})
     print(json.dumps(told))

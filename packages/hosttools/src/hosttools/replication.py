@@ -118,17 +118,17 @@ def server(given: Installation, name: str, port: str, answers: dict[str, str]) -
 
 
 def primary(given: Installation, name: str, info: dict[str, str], wanted: str, own: str) -> Iterator[Finding]:
-    """Look at a server that takes itself for the primary."""
+    """Look at a server that is a primary by its own account."""
     if wanted and wanted != own:
-        what = f"Redis {name} takes itself for the primary, the sentinels name {wanted}: two primaries"
-        yield Finding(CRITICAL, what, "RedisTwoPrimaries", REACH, cause="follow", subject=name, primary=wanted)
+        what = f"Redis {name} is a primary, but the sentinels name {wanted}: split brain"
+        yield Finding(CRITICAL, what, "RedisSplitBrain", REACH, cause="follow", subject=name, primary=wanted)
     states = [dict(pair.split("=") for pair in value.split(",")) for key, value in info.items() if _is_replica(key)]
     good = [state for state in states if state["state"] == "online" and int(state["lag"]) <= given.max_lag]
     missing = sorted(set(given.servers) - {given.address} - {state["ip"] for state in good})
     if len(good) < given.min_replicas:
-        what = f"Redis {name} refuses writes (NOREPLICAS): it has {len(good)} replicas that are up to date"
+        what = f"Redis {name} is read-only (NOREPLICAS): it has {len(good)} replicas that are up to date"
         what += f", not {', '.join(missing)}"
-        yield Finding(CRITICAL, what, "RedisRefusesWrites", RIGHTS, cause="refuses", subject=name)
+        yield Finding(CRITICAL, what, "RedisReadOnly", RIGHTS, cause="read_only", subject=name)
     elif missing:
         late = {state["ip"] for state in states} & set(missing)
         page, state = ("RedisReplicaLags", "are behind") if late else ("RedisReplicaMissing", "do not follow it")

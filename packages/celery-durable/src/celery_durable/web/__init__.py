@@ -1,1 +1,1 @@
-"""What a server needs that strangers reach: who counts as one client, how often it may come, what is logged of it."""
+"""What a server needs that anybody reaches: who is one client, how often it may come, what is logged of it."""

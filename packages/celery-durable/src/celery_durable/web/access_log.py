@@ -7,17 +7,17 @@ from typing import Any
 
 from celery_durable.logs import cut
 
-# Characters that are kept of each thing that a stranger sends.
+# Characters that are kept of each thing that an unexpected client sends.
 LONGEST_PIECE = 200
 # Whether the running request has come with a valid key.
 is_known: ContextVar[bool] = ContextVar("is_known", default=False)
 # Loggers of servers, which write a line when anybody sends anything, and how many lines a process writes in a second
 # about requests without a valid key. Balancers and probes ask a few times a second.
-OF_STRANGERS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "tornado.access", "tornado.general"}
+OF_UNEXPECTED_CLIENTS = {"uvicorn.access", "uvicorn.error", "asgi_correlation_id", "tornado.access", "tornado.general"}
 LINES_PER_SECOND = 20
 
 
-class StrangersFilter(logging.Filter):
+class UnexpectedClientsFilter(logging.Filter):
     """Keeps whoever has no key from filling the disk: what they send is cut, and lines about them are limited.
 
     Errors, and lines about requests with a valid key, are never left out.
@@ -30,7 +30,7 @@ class StrangersFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a line is written, and shorten its parts."""
-        if record.name not in OF_STRANGERS:
+        if record.name not in OF_UNEXPECTED_CLIENTS:
             return True
         if isinstance(record.args, tuple):
             record.args = tuple(cut(part, LONGEST_PIECE) if isinstance(part, str) else part for part in record.args)
@@ -50,6 +50,6 @@ class StrangersFilter(logging.Filter):
 
 def bounded(config: dict[str, Any]) -> dict[str, Any]:
     """Add the filter to what ``celery_durable.logs.log_config`` has built."""
-    config["filters"] = {"strangers": {"()": f"{__name__}.{StrangersFilter.__name__}"}}
-    config["handlers"]["json"]["filters"] = ["strangers"]
+    config["filters"] = {"unexpected_clients": {"()": f"{__name__}.{UnexpectedClientsFilter.__name__}"}}
+    config["handlers"]["json"]["filters"] = ["unexpected_clients"]
     return config

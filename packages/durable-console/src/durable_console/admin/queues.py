@@ -130,10 +130,10 @@ def drop(task: str, reason: str) -> None:
         click.echo(printable(f"{ended} tasks of {queue} are ended."))
 
 
-@group.command()
+@group.command("dead-letter")
 @click.argument("task_id", metavar="ID")
 @as_reason
-def bury(task_id: str, reason: str) -> None:
+def dead_letter_task(task_id: str, reason: str) -> None:
     """Make a task a dead letter, wherever its message lies: its status becomes FAILURE.
 
     A worker that runs it goes on: kill that worker afterwards.

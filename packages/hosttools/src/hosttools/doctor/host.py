@@ -65,8 +65,8 @@ def busy() -> Iterator[Finding]:
     number = max(used, key=lambda key: used[key])
     place = Path(f"/proc/{number}")
     # Our services may be busy with what they are there for.
-    stranger = place.exists() and not 0 < place.stat().st_uid < 1000
-    if stranger or os.getloadavg()[0] >= 2 * processors:
+    foreign = place.exists() and not 0 < place.stat().st_uid < 1000
+    if foreign or os.getloadavg()[0] >= 2 * processors:
         name, load = files.read(place / "comm").strip(), os.getloadavg()[0]
         what = f"the {processors} processors are busy (load {load:.0f}), mostly with {name} (process {number})"
         yield Finding(WARNING, what, "", HOST, suspect=True)

@@ -46,7 +46,7 @@ def egress() -> Iterator[Finding]:
     counter = re.search(r"packets (\d+)", shown)
     if counter and int(counter[1]):
         what = f"the firewall has refused {counter[1]} packets of tasks: journalctl -k -g 'platform egress'"
-        yield Finding(NOTE, what, "TaskEgressRefused", NETWORK)
+        yield Finding(NOTE, what, "TaskEgressDenied", NETWORK)
 
 
 def drops(rules: str) -> list[str]:

@@ -19,7 +19,7 @@ SECRET = re.compile(r"pass|auth|secret|key-file-pass", re.IGNORECASE)
 
 def network(_: str, __: Any) -> State:
     """Return links, addresses, routes, rules, queues, and the rules of packet filters without their counts."""
-    found, floating = {}, files.read("/etc/keepalived/keepalived.conf").strip()
+    found, keepalived = {}, files.read("/etc/keepalived/keepalived.conf").strip()
     for link in json.loads(process.output("ip", "-json", "address") or "[]"):
         name = re.sub(r"@.*", "", link["ifname"])
         if name.startswith(("veth", "docker", "br-", "cni", "podman", "virbr")):
@@ -27,8 +27,8 @@ def network(_: str, __: Any) -> State:
         found[f"the link {name}"] = f"{'up' if 'UP' in link['flags'] else 'down'}, mtu {link['mtu']}"
         for address in link["addr_info"]:
             # One of keepalived's is on one balancer or another.
-            floats = f"{address.get('local')}/" in floating
-            if not floats and not address.get("temporary") and address.get("family") == "inet":
+            is_virtual = f"{address.get('local')}/" in keepalived
+            if not is_virtual and not address.get("temporary") and address.get("family") == "inet":
                 found[f"the address {address['local']}/{address['prefixlen']}"] = f"on {name}"
     for command in (["route", "show", "table", "all"], ["rule", "show"]):
         for line in process.output("ip", *command).splitlines():

@@ -1,4 +1,4 @@
-"""Filter of the stack role: a task's story as its hosts' logs tell it (playbooks/diagnose/task_timeline.yml)."""
+"""Filter of the stack role: a task's timeline from its hosts' logs (playbooks/diagnose/task_timeline.yml)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 ENDED = ("SUCCESS", "FAILURE", "REVOKED", "404", "410")
 
 
-def task_story(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
-    """Return the story, a line each, in the order of time, from the variables of all hosts after they were read.
+def task_timeline(hosts: list[Mapping[str, Any]], task: str) -> list[str]:
+    """Return the timeline, a line each, in the order of time, from the variables of all hosts after they were read.
 
     What units did is part of it only while the task was on its way.
     """
     # One that failed half-way has said nothing that can be read.
-    read = {host["inventory_hostname"]: host.get("story_read", {}) for host in hosts}
+    read = {host["inventory_hostname"]: host.get("timeline_read", {}) for host in hosts}
     told = {name: json.loads(said["stdout"]) for name, said in read.items() if "stdout" in said and not said.get("rc")}
     silent = [name for name in read if name not in told]
     end = [f"{name} cannot be read: its lines are missing, unless it sends them elsewhere." for name in silent]
@@ -56,7 +56,7 @@ def _table(rows: list[list[str]]) -> list[str]:
 def _nothing(told: Mapping[str, Mapping[str, str]], task: str, state: str, *, certain: bool) -> str:
     created = next(iter(told.values()))["created"]
     # The host whose logs are the shortest may have had it.
-    back, host = max((story["oldest"], name) for name, story in told.items())
+    back, host = max((read_here["oldest"], name) for name, read_here in told.items())
     if created and created < back:
         return f"No log has a line about {task}: it is of {created}, and the logs of {host} reach back to {back} only."
     # Of a task that it does not know the API says 404, 410 of one whose result has ended.
@@ -72,4 +72,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about it."""
-        return {"task_story": task_story}
+        return {"task_timeline": task_timeline}
