@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     sentinel_password: SecretStr | None = None
     # Replicas that must confirm a task before the API accepts it, and the response when they have not in
     # time: 503, although it may run, or 202 with a mark.
-    broker_replicas_required: Annotated[int, Field(ge=0)] = 0
-    broker_unreplicated: Literal["reject", "mark"] = "reject"
+    broker_replicas_wanted: Annotated[int, Field(ge=0)] = 0
+    broker_unreplicated: Literal["refuse", "mark"] = "refuse"
 
     groq_api_key: SecretStr | None = None
     gemini_api_key: SecretStr | None = None

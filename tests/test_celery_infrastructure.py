@@ -181,7 +181,7 @@ class TestSettings:
             ("CELERY_BROKER_URL", "redis://:hidden@host/a", "CELERY_BROKER_URL is refused: must look like redis://"),
             ("CELERY_BROKER_URL", "sentinel://:hidden@a/0;sentinel://b/0", "CELERY_BROKER_URL is refused: must look"),
             ("CELERY_BROKER_URL", "redis://:hidden@a/0;redis://:hidden@b/0", "CELERY_BROKER_URL is refused: must look"),
-            ("BROKER_UNREPLICATED", "drop", "BROKER_UNREPLICATED='drop' is refused: Input should be 'reject' or"),
+            ("BROKER_UNREPLICATED", "drop", "BROKER_UNREPLICATED='drop' is refused: Input should be 'refuse' or"),
             ("REDIS_URL", "rediss://host?ssl_cert_reqs=none", "REDIS_URL is refused: must look like redis://"),
             ("REDIS_URL", "rediss://host?ssl_check_hostname=False", "REDIS_URL is refused: must look like redis://"),
             ("REDIS_URL", "redis://host?ssl_ca_certs=/ca", "REDIS_URL is refused: must look like redis://"),

@@ -62,7 +62,7 @@ def durable_options(settings: Settings) -> Options:
         watchdog_seconds=settings.worker_watchdog_seconds,
         heartbeat_file=settings.worker_heartbeat_file,
         workers_expected=settings.workers_expected,
-        replicas_required=settings.broker_replicas_required,
+        replicas_wanted=settings.broker_replicas_wanted,
         unreplicated=settings.broker_unreplicated,
         queue_max_length=settings.queue_max_length,
         broker_max_memory_share=settings.broker_max_memory_share,

@@ -25,7 +25,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "api_graceful_stop_seconds": (1, 3600),
     "api_processes": (1, 256),
     "app_release_keep": (2, 1000),
-    "broker_replicas_required": (0, 100),
+    "broker_replicas_wanted": (0, 100),
     "celery_worker_concurrency": (1, 10000),
     "celery_worker_log_keep_days": (1, 36500),
     "celery_worker_task_time_limit": (1, LONGEST),
@@ -116,7 +116,6 @@ OF_INSTANCES = {
 }
 # Variables that have another name now.
 RENAMED = {
-    "broker_replicas_wanted": "broker_replicas_required",
     "flower_earlier_passwords": "flower_previous_passwords",
     "load_balancer_floating_address": "load_balancer_virtual_ip",
     "load_balancer_floating_id": "load_balancer_virtual_ip_id",

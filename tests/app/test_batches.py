@@ -214,9 +214,9 @@ class TestNothing:
             assert batch(api, {}, {}).status_code == 202
             assert_come_back_later(batch(api, {}), 429, "The queue is full, 5 tasks wait")
 
-    @pytest.mark.parametrize(("name", "words"), [("reject", ""), ("mark", "replicated")])
+    @pytest.mark.parametrize(("name", "words"), [("refuse", ""), ("mark", "replicated")])
     def test_replicas_that_lack_it(self, redis: RedisServer, tmp_path: Path, name: str, words: str) -> None:
-        settings = {"BROKER_REPLICAS_REQUIRED": "1", "BROKER_UNREPLICATED": name}
+        settings = {"BROKER_REPLICAS_WANTED": "1", "BROKER_UNREPLICATED": name}
         with running_api(redis, redis, tmp_path, **settings) as api:
             response = batch(api, {}, {})
         assert response.status_code == (202 if words else 503)

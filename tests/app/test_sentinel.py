@@ -113,7 +113,7 @@ class Cluster:
             "BROKER_PRIMARY": PRIMARY,
             "RESULTS_PRIMARY": PRIMARY,
             "SENTINEL_PASSWORD": self.own_password,
-            "BROKER_REPLICAS_REQUIRED": "1",
+            "BROKER_REPLICAS_WANTED": "1",
         }
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "route": ({"task_routes": {"app.report": "slow"}}, "no pool takes from it"),
     "pools": ({"celery_worker_pools": [{"name": "slow", "queues": ["slow"]}]}, "takes from the queue 'celery'"),
     "ports": ({"flower_port": 8000}, "api_port is 8000, flower_port 8000"),
-    "replicas": ({"broker_replicas_required": 1}, "broker_replicas_required 1"),
+    "replicas": ({"broker_replicas_wanted": 1}, "broker_replicas_wanted 1"),
     "console-port": ({"app_has_metrics": False, "console_port": 8000}, "console_port 8000"),
     "sandbox": ({"app_release_sandbox": ["MemoryDenyWriteExecute=no"]}, "have no unit that it could override"),
     "volume": ({"app_release_shared": {"media": "My_Files"}}, "app_release_shared has the directory 'My_Files'"),

@@ -25,7 +25,7 @@ CASES = {
     "two": Case(host(2), []),
     "weak": Case(host(3, sentinel_password=WEAK), ["redis_sentinel_password"], hidden=WEAK),
     "alone": Case(host(4, redis_bind=["127.0.0.1"]), ["redis_bind of alone", "private_address"]),
-    "mark": Case(host(5, broker_unreplicated="refuse"), ["broker_unreplicated", "refuse", "reject, mark"]),
+    "mark": Case(host(5, broker_unreplicated="perhaps"), ["broker_unreplicated", "perhaps", "refuse, mark"]),
     "wary": Case(
         host(6, redis_min_replicas_to_write=9), ["redis_min_replicas_to_write of wary is 9", "9 hosts", "lower it"]
     ),
@@ -33,7 +33,7 @@ CASES = {
     "piece": Case(
         host(9, app_redis_variables={"CACHE": "results.host"}), ["app_redis_variables.CACHE is results.host"]
     ),
-    "warier": Case(host(7, broker_replicas_required=9), ["broker_replicas_required is 9", "8 replicas", "lower it"]),
+    "warier": Case(host(7, broker_replicas_wanted=9), ["broker_replicas_wanted is 9", "8 replicas", "lower it"]),
 }
 
 
@@ -61,8 +61,8 @@ def test_each_needs_an_address(tmp_path: Path) -> None:
 
 
 def test_one_server_has_no_replicas(tmp_path: Path) -> None:
-    said = refusals({"a": Case({"broker_replicas_required": 1}, [])}, tmp_path)
-    assert "broker_replicas_required is 1, but the broker has 0 replicas" in said["a"].replace("\n", " ")
+    said = refusals({"a": Case({"broker_replicas_wanted": 1}, [])}, tmp_path)
+    assert "broker_replicas_wanted is 1, but the broker has 0 replicas" in said["a"].replace("\n", " ")
 
 
 def test_replicas_cannot_be_older_than_their_primary(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def measure_replicas(directory: Path, rounds: int, seconds: float) -> dict[str, 
         apis = {
             "no replica": alone.api(),
             "two replicas, nobody waits for them": replicated.api(),
-            "two replicas, one must have the task": replicated.api(BROKER_REPLICAS_REQUIRED="1"),
+            "two replicas, one must have the task": replicated.api(BROKER_REPLICAS_WANTED="1"),
         }
         runs: dict[str, list[Replicated]] = {name: [] for name in apis}
         for _ in range(rounds):

@@ -47,8 +47,8 @@ class Options:
 
     # For ``celery_durable.aio``
     # Replicas that must have a task before it counts as accepted, and what becomes of one that they lack after a while.
-    replicas_required: int = 0
-    unreplicated: Literal["reject", "mark"] = "reject"
+    replicas_wanted: int = 0
+    unreplicated: Literal["refuse", "mark"] = "refuse"
     queue_max_length: int = 10_000  # messages that may wait in a queue
     broker_max_memory_share: float = 0.8  # of the broker's maxmemory
     reject_without_workers_seconds: int = 900  # without a report of any worker; 0: never
@@ -151,8 +151,8 @@ VARIABLES: Variables = {
     "DURABLE_WATCHDOG_SECONDS": ("watchdog_seconds", number(10), "seconds, at least 10"),
     "DURABLE_HEARTBEAT_FILE": ("heartbeat_file", Path, "a path"),
     "DURABLE_WORKERS_EXPECTED": ("workers_expected", number(0), "a number, at least 0"),
-    "DURABLE_REPLICAS_REQUIRED": ("replicas_required", number(0), "a number, at least 0"),
-    "DURABLE_UNREPLICATED": ("unreplicated", _one_of("reject", "mark"), "reject or mark"),
+    "DURABLE_REPLICAS_WANTED": ("replicas_wanted", number(0), "a number, at least 0"),
+    "DURABLE_UNREPLICATED": ("unreplicated", _one_of("refuse", "mark"), "refuse or mark"),
     "DURABLE_QUEUE_LIMIT": ("queue_max_length", number(1), "a number of messages, at least 1"),
     "DURABLE_MEMORY_SHARE": ("broker_max_memory_share", _share, "above 0 and at most 1"),
     "DURABLE_REJECT_WITHOUT_WORKERS": ("reject_without_workers_seconds", number(0), "seconds, 0 for never"),

@@ -225,8 +225,8 @@ class Publisher:
             answer = await pushed
         except (RedisError, OSError) as error:
             raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
-        if not answer[1] and self._options.unreplicated == "reject":
-            raise NotReplicatedError(f"Fewer than {self._options.replicas_required} replicas have the task.")
+        if not answer[1] and self._options.unreplicated == "refuse":
+            raise NotReplicatedError(f"Fewer than {self._options.replicas_wanted} replicas have the task.")
         return answer
 
     def _start_writer(self) -> None:
@@ -240,7 +240,7 @@ class Publisher:
             pipeline = self._broker.pipeline(transaction=False)
             for call in calls:
                 call.run(pipeline)
-            replicas = self._options.replicas_required if calls else 0
+            replicas = self._options.replicas_wanted if calls else 0
             if replicas:
                 pipeline.execute_command("WAIT", replicas, int(REPLICATION_BUDGET * 1000))
             if sampling:
