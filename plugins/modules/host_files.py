@@ -35,7 +35,8 @@ options:
   files:
     description:
       - Each has C(path), and one of C(content), C(template) and C(src), a template or a file of the role.
-      - Perhaps C(owner), C(group), C(mode), C(vars), the template's own variables, and C(validate), a command that accepts the file %s.
+      - Perhaps C(vars), the template's own variables, C(owner), C(group), C(mode), and C(validate), a command that
+        accepts the file %s.
       - That file has these rights, and lies beside its later place.
     type: list
     elements: dict
