@@ -130,6 +130,20 @@ def test_values_of_kombus_own(lonely_api: Api, plain: Celery) -> None:
     }
 
 
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+@pytest.mark.parametrize("state", ["SUCCESS", "STARTED", "FAILURE"])
+def test_compressed(lonely_api: Api, redis_server: RedisServer, compression: str, state: str) -> None:
+    """https://github.com/celery/celery/issues/9370: the setting result_compression."""
+    app = Celery("compressing", backend=redis_server.url(1), set_as_current=False)
+    app.conf.result_compression = compression
+    task_id, value = new_task_id(), ValueError("on purpose") if state == "FAILURE" else "x" * 1000
+    app.backend.store_result(task_id, value, state)
+    told = ask(lonely_api, task_id)
+    assert told["status"] == state
+    assert told["result"] == (value if state == "SUCCESS" else None)
+    assert (told["error"] or "").endswith("on purpose" if state == "FAILURE" else "")
+
+
 @pytest.mark.parametrize("depth", [100, 500, 950])
 def test_deep_results(lonely_api: Api, redis_server: RedisServer, depth: int) -> None:
     """As deep as a worker's stack lets Celery write it."""

@@ -54,6 +54,25 @@ def dying_until(mended: str) -> str:
     return "survived"
 
 
+@celery_app.task(bind=True, default_retry_delay=0, max_retries=None, reject_on_worker_lost=True)
+def dying_without_end(self: Task[Any, Any], ledger: str) -> None:
+    """Kill each process that runs it."""
+    with Path(ledger).open("a") as file:
+        print("start", self.request.id, file=file, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@celery_app.task(bind=True, default_retry_delay=0, max_retries=None)
+def dying_now_and_then(self: Task[Any, Any], deaths: int) -> str:
+    """Kill its process in every second run, and ask for a retry in the others."""
+    if self.request.retries >= 2 * deaths:
+        return "survived"
+    if self.request.retries % 2:
+        raise self.retry(countdown=0)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
 @celery_app.task
 def fatal() -> None:
     """Kill the whole worker, if it runs tasks in threads."""

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,28 @@ def test_results_go_after_their_time(app: Celery, server: RedisServer) -> None:
     for state in (states.STARTED, states.SUCCESS):
         app.backend.store_result("task", "done", state)
         assert 0 < server.client(1).ttl("celery-task-meta-task") <= 60
+
+
+def unread(server: RedisServer) -> int:
+    """Return the bytes of Redis' that lie in the kernel's memory, because nobody reads them."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(line[4].partition(":")[2], 16) for line in lines if line[2].endswith(f":{server.port:04X}"))
+
+
+def test_who_sends_tasks_and_waits_for_no_result_leaves_nothing_unread(app: Celery, server: RedisServer) -> None:
+    """https://github.com/celery/celery/issues/6963."""
+    for _ in range(500):
+        app.send_task("unknown")
+    assert unread(server) < 5_000
+
+
+def test_who_waits_gets_a_result_while_others_send(app: Celery) -> None:
+    app.conf.result_backend_thread_safe = True  # one connection for results, as in many web processes
+    waiting = [app.send_task("unknown") for _ in range(20)]
+    with ThreadPoolExecutor(len(waiting)) as threads:
+        results = [threads.submit(result.get, timeout=20) for result in waiting]
+        for result in waiting:
+            for _ in range(10):
+                app.send_task("unknown")
+            app.backend.store_result(result.id, result.id, states.SUCCESS)
+        assert [result.result() for result in results] == [result.id for result in waiting]

@@ -1,5 +1,6 @@
 """However a task ends and whatever Redis answers then: it ends once, and its worker works on."""
 
+import re
 import time
 from collections import Counter
 from typing import Any
@@ -111,12 +112,14 @@ def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_
     wait_for(stack.nothing_waits)
     admin.execute_command("ACL", "SETUSER", "worker", "-lrem")  # type: ignore[no-untyped-call]
     stack.send(f"recorded.delay('a', '{stack.ledger}', 0)")
-    worker.wait_for_output("Redis rejects the acknowledgement")
+    worker.wait_for_output("Redis rejects an acknowledgement")
     stack.send(f"recorded.delay('b', '{stack.ledger}', 0)")
     wait_for(lambda: stack.events("end") == ["a", "b"])
     time.sleep(2 * RECLAIM_INTERVAL)  # nothing may happen
+    assert worker.output().count("Redis rejects an acknowledgement") == 2  # once for each message
     admin.execute_command("ACL", "SETUSER", "worker", "+lrem")  # type: ignore[no-untyped-call]
     wait_for(stack.nothing_waits)
+    assert re.search(r"rejected an acknowledgement [2-9] times and carries it out now", worker.output())
     assert stack.events("start") == ["a", "b"]
 
 

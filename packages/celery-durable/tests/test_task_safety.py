@@ -343,6 +343,35 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     wait_for(stack.nothing_waits)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "asyncio"])
+def test_a_task_that_is_retried_without_end_does_not_kill_processes_without_end(stack: Stack, pool: str) -> None:
+    """https://github.com/celery/celery/issues/9082: Celery repeats it for ever, requeued or retried."""
+    stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
+    worker = stack.start_worker(f"--pool={pool.replace('asyncio', 'custom')}")
+    (task_id,) = stack.send(f"dying_without_end.delay('{stack.ledger}')")
+    assert stack.result(task_id, "FAILURE", timeout=60)["result"]["exc_type"].endswith("LostError")
+    wait_for(stack.nothing_waits)
+    assert task_id in stack.dead_letters("list")
+    assert len(stack.events("start")) == MAX_REDELIVERIES + 1
+    assert f"Its process died in each of {MAX_REDELIVERIES + 1} runs" in worker.output()
+
+
+def test_a_task_whose_processes_die_now_and_then_is_retried(stack: Stack) -> None:
+    stack.start_worker("-c", "1")
+    (task_id,) = stack.send(f"dying_now_and_then.delay({MAX_REDELIVERIES + 1})")
+    assert stack.result(task_id, timeout=90)["result"] == "survived"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_without_prefetch_takes_what_it_has_slots_for(stack: Stack, pool: str) -> None:
+    """https://github.com/celery/celery/issues/6500: what lies in a busy worker could run in another."""
+    stack.send(*[f"recorded.delay({number}, '{stack.ledger}', 50)" for number in range(6)])
+    stack.start_worker("--disable-prefetch", "--prefetch-multiplier=4", f"--pool={pool}")
+    wait_for(lambda: len(stack.events("start")) == 2)
+    time.sleep(1)  # nothing may happen
+    assert stack.redis.client(0).llen(DEFAULT_QUEUE) == 4
+
+
 def test_a_task_that_kills_every_worker_is_put_aside(stack: Stack) -> None:
     (task_id,) = stack.send("fatal.delay()")
     broker = stack.redis.client(0)

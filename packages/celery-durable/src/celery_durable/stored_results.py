@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from celery import Celery
+from celery.backends.base import decompress_payload  # type: ignore[attr-defined]
 from kombu.utils.json import object_hook
 
 # What the state of a task is called whose stored result nobody can read.
@@ -27,7 +28,11 @@ def parse(stored: bytes) -> dict[str, Any]:
         ValueError: it is not Celery's.
         RecursionError: it is nested too deep for what is left of the stack.
     """
-    meta = json.loads(stored, object_hook=_plain, parse_constant=lambda _: None, parse_float=_finite)
+    try:
+        text = decompress_payload(stored)
+    except Exception as error:
+        raise ValueError(f"It is compressed in a way that cannot be read here: {error!r}") from error
+    meta = json.loads(text, object_hook=_plain, parse_constant=lambda _: None, parse_float=_finite)
     if not isinstance(meta, dict) or "status" not in meta:
         raise ValueError("What is stored as a task's result is not Celery's.")
     return meta

@@ -6,7 +6,7 @@ dies before that has its result already.
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +41,8 @@ class Acknowledgements:
         self._commands: deque[Command] = deque()
         # What Redis rejects for a reason that does not pass by itself: it is tried again now and then.
         self._rejected: list[Command] = []
+        # How often, by tag: the log has a message's first rejection and its end, not one line every few seconds.
+        self._rejections: Counter[str] = Counter()
         # Held while commands are sent, and by who drops messages meanwhile.
         self.lock = threading.Lock()
         # Called for each command; starts the flush.
@@ -80,8 +82,16 @@ class Acknowledgements:
                     if isinstance(reply, Exception):
                         # The others need not wait for it. It stays in flight, so that it does not run again.
                         self._rejected.append(command)
-                        logger.error("Redis rejects the acknowledgement of a message: %s", reply)
+                        self._rejections[command.tag] += 1
+                        if self._rejections[command.tag] == 1:
+                            logger.error(
+                                "Redis rejects an acknowledgement, which is tried until it succeeds: %s", reply
+                            )
                     else:
+                        if times := self._rejections.pop(command.tag, 0):
+                            logger.warning(
+                                "Redis has rejected an acknowledgement %d times and carries it out now", times
+                            )
                         self._carried_out(command.tag)
 
     def retry_rejected(self) -> None:

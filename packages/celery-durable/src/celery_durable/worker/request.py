@@ -24,7 +24,7 @@ from celery.worker.state import task_ready
 from celery_durable.connection import is_outage
 from celery_durable.masking import mask, mask_all
 from celery_durable.metrics import DIED, FAILED, RETRIED, SUCCEEDED, TIMED_OUT, waited
-from celery_durable.redelivery import MAX_REDELIVERIES
+from celery_durable.redelivery import MAX_REDELIVERIES, PROCESS_DEATHS, process_deaths_of
 from celery_durable.worker.redelivery import suspicions
 from celery_durable.worker.runtime import Runtime, runtime_of
 from celery_durable.worker.trace import one_line, trace
@@ -164,7 +164,7 @@ class Request(request.Request):
             self._dead_letter(f"The task rejected it: {mask(str(error.reason))}")
         if self._stored(super().on_failure, exc_info, send_failed_event, return_ok):
             if self._outcome == DIED:
-                times = suspicions(self.message.properties) or self._context.retries
+                times = suspicions(self.message.properties) or process_deaths_of(self._request_dict)
                 self._dead_letter(f"Its process died in each of {times + 1} runs: {error}")
             self.acknowledge()
         self._count()
@@ -190,6 +190,12 @@ class Request(request.Request):
 
     def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
         """Tell whether it runs again, for which a message was sent. Whoever acknowledges early wants none."""
+        # A task may be retried without end (max_retries=None), but not to kill one process after the other.
+        deaths = process_deaths_of(self._request_dict) + 1
+        if deaths > MAX_REDELIVERIES:
+            return False
+        retry = self._context.retries + 1
+        self._context.headers = {**(self._context.headers or {}), PROCESS_DEATHS: [deaths, retry]}
         # Celery waits as long as after an error of the task itself, by default 3 minutes, which it asks the task for.
         task, delay = self.task, self.task.default_retry_delay
         task.default_retry_delay = min(delay, DEATH_RETRY_DELAY)
@@ -274,4 +280,6 @@ def request_class(base: type[request.Request], *args: Any, **options: Any) -> ty
     make: Callable[..., type[request.Request]] = create_request_cls
     if not runtime_of(options["app"]):
         return make(base, *args, **options)
+    # Requeued, what kills its process would do so for ever: it is retried (https://github.com/celery/celery/issues/9082).
+    args[0].reject_on_worker_lost = False
     return make(type(base.__name__, (Request, base), {}), *args, trace=trace, **options)

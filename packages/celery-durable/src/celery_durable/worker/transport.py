@@ -104,6 +104,8 @@ class Channel(kombu_redis.Channel):
         self._taken_from: list[str] = []
         self._command = ""  # what waits for its answer
         self._room = 0  # how many messages it may bring
+        # Celery looks before each whether a slot is free, and cannot say how many are.
+        self._most = 1 if self._app.conf.worker_disable_prefetch else TAKEN_AT_ONCE
         self._looked_in_vain = False
         self._full = False  # Redis has no memory left and rejects BLMOVE
         self._acknowledged_queues: set[str] = set()
@@ -165,7 +167,7 @@ class Channel(kombu_redis.Channel):
             return
         lists = [self._worker(queue).unacked_list(queue) for queue in queues]
         self._reclaim(lists)
-        self._room = min(self.qos.can_consume_max_estimate() or TAKEN_AT_ONCE, TAKEN_AT_ONCE)
+        self._room = min(self.qos.can_consume_max_estimate() or self._most, self._most)
         if (len(queues) > 1 or self._room > 1 or self._full) and not self._looked_in_vain:
             pairs = [key for pair in zip(queues, lists, strict=True) for key in pair]
             command: list[Any] = ["EVALSHA", digest(scripts.TAKE), len(pairs), *pairs, self._room]
