@@ -59,7 +59,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         if line.startswith(tuple(f"user {user} " for user in (*ASKS, "worker"))):
             _, user, rules = line.split(" ", 2)
             words = [word for word in re.findall(r"\([^)]*\)|\S+", rules) if word != "+client|setinfo"]
-            stack.redis.client(0).execute_command("ACL", "SETUSER", user, *words, ">pw")
+            stack.redis.client(0).execute_command("ACL", "SETUSER", user, *words, ">pw")  # type: ignore[no-untyped-call]
     yield stack
     for worker in stack.workers:
         worker.stop(signal.SIGKILL)
@@ -73,7 +73,7 @@ def poison(stack: Stack, user: str) -> list[tuple[str, str]]:
     for key in BINDINGS:
         for command, *arguments in POISON:
             with contextlib.suppress(NoPermissionError, ResponseError):
-                client.execute_command(command, key, *arguments)
+                client.execute_command(command, key, *arguments)  # type: ignore[no-untyped-call]
                 done.append((command, key))
     return done
 
@@ -82,8 +82,10 @@ def poison(stack: Stack, user: str) -> list[tuple[str, str]]:
 def test_workers_start_whatever_who_asks_has_written(stack: Stack, user: str) -> None:
     stack.start_worker("--concurrency=1").stop()
     assert poison(stack, user)
-    stack.start_worker("--concurrency=1")
+    worker = stack.start_worker("--concurrency=1")
     stack.result(*stack.send("sleeping.delay(0)"))
+    worker.stop()
+    assert [line for line in worker.log_lines() if line["level"] in ("ERROR", "CRITICAL")] == []
 
 
 def test_flower_misleads_no_task(stack: Stack) -> None:

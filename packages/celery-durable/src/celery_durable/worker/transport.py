@@ -282,6 +282,14 @@ class Channel(kombu_redis.Channel):
     def _refresh_bindings(self, queues: list[str]) -> None:
         super()._refresh_bindings([queue for queue in queues if not queue.endswith(NO_TASKS)])
 
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if not queue.endswith(NO_TASKS):
+            super()._delete(queue, *args, **kwargs)
+            return
+        self.auto_delete_queues.discard(queue)
+        with self.conn_or_acquire(client=kwargs.get("client")) as client:
+            client.delete(queue)
+
     def sweep_bindings(self, limit: int = 100) -> int:
         """Remove bindings of expired queues, in workers alone: others may not remove those of tasks' queues."""
         return super().sweep_bindings(limit) if runtime_of(self._app) else 0
