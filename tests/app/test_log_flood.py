@@ -78,7 +78,7 @@ def test_a_flood_of_long_paths(redis_server: RedisServer, tmp_path: Path) -> Non
                 path = "/" + "x" * LONG
                 client.get(path)
                 client.get(f"/tasks/status{path}", headers={"X-API-Key": "y" * 10_000})
-                client.get("/status", headers={"Authorization": b"Basic " + b"\xff" * 1000})
+                client.get("/status", headers=[(b"Authorization", b"Basic " + b"\xff" * 1000)])
                 client.get("/health", params={"q": "z" * LONG})
                 client.request("M" * 10_000, "/health", headers={"X-Request-ID": "\x7f" * 5000, "Upgrade": "w" * 1000})
         seconds = time.monotonic() - began
