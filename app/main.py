@@ -12,7 +12,6 @@ from fastapi_offline import FastAPIOffline
 
 from app.agents.worker import celery_app
 from app.api import health, tasks
-from app.api.connections import STOP
 from app.api.errors import add_error_handlers
 from app.api.middleware import EachRequest
 from app.logs import log_config
@@ -23,6 +22,7 @@ from celery_durable.aio.lookup import Lookup
 from celery_durable.aio.publisher import Publisher
 from celery_durable.options import options_of
 from durable_console import web
+from durable_console.web.connections import STOP
 from durable_console.web.headers import DOCS, docs_policy
 from durable_console.web.security import Guard, document_schemes
 

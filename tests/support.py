@@ -37,7 +37,7 @@ INLINE = {
 }
 
 # How the units and containers run the API's server, beyond address and log.
-SERVER_OPTIONS = ["--http", "app.api.connections:Protocol", "--limit-concurrency", "500"]
+SERVER_OPTIONS = ["--http", "durable_console.web.connections:Protocol", "--limit-concurrency", "500"]
 # The operator's command, durable-admin.
 ADMIN = [sys.executable, "-m", "durable_console"]
 # What the console reads, and the sample's variable of the same meaning.

@@ -20,6 +20,11 @@ LONGEST = 10
 LONGEST_LINE = 600
 
 
+def printable(line: str) -> str:
+    """Return a line with everything escaped that a terminal could obey: it may quote what a client or task has sent."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+
+
 class CallbackModule(CallbackBase):
     """Collects while the run goes on, prints at its end."""
 
@@ -68,6 +73,6 @@ class CallbackModule(CallbackBase):
         ]
         lines = [*self.verdict[: LONGEST - min(len(failed), 3)], *failed[-3:]]
         self._display.display(f"\nIt took {time.monotonic() - self.began:.0f} s.")
-        for line in lines:
+        for line in map(printable, lines):
             wrong = line.startswith(("CRITICAL", "FAILED", "I do not know", "It is not repaired"))
             self._display.display(line, color="red" if wrong else None)

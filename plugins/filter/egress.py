@@ -19,12 +19,14 @@ CLOSED_4 = [
     *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
     "224.0.0.0/3",
 ]
-CLOSED_6 = [
-    *("::/96", "::ffff:0:0/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16"),
-    *("3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
-]
 # Hosts without IPv4 reach its public addresses below this prefix (NAT64, RFC 6052), and may not reach the others there.
 NAT64 = IPv6Network("64:ff9b::/96")
+# The public IPv6 internet is 2000::/3 (RFC 4291, section 2.4). Outside of it are forms of IPv4 addresses, like SIIT's
+# ::ffff:0:10.0.0.1, private networks, and networks that people lay over others, like 200::/7.
+CLOSED_6 = [
+    *map(str, sorted(IPv6Network("::/3").address_exclude(IPv6Network("64::/16")))),
+    *("64:ff9b:1::/48", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1"),
+]
 
 
 def _behind_nat64() -> list[str]:

@@ -1,7 +1,9 @@
 """Clients that connect and send nothing, or not enough, or do not read: others are served all the same."""
 
+import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -10,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api import connections
-from celery_durable.testing import RedisServer, wait_for
+from celery_durable.testing import RedisServer, free_port, wait_for
 from durable_console.flower import gate
+from durable_console.web import connections
 from test_flower import start_flower
 from tests.support import Api, Program
 
@@ -161,6 +163,23 @@ def test_a_client_that_does_not_read_is_not_waited_for(server: Api, sockets: Exi
     # In TIME-WAIT nothing is kept but the addresses.
     command = ["ss", "-Htan", "state", "big", f"dport = :{here}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_the_console_serves_others_too(redis_server: RedisServer, sockets: ExitStack, tmp_path: Path) -> None:
+    """More silent connections than the console takes requests at once, and they do not stay."""
+    port, key = free_port(), secrets.token_hex(16)
+    command = [sys.executable, "-m", "durable_console.serve", "serve", f"--port={port}"]
+    console = Program(command, tmp_path / "console.log", {**redis_server.environment(0, 1), "BACKEND_API_KEY": key})
+    console.wait_for_output("Uvicorn running")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        opened = [connect(sockets, url, ATTACKER, [*SILENT][number % 3]) for number in range(500)]
+        assert connections_of(console) < connections.MAX_PER_CLIENT + 50
+        for path in ("/health", "/metrics", "/status"):
+            assert httpx.get(url + path, headers={"X-API-Key": key}, timeout=5).status_code == 200
+        wait_for(lambda: all(map(is_closed, opened)), seconds=connections.HEADERS_BUDGET + 5)
+    finally:
+        console.stop()
 
 
 def test_flower_serves_others_too(redis_server: RedisServer, sockets: ExitStack, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
 from celery_durable.testing import RedisServer
 from celery_durable.web import access_log
+from durable_console.web import security
 from test_flower import start_flower
 from tests.support import Api
 
@@ -25,7 +28,10 @@ def record(name: str, level: int, *args: object) -> logging.LogRecord:
     return logging.LogRecord(name, level, __file__, 1, "%s " * len(args), args, None)
 
 
-@given(st.lists(st.sampled_from([logging.DEBUG, logging.INFO, logging.WARNING]), min_size=1, max_size=200))
+FEW = (logging.DEBUG, logging.INFO, logging.WARNING)
+
+
+@given(st.lists(st.sampled_from(FEW), min_size=1, max_size=200) | st.just([logging.ERROR] * 100))
 def test_lines_about_unexpected_clients_are_few_and_short(levels: list[int]) -> None:
     unexpected = access_log.UnexpectedClientsFilter()
     seconds = time.monotonic()
@@ -37,7 +43,8 @@ def test_lines_about_unexpected_clients_are_few_and_short(levels: list[int]) -> 
     seconds = time.monotonic() - seconds
     assert len(written) <= access_log.LINES_PER_SECOND * (int(seconds) + 2)
     assert all(len(line.getMessage()) < 400 for line in written)
-    assert unexpected.filter(record("uvicorn.error", logging.ERROR, "broken"))
+    if logging.ERROR not in levels:
+        assert unexpected.filter(record("uvicorn.error", logging.ERROR, "broken"))
     assert unexpected.filter(record("celery_durable.aio.publisher", logging.INFO, "Task accepted"))
 
 
@@ -46,6 +53,18 @@ def test_a_second_says_what_the_one_before_left_out(caplog: pytest.LogCaptureFix
     while not caplog.records:
         unexpected.filter(record("uvicorn.access", logging.INFO, "x"))
     assert "lines about requests without a valid key were left out" in caplog.text
+
+
+@given(
+    st.sampled_from(["X-API-Key", "Authorization"]), st.sampled_from(["", "Bearer ", "Basic "]), st.binary(max_size=40)
+)
+def test_whatever_is_offered_as_a_key_is_no_error(name: str, scheme: str, offered: bytes) -> None:
+    """An error would have its trace in the log, and would not count as a failed login."""
+    headers = Headers({name: scheme + offered.decode("latin-1")})
+    guard = security.Guard(["k" * 16], [], requests="unlimited", failed_logins="unlimited")
+    with pytest.raises(HTTPException) as answer:
+        guard.admit(security._offered_key(headers, basic=True), "127.0.0.1", "Bearer")
+    assert answer.value.status_code == 401
 
 
 @pytest.mark.integration
@@ -59,6 +78,7 @@ def test_a_flood_of_long_paths(redis_server: RedisServer, tmp_path: Path) -> Non
                 path = "/" + "x" * LONG
                 client.get(path)
                 client.get(f"/tasks/status{path}", headers={"X-API-Key": "y" * 10_000})
+                client.get("/status", headers=[(b"Authorization", b"Basic " + b"\xff" * 1000)])
                 client.get("/health", params={"q": "z" * LONG})
                 client.request("M" * 10_000, "/health", headers={"X-Request-ID": "\x7f" * 5000, "Upgrade": "w" * 1000})
         seconds = time.monotonic() - began

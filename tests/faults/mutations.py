@@ -103,7 +103,7 @@ KEYS = (
         "celery",
         "unacked_revoked",
     ),
-    *("_kombu.binding.celery", "_kombu.binding.celery.pidbox", "_kombu.binding.celeryev"),
+    *("_kombu.binding.celery", "_kombu.binding.celeryev"),
 )
 
 

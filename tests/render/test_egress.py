@@ -40,8 +40,23 @@ def test_an_address_that_is_not_public_is_closed(address: IPv4Address | IPv6Addr
 @pytest.mark.attack("nftables, by the workers' user")
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_is_no_more_open_in_its_ipv6_forms(address: IPv4Address) -> None:
-    assert is_closed(IPv6Address(f"::ffff:{address}"))
+    for prefix in (
+        "::ffff:",
+        "::ffff:0:",
+        "::",
+        "::5efe:",
+        "64:ff9b:1::",
+    ):  # mapped, translated (SIIT), ... NAT64 of one's own
+        assert is_closed(IPv6Address(f"{prefix}{address}"))
+    assert is_closed(IPv6Address(0x2002 << 112 | int(address) << 80))  # 6to4
     assert is_closed(IPv6Address(f"64:ff9b::{address}")) == is_closed(address)
+
+
+@pytest.mark.attack("nftables, by the workers' user")
+@given(st.ip_addresses(v=6))
+def test_ipv6_beyond_the_internet_is_closed(address: IPv6Address) -> None:
+    """Networks laid over others have addresses that nobody has assigned, like 200::/7."""
+    assert is_closed(address) or address in ip_network("2000::/3") or address in ip_network("64::/16")
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "172.32.0.1", "2606:4700::1111", "2a00:1450:4001::1"])
@@ -79,7 +94,9 @@ def test_redis_is_found_at_an_address_and_by_a_name_anywhere(host: str, addresse
 def test_a_unit_gets_the_addresses() -> None:
     assert egress.egress_allowed(REDIS + PUBLIC) == ["10.9.9.2/32"]
     denied = egress.egress_denied(REDIS + PUBLIC)
-    assert {"127.0.0.0/8", "169.254.0.0/16", "10.0.0.0/8", "fe80::/10", "fc00::/7"} <= set(denied)
+    assert {"127.0.0.0/8", "169.254.0.0/16", "10.0.0.0/8"} <= set(denied)
+    for local in ("fe80::1", "fd00::1"):
+        assert any(ip_address(local) in ip_network(network) for network in denied)
     assert egress.egress_denied(REDIS) == ["any"]
 
 
@@ -224,6 +241,7 @@ OWN = ["10.9.9.1", "8.8.4.4", "fd00::1", "2606:4700::1"]
 OTHERS = [
     *("10.9.9.2", "10.9.9.3", "172.16.5.5", "192.168.7.53", "100.64.0.2", "169.254.169.254", "8.8.8.8"),
     *("fd00::2", "fd00:ec2::254", "2606:4700::2", "64:ff9b::808:808", "64:ff9b::a09:902"),
+    *("::ffff:0:a9fe:a9fe", "200:9::2"),  # metadata by SIIT; an overlay network
 ]
 PORTS = [53, 80, 443, 5432, 6379, 6380]
 Target = tuple[str, int, str]
@@ -255,7 +273,14 @@ REFUSED: list[Target] = [
     # Private, shared and link-local networks, metadata services among them.
     *[
         (address, 443, "tcp")
-        for address in (*OTHERS[1:6], "fd00::2", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a09:902")
+        for address in (
+            *OTHERS[1:6],
+            "fd00::2",
+            "fd00:ec2::254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a09:902",
+            *OTHERS[-2:],
+        )
     ],
     ("169.254.169.254", 80, "tcp"),
     ("169.254.169.254", 53, "udp"),

@@ -204,6 +204,27 @@ def test_changes_are_possible_where_they_are_asked_for(redis_server: RedisServer
         redis_server.client(14).flushdb()
 
 
+@pytest.mark.attack("Flower's gate")
+def test_no_other_site_uses_a_browsers_password(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A browser that knows the password sends it along with a form of any site; those without TLS send Origin alone."""
+    env = {**redis_server.environment(14, 15), "FLOWER_BASIC_AUTH": f"admin:{PASSWORD}", "FLOWER_READ_ONLY": "false"}
+    url, program = start_flower(tmp_path / "flower.log", env)
+    sites = [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
+    sites += [
+        {"Origin": origin} for origin in ("http://elsewhere.example", "null", f"{url}0", f"{url}.elsewhere.example")
+    ]
+    try:
+        with httpx.Client(auth=("admin", PASSWORD)) as client:
+            for site in sites:
+                for method, path in changing_routes():
+                    headers = {**site, "Content-Type": "text/plain", "X-Forwarded-Host": "elsewhere.example"}
+                    answer = client.request(method, url + path, headers=headers, content='{"args": []}')
+                    assert answer.status_code == 403, (site, method, path)
+        assert redis_server.client(14).llen("celery") == 0
+    finally:
+        program.stop()
+
+
 def test_security_headers(flower: tuple[str, Program]) -> None:
     """On pages, files, refusals and errors; and they allow the scripts that Flower's pages hold."""
     url, _ = flower

@@ -129,6 +129,21 @@ def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
     assert not (tmp_path / "escaped").exists()
 
 
+@pytest.mark.attack("an archive holds no more than its manifest says")
+def test_an_archive_grows_no_further_than_its_manifest_says(tmp_path: Path) -> None:
+    """Anybody can encrypt one for the public key; a few bytes of gzip become as many as the disk or memory holds."""
+    zeros, target = "\0" * 50_000_000, tmp_path / "target"
+    entry = {"size": 1, "sha256": archive.digest(io.BytesIO(zeros.encode()))}
+    made = packed(tmp_path, "a", "main", content={"dump.rdb": zeros}, files={"dump.rdb": entry})
+    target.mkdir()
+    with made.open("rb") as file, pytest.raises(SystemExit, match=r"dump\.rdb is not what its manifest says"):
+        archive.unpack(file, target)
+    assert not (target / "dump.rdb").exists()
+    packed(tmp_path, "a", "main", figures=zeros)
+    with pytest.raises(SystemExit, match="its manifest is larger than"):
+        chosen(tmp_path, ONE)
+
+
 def test_keys_may_have_expired_and_nothing_else_may_differ() -> None:
     assert figures.differences(FIGURES, {**FIGURES, "keys": 3}) == ""
     assert figures.differences(FIGURES, {**FIGURES, "keys": 13}) == "13 keys instead of 12 or fewer"

@@ -4,13 +4,12 @@ Runs on the host as root. A finding is one of the doctor's, and a cause for play
 """
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from hosttools import certificates, process, web
-from hosttools.findings import CRITICAL, WARNING, Finding
+from hosttools.findings import CRITICAL, WARNING, Finding, tell
 
 
 def figures(url: str) -> str:
@@ -66,4 +65,4 @@ def main() -> None:
     if given.virtual_ip:
         has = f" {given.virtual_ip}/" in process.run("ip", "-4", "-oneline", "address").output
         told.append({"severity": 0, "facts": {}, "one_of": {f"the address {given.virtual_ip}": has}})
-    print(json.dumps(told))
+    tell(told)

@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from hosttools import files, masking, process
+from hosttools import files, findings, masking, process
 from hosttools.redis_client import Instance, RedisError
 
 PATIENCE = 10  # seconds for each command
@@ -101,4 +101,4 @@ def main() -> None:
     text = masking.mask_urls(text)
     for secret in secrets(prefix):
         text = text.replace(secret, "**")
-    print(text)
+    print(findings.printable(text))

@@ -7,6 +7,7 @@ harmless by itself, but explains what fails above it, unless something that is c
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 # A note is reported only beside something critical; facts are for the comparison between hosts.
 FACTS, CRITICAL, WARNING, NOTE = 0, 1, 2, 3
@@ -45,6 +46,24 @@ class Cause:
     previous: str = ""  # of a release's source: what the host can go back to
 
 
+def printable(value: Any) -> Any:
+    """Return a value whose texts have everything escaped that a terminal could obey: logs quote tasks and clients."""
+    if isinstance(value, dict):
+        return {printable(name): printable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(part) for part in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in value
+    )
+
+
+def tell(value: Any) -> None:
+    """Print a report as the playbooks read it."""
+    print(json.dumps(printable(value)), flush=True)
+
+
 def show(causes: Iterable[Cause]) -> None:
     """Print causes as the playbooks read them."""
-    print(json.dumps([asdict(cause) for cause in causes]))
+    tell([asdict(cause) for cause in causes])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hosttools import certificates as validity
 from hosttools import files, process, systemd
+from hosttools.findings import tell
 from hosttools.redis_client import Instance, RedisError
 
 PATIENCE = 60
@@ -126,4 +127,4 @@ def main() -> None:
     else:
         points += package("redis-server")
         points += package("supervisor")
-    print(json.dumps([{"state": "OK" if good else "LOOK", "what": what} for good, what in points]))
+    tell([{"state": "OK" if good else "LOOK", "what": what} for good, what in points])

@@ -4,7 +4,6 @@ Runs on the host as root. A finding is one of the doctor's, and a cause for play
 """
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hosttools import files, systemd
-from hosttools.findings import CRITICAL, REACH, REDIS, RIGHTS, WARNING, Finding
+from hosttools.findings import CRITICAL, REACH, REDIS, RIGHTS, WARNING, Finding, tell
 from hosttools.redis_client import Instance, Redis, RedisError, local, opened, setting
 
 SENTINEL_SOCKET = "/run/sentinel/redis-sentinel.sock"
@@ -220,4 +219,4 @@ def main() -> None:
         findings += server(installation, name, port, answers[name])
     for name in given.watched:
         findings += sentinel(installation, name, answers[name])
-    print(json.dumps([finding.report() for finding in findings]))
+    tell([finding.report() for finding in findings])

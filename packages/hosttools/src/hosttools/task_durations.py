@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hosttools import files, systemd, web
+from hosttools.findings import tell
 
 PATIENCE = 20
 HOUR = 3600
@@ -78,4 +79,4 @@ def main() -> None:
         told["hour"] = from_logs(arguments.prefix, arguments.supervisor)
     if arguments.api:
         told["tasks"] = from_api(arguments.api, arguments.key_file)
-    print(json.dumps(told))
+    tell(told)

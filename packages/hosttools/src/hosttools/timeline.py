@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hosttools import files, web
+from hosttools.findings import tell
 
 # Seconds that clocks of different hosts may differ.
 CLOCKS = 5
@@ -192,4 +193,4 @@ def main() -> None:
         "oldest": oldest(arguments.prefix, directory),
         "state": state(arguments.api, arguments.key_file, task) if arguments.api else "",
     }
-    print(json.dumps(told))
+    tell(told)

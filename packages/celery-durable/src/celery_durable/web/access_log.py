@@ -20,13 +20,15 @@ LINES_PER_SECOND = 20
 class UnexpectedClientsFilter(logging.Filter):
     """Keeps whoever has no key from filling the disk: what they send is cut, and lines about them are limited.
 
-    Errors, and lines about requests with a valid key, are never left out.
+    Lines about requests with a valid key are never left out, and errors have a limit of their own: a flood of other
+    lines hides none.
     """
 
     def __init__(self) -> None:
         """Begin with the first second."""
         super().__init__()
-        self._second, self._lines, self._left_out = 0, 0, 0
+        self._second, self._left_out = 0, 0
+        self._lines = {False: 0, True: 0}  # whether they are errors
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a line is written, and shorten its parts."""
@@ -34,18 +36,19 @@ class UnexpectedClientsFilter(logging.Filter):
             return True
         if isinstance(record.args, tuple):
             record.args = tuple(cut(part, LONGEST_PIECE) if isinstance(part, str) else part for part in record.args)
-        if record.levelno >= logging.ERROR or is_known.get():
+        if is_known.get():
             return True
-        second = int(time.monotonic())
+        second, is_error = int(time.monotonic()), record.levelno >= logging.ERROR
         if second != self._second:
-            left_out, self._second, self._lines, self._left_out = self._left_out, second, 0, 0
+            left_out, self._second, self._lines, self._left_out = self._left_out, second, {False: 0, True: 0}, 0
             if left_out:
                 logging.getLogger(__name__).warning(
                     "%d lines about requests without a valid key were left out", left_out
                 )
-        self._lines += 1
-        self._left_out += self._lines > LINES_PER_SECOND
-        return self._lines <= LINES_PER_SECOND
+        self._lines[is_error] += 1
+        is_left_out = self._lines[is_error] > LINES_PER_SECOND
+        self._left_out += is_left_out
+        return not is_left_out
 
 
 def bounded(config: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,6 @@ class Leases:
         """Renew the leases of all our lists."""
         lists = list(self.lists.values())
         queues = list(self.lists)
-        bindings = [f"_kombu.binding.{exchange}" for exchange in (*queues, "celery.pidbox", "celeryev")]
+        bindings = [f"_kombu.binding.{exchange}" for exchange in (*queues, "celeryev")]
         names = [keys.LEASES, *lists, *queues, *bindings, keys.ACCEPTED, keys.DEAD_LETTERS]
         run(self._client, scripts.RENEW, len(names), *names, len(lists))

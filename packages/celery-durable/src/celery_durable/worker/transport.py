@@ -270,6 +270,32 @@ class Channel(kombu_redis.Channel):
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Write down the bindings of tasks' queues alone.
+
+        Commands arrive on a channel and answers go straight to their list: nobody reads those bindings, but whoever may
+        ask questions may write them, and one of another type would end each worker that starts.
+        """
+        if not queue.endswith(NO_TASKS):
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        elif self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
+
+    def _refresh_bindings(self, queues: list[str]) -> None:
+        super()._refresh_bindings([queue for queue in queues if not queue.endswith(NO_TASKS)])
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if not queue.endswith(NO_TASKS):
+            super()._delete(queue, *args, **kwargs)
+            return
+        self.auto_delete_queues.discard(queue)
+        with self.conn_or_acquire(client=kwargs.get("client")) as client:
+            client.delete(queue)
+
+    def sweep_bindings(self, limit: int = 100) -> int:
+        """Remove bindings of expired queues, in workers alone: others may not remove those of tasks' queues."""
+        return super().sweep_bindings(limit) if runtime_of(self._app) else 0
+
     def _purge(self, queue: str) -> int:
         """Delete what waits, and tell the ledger.
 

@@ -20,6 +20,7 @@ from celery_durable.options import OptionError, Options, Variables, read
 from celery_durable.web.access_log import bounded
 from celery_durable.web.rate_limit import RULE, is_rate
 from durable_console import web
+from durable_console.web.connections import Protocol
 from durable_console.web.errors import redis_unavailable
 from durable_console.web.headers import HEADERS, SecurityHeaders
 from durable_console.web.security import Guard
@@ -140,6 +141,7 @@ def serve(bind: str, port: int) -> None:
         host=bind,
         port=port,
         log_config=None,
+        http=Protocol,
         limit_concurrency=CONCURRENCY,
         timeout_graceful_shutdown=GRACEFUL_STOP_SECONDS,
         # Nobody stands in front of it: an address in X-Forwarded-For is made up.

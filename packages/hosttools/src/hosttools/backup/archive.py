@@ -18,6 +18,8 @@ from hosttools.masking import last_line
 # Nothing else is taken out of an archive.
 FILE = re.compile(r"dump\.rdb|appendonlydir/[A-Za-z0-9._-]+")
 ENCRYPTED = ".age"
+# Of a manifest, which is read into memory: it names some files and queues.
+LARGEST_MANIFEST = 16 * 1024 * 1024
 
 
 def digest(file: BinaryIO, target: BinaryIO | None = None) -> str:
@@ -66,8 +68,10 @@ def head(tar: tarfile.TarFile) -> dict[str, Any]:
     """
     member = tar.next()
     content = tar.extractfile(member) if member and member.name == "manifest.json" else None
-    if content is None:
+    if member is None or content is None:
         raise ValueError("it does not begin with a manifest")
+    if member.size > LARGEST_MANIFEST:
+        raise ValueError(f"its manifest is larger than {LARGEST_MANIFEST >> 20} MB")
     manifest: dict[str, Any] = json.load(content)
     return manifest
 
@@ -152,8 +156,11 @@ def unpack(archive: BinaryIO, directory: Path) -> dict[str, Any]:
                 content = tar.extractfile(member)
                 if content is None or not FILE.fullmatch(member.name) or member.name not in missing:
                     refuse(f"{damaged}: its manifest does not name {member.name}.")
+                named = missing.pop(member.name)
+                if member.size != named["size"]:
+                    refuse(f"{damaged}: {member.name} is not what its manifest says.")
                 with (directory / member.name).open("xb") as target:
-                    if digest(content, target) != missing.pop(member.name)["sha256"]:  # type: ignore[arg-type]
+                    if digest(content, target) != named["sha256"]:  # type: ignore[arg-type]
                         refuse(f"{damaged}: {member.name} is not what its manifest says.")
     except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         refuse(f"{damaged}: {error}.")

@@ -7,7 +7,6 @@ why. A module for each part of what depends on one another, with ``check`` as it
 import argparse
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from pathlib import Path
 from hosttools import certificates, process, state
 from hosttools.doctor import api, connections, host, instances, monitoring, network, release, units, workers
 from hosttools.doctor.checks import Check, within
-from hosttools.findings import REDIS, Finding
+from hosttools.findings import REDIS, Finding, tell
 
 WITHIN = 7.5  # seconds for everything
 
@@ -93,7 +92,7 @@ def main() -> None:
     findings = [asdict(finding) for finding in within(WITHIN, all_checks(given))]
     with contextlib.suppress(Exception):
         findings += release.facts(given.app) if given.service else []
-    print(json.dumps(findings), flush=True)
+    tell(findings)
     process.end_all()
     # Without waiting for what hangs.
     os._exit(0)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hosttools.findings import Finding
+from hosttools.findings import Finding, tell
 from hosttools.state import compare, contents
 from hosttools.state.values import ENTRIES, State, digest
 
@@ -90,5 +90,5 @@ def main() -> None:
         write(given.place, now)
         print(json.dumps({part: state for part, state in now.items() if isinstance(state, str)}), flush=True)
     else:
-        print(json.dumps([asdict(found) for found in differences(given.place, given)]), flush=True)
+        tell([asdict(found) for found in differences(given.place, given)])
     os._exit(0)  # without waiting for what hangs

@@ -6,13 +6,13 @@ it reads when each worker last sent its heartbeat.
 """
 
 import argparse
-import json
 import re
 import socket
 from pathlib import Path
 from typing import Any
 
 from hosttools import files, process
+from hosttools.findings import tell
 from hosttools.redis_client import Instance, RedisError
 from hosttools.workers import start, supervision
 
@@ -93,4 +93,4 @@ def main() -> None:
         told["releases"] = releases(arguments.prefix)
     if arguments.broker:
         told["signs"] = heartbeats(arguments.broker)
-    print(json.dumps(told))
+    tell(told)

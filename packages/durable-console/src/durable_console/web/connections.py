@@ -1,4 +1,4 @@
-"""The API's connections: ``uvicorn --http app.api.connections:Protocol``.
+"""A server's connections: ``uvicorn --http durable_console.web.connections:Protocol``.
 
 uvicorn waits for a request's headers for ever and counts connections without a request against --limit-concurrency:
 whoever opens enough of them and sends nothing keeps everybody else out. Here a connection has HEADERS_BUDGET for each
