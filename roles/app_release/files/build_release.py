@@ -141,7 +141,7 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
     """Fetch every wheel that a host needs of those that ``requirements`` locks, checked against its hashes.
 
     Raises:
-        SystemExit: with pip's last line when a wheel cannot be had.
+        SystemExit: with one sentence when a wheel cannot be had.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as unconditional:
         unconditional.write(host_requirements(requirements, python, machine))
@@ -155,8 +155,14 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
             command += ["--platform", f"manylinux_2_{minor}_{machine}"]
         command += ["--platform", f"manylinux2014_{machine}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
+    if result.returncode == 0:
+        return
+    if lacking := re.search(r"No matching distribution found for (\S+)", result.stderr):
+        sys.exit(
+            f"{lacking[1]} has no wheel for Python {python} on {machine}: lock another version, or build its wheel"
+            " (docs/start/your-app.md)."
+        )
+    sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
 
 def build_wheels(libraries: list[Path], directory: Path) -> list[Path]:
