@@ -280,6 +280,9 @@ CASES = {
     "foreign-source": Case(FOREIGN, []),
     "foreign-source-without-an-application": Case({**FOREIGN, "app_celery": ""}, ["app_celery is empty", "celery -A"]),
     "two-web-applications": Case({**FOREIGN, "app_wsgi": "a.wsgi"}, ["app_asgi and app_wsgi are set", "leave one"]),
+    "api-host-without-a-web-application": Case(
+        {**FOREIGN, "app_asgi": ""}, ["in the group api", "set app_asgi, app_wsgi or app_command"]
+    ),
     "factory-of-a-web-application": Case({**FOREIGN, "app_asgi": "shop.web:create_app()"}, []),
     "factory-with-arguments": Case(
         {**FOREIGN, "app_asgi": "shop.web:create_app(1)"}, ["app_asgi is 'shop.web:create_app(1)'", "with () after"]
