@@ -125,3 +125,9 @@ def test_a_host_gets_what_a_lock_has_for_its_python(python: str, pins: list[str]
     kept = script.host_requirements(LOCK_FOR_SEVERAL.replace("\n", end), python, "x86_64")
     lines = kept.replace(" \\\n   ", "").replace(" --hash=sha256:", " ").splitlines()
     assert [line for line in lines if not line.startswith("#")] == pins
+
+
+def test_a_package_without_a_wheel_for_the_host_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SystemExit, match=r"^pip finds no wheel of psycopg2==2\.9 for Python 3\.13 on x86_64: "):
+        script.download_wheels(f"psycopg2==2.9{HASH}", "3.13", "x86_64", tmp_path)

@@ -159,8 +159,8 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
         return
     if lacking := re.search(r"No matching distribution found for (\S+)", result.stderr):
         sys.exit(
-            f"{lacking[1]} has no wheel for Python {python} on {machine}: lock another version, or build its wheel"
-            " (docs/start/your-app.md)."
+            f"pip finds no wheel of {lacking[1]} for Python {python} on {machine}: lock another version, build its"
+            " wheel (docs/start/your-app.md), or check that the index can be reached."
         )
     sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
