@@ -9,7 +9,7 @@ source "$(dirname "$0")/common.sh"
 
 lock() {
   [ -f "$1" ] || die "$1 is no file: name the application's requirements.in or pyproject.toml."
-  "$root/.venv/bin/uv" pip compile --quiet --universal --python-version "${PYTHON:-3.11}" --generate-hashes --only-binary :all: \
+  "$root/.venv/bin/uv" pip compile --project "$root" --quiet --universal --python-version "${PYTHON:-3.11}" --generate-hashes --only-binary :all: \
     --no-emit-index-url --no-annotate --no-header "$1" --output-file "$2" "${@:3}" >/dev/null
 }
 
@@ -27,9 +27,17 @@ case ${1:--} in
   ;;
 *)
   [ $# -ge 2 ] || die "LOCK is missing: name the file to write, like $(dirname "$1")/requirements.lock."
-  # An application may pin older ones. The library works with these; its tests run with them.
-  sed -nE 's/^((amqp|billiard|redis|vine)==\S+).*/\1/p; s/^(celery|kombu)(==\S+).*/\1[redis]\2/p' "$root/requirements/app.txt" >"$2.overrides"
-  trap 'rm -f "$2.overrides"' EXIT
-  lock "$@" --overrides "$2.overrides"
+  case $1 in
+  *.txt | *.in) ;;
+  *.toml) grep -qE '^dependencies *=' "$1" ;;
+  *) false ;;
+  esac || die "$1 has no list of requirements that can be locked: write a requirements.in, like 'poetry export --without-hashes' or 'uv export --no-hashes' does."
+  overrides=$2.overrides
+  trap 'rm -f "$overrides"' EXIT
+  # An application may pin older ones, also of what Celery itself needs. The library works with these; its tests run with them.
+  sed -nE 's/^((amqp|async-timeout|billiard|click(-[a-z]+)?|prompt-toolkit|python-dateutil|redis|vine)==\S+).*/\1/p; s/^(celery|kombu)(==\S+).*/\1[redis]\2/p' \
+    "$root/requirements/app.txt" >"$overrides"
+  lock "$@" --overrides "$overrides" ||
+    die "$1 is not locked, for the reason above: name another version, or another package, in a file beside it (docs/start/your-app.md)."
   ;;
 esac

@@ -21,6 +21,7 @@ SERVICES = ("all", "worker", "api")
 REDIS_VALUE = re.compile(r"(broker|results|data)(?:\.(host|port|user|password))?")
 # A part of a path below the release.
 PATH = r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*"
+FOLDER = f"{PATH}(?:/{PATH})*"
 # Slots of the largest pool asyncio (roles/celery_worker/tasks/preflight.yml).
 MOST_SLOTS = 2000
 # Beginnings of what Celery and the platform keep in Redis.
@@ -119,7 +120,7 @@ def release_refusals(shared: Any, prepare: Any, sandbox: Any) -> list[str]:
             f"app_release_shared has {path!r}, but it must map a path in the release to a directory's name, like"
             " uploads: uploads."
             for path in paths
-            if not isinstance(path, str) or not re.fullmatch(f"{PATH}(/{PATH})*", path)
+            if not isinstance(path, str) or not re.fullmatch(FOLDER, path)
         ),
         *(
             f"app_release_prepare has {command!r}, but each command is a list of texts, like [venv/bin/alembic,"
@@ -145,6 +146,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _setting_refusals(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, value in settings.items():
+        # Programs start in the release: so it means the same on hosts, in containers, and for another release.
+        if name == "PYTHONPATH":
+            if not re.fullmatch(f"{FOLDER}(:{FOLDER})*", str(value)):
+                yield f"app_settings.PYTHONPATH is {value!r}, but it names folders of the release, like src or src:lib."
+            continue
         yield from _name_refusals("app_settings", name)
         if re.search(r"[\r\n']", value if isinstance(value, str) else json.dumps(value, default=str)):
             yield f"app_settings.{name} holds a line break or a single quote, which a settings file cannot carry."

@@ -56,8 +56,12 @@ NAME = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, hyphens and under
 FORMS: dict[str, tuple[str, str]] = {
     "celery_worker_app": WORD,
     **dict.fromkeys(
-        ("app_celery", "app_asgi", "app_wsgi", "api_app", "api_wsgi", "api_log_config", "api_http"),
+        ("app_celery", "api_log_config", "api_http"),
         (f"({WORD[0]})?", WORD[1]),
+    ),
+    **dict.fromkeys(
+        ("app_asgi", "app_wsgi", "api_app", "api_wsgi"),
+        (rf"({WORD[0]}(\(\))?)?", f"{WORD[1]}, with () after the name of a factory"),
     ),
     **dict.fromkeys(
         (

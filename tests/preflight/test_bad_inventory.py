@@ -281,12 +281,23 @@ CASES = {
     "foreign-source": Case(FOREIGN, []),
     "foreign-source-without-an-application": Case({**FOREIGN, "app_celery": ""}, ["app_celery is empty", "celery -A"]),
     "two-web-applications": Case({**FOREIGN, "app_wsgi": "a.wsgi"}, ["app_asgi and app_wsgi are set", "leave one"]),
+    "api-host-without-a-web-application": Case(
+        {**FOREIGN, "app_asgi": ""}, ["in the group api", "set app_asgi, app_wsgi or app_command"]
+    ),
+    "factory-of-a-web-application": Case({**FOREIGN, "app_asgi": "shop.web:create_app()"}, []),
+    "factory-with-arguments": Case(
+        {**FOREIGN, "app_asgi": "shop.web:create_app(1)"}, ["app_asgi is 'shop.web:create_app(1)'", "with () after"]
+    ),
     "server-without-a-socket": Case(
         {**FOREIGN, "app_asgi": "", "app_command": ["daphne"]}, ["app_command has no {fd}"]
     ),
     "setting-in-lower-case": Case({"app_settings": {"debug": "1"}}, ["app_settings has 'debug'", "upper-case"]),
     "setting-of-the-library": Case({"app_settings": {"DURABLE_QUEUES": "a"}}, ["DURABLE_QUEUES", "platform's own"]),
-    "setting-of-the-interpreter": Case({"app_settings": {"PYTHONPATH": "."}}, ["PYTHONPATH", "platform's own"]),
+    "setting-of-the-interpreter": Case({"app_settings": {"PYTHONHOME": "."}}, ["PYTHONHOME", "platform's own"]),
+    "folders-of-packages": Case({"app_settings": {"PYTHONPATH": "src:vendor/lib"}}, []),
+    "folder-of-packages-in-an-image": Case(
+        {"app_settings": {"PYTHONPATH": "/app/src"}}, ["app_settings.PYTHONPATH is '/app/src'", "like src"]
+    ),
     "setting-of-an-image": Case({"app_settings": {"PYTHON_VERSION": "3.13"}}, []),
     "application-setting-with-a-quote": Case(
         {"app_settings": {"MOTTO": "it's"}}, ["app_settings.MOTTO", "single quote"]

@@ -16,7 +16,12 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def asked(
-    directory: Path, monitoring: list[str], names: str = "ab", app: dict[str, Any] | None = None, **env: str
+    directory: Path,
+    monitoring: list[str],
+    names: str = "ab",
+    app: dict[str, Any] | None = None,
+    members: dict[str, Any] | None = None,
+    **env: str,
 ) -> dict[str, Any]:
     """Return what each of these hosts would ask, and its exporters' address."""
     hosts = {name: {"private_address": f"10.0.0.{number}"} for number, name in enumerate(names, 1)}
@@ -24,6 +29,7 @@ def asked(
     common |= app or {}
     groups: dict[str, Any] = {name: {"hosts": {host: {} for host in names}} for name in ("workers", "api")}
     groups |= {"redis": {"hosts": {"a": {}}}, "flower": {}, "monitoring": {"hosts": {name: {} for name in monitoring}}}
+    groups |= members or {}
     inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "vars": common, "children": groups}}))
     report = ansible_report(f"--inventory={inventory}", REPOSITORY / "tests/preflight/monitoring.yml", **env)
@@ -63,6 +69,14 @@ def test_of_another_application_the_console_is_asked_where_it_listens(tmp_path: 
     assert told["a"]["passwords"] == [1, 1]
 
 
+def test_without_an_api_the_console_is_beside_flower(tmp_path: Path) -> None:
+    shop = {"app_release_source": str(tmp_path), "app_celery": "shop.jobs"}
+    told = asked(tmp_path, ["a"], app=shop, members={"api": {}, "flower": {"hosts": {"b": {}}}})
+    assert told["a"]["consoles"] == [f"{told['b']['console']}:8010"]
+    assert told["b"]["open"] == [{"name": "console", "port": 8010, "from": ["10.0.0.1"]}]
+    assert "console" in told["a"]["users"]
+
+
 def test_the_consoles_password_changes_over_with_the_administrators(tmp_path: Path) -> None:
     rotated = {"previous_secrets": {"redis_password": "former"}}
     told = asked(tmp_path, ["a"], app={"app_release_source": str(tmp_path), "app_celery": "shop.jobs", **rotated})
@@ -71,9 +85,12 @@ def test_the_consoles_password_changes_over_with_the_administrators(tmp_path: Pa
 
 def test_the_order_is_the_same_in_each_run(tmp_path: Path) -> None:
     # Two sets of eight names have the same order by chance once in 40,000 times.
+    disabled = ["flushall", "flushdb", "keys", "debug", "shutdown", "monitor", "swapdb", "migrate", "restore"]
+    app = {"app_redis_variables": {"CACHE_URL": "data"}, "redis_disabled_commands": disabled}
     for seed in ("1", "2"):
-        nodes = asked(tmp_path, ["a"], "abcdefgh", PYTHONHASHSEED=seed)["a"]["nodes"]
-        assert [node["host"] for node in nodes] == list("abcdefgh")
+        told = asked(tmp_path, ["a"], "abcdefgh", app=app, PYTHONHASHSEED=seed)["a"]
+        assert [node["host"] for node in told["nodes"]] == list("abcdefgh")
+        assert told["disabled"] == [[command for command in disabled if command != "flushdb"]]
 
 
 @pytest.mark.parametrize("inventory", ["sandbox", "single"])

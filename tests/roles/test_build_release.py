@@ -97,3 +97,37 @@ def test_a_lock_has_what_the_platform_runs(celery: str, refusal: str, end: str) 
         return
     with pytest.raises(SystemExit, match=refusal):
         script.check_lock(lock, ["celery>=5.7,<5.8", "uvicorn"])
+
+
+LOCK_FOR_SEVERAL = """\
+# what follows ; is a marker
+async-timeout==5.0.1 ; python_full_version < '3.11.3' \\
+    --hash=sha256:a1
+colorama==0.4.6 ; sys_platform == 'win32' --hash=sha256:b1
+django==5.2 ; python_full_version < '3.12' \\
+    --hash=sha256:c1 \\
+    --hash=sha256:c2
+django==6.1; python_full_version >= '3.12' \\
+    --hash=sha256:d1
+sqlparse==0.6 --hash=sha256:e1
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("python", "pins"),
+    [
+        ("3.11", ["async-timeout==5.0.1 a1", "django==5.2 c1 c2", "sqlparse==0.6 e1"]),
+        ("3.13", ["django==6.1 d1", "sqlparse==0.6 e1"]),
+    ],
+)
+def test_a_host_gets_what_a_lock_has_for_its_python(python: str, pins: list[str], end: str) -> None:
+    kept = script.host_requirements(LOCK_FOR_SEVERAL.replace("\n", end), python, "x86_64")
+    lines = kept.replace(" \\\n   ", "").replace(" --hash=sha256:", " ").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == pins
+
+
+def test_a_package_without_a_wheel_for_the_host_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SystemExit, match=r"^pip finds no wheel of psycopg2==2\.9 for Python 3\.13 on x86_64: "):
+        script.download_wheels(f"psycopg2==2.9{HASH}", "3.13", "x86_64", tmp_path)

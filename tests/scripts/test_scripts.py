@@ -51,22 +51,23 @@ def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(t
         command = [str(REPOSITORY / "scripts/lock.sh"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def wheel(name: str, version: str, *metadata: str) -> str:
+    def wheel(name: str, version: str, *metadata: str, tag: str = "py3-none-any") -> str:
         """Make a wheel; return what a lock says of it."""
-        path = tmp_path / f"parts/{name}-{version}-py3-none-any.whl"
+        path = tmp_path / f"parts/{name}-{version}-{tag}.whl"
         path.parent.mkdir(exist_ok=True)
         with ZipFile(path, "w") as parts:
             information = f"{name}-{version}.dist-info"
             lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata, ""]
             parts.writestr(f"{information}/METADATA", "\n".join(lines))
-            parts.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            parts.writestr(f"{information}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
             parts.writestr(f"{information}/RECORD", "")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return f"{name}=={version} \\\n    --hash=sha256:{digest}\n"
 
     ours = dict(re.findall(r"^(\S+)==(\S+)", (REPOSITORY / "requirements/app.txt").read_text(), re.MULTILINE))
     locked_lines = [
-        # What the library needs beside it.
+        # What the library needs beside it, in the versions that it works with.
+        wheel("click", ours["click"]),
         wheel("kombu", ours["kombu"], "Provides-Extra: redis", 'Requires-Dist: packaging ==1 ; extra == "redis"'),
         wheel("packaging", "1"),
         wheel("redis", ours["redis"]),
@@ -76,14 +77,24 @@ def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(t
     wanted, locked = tmp_path / "requirements.in", tmp_path / "requirements.lock"
 
     wheel("packaging", "2")
-    wanted.write_text("shop>=1\nredis<5\npackaging\n")  # the library needs a later Redis client
+    # Celery needs a later click, and the library a later Redis client.
+    wanted.write_text("shop>=1\nredis<5\npackaging\nclick==8.1.3\n")
     assert lock(wanted, locked, *only_these).returncode == 0
     assert locked.read_text() == "".join(locked_lines)
     wanted.write_text("shop>=2\n")
     failed = lock(wanted, locked, *only_these)
     assert failed.returncode != 0
     assert "shop>=2" in failed.stderr
+    assert f"error: {wanted} is not locked, for the reason above" in failed.stderr
     assert "1.2" in locked.read_text()
+    wheel("psycopg2", "2.9", tag="cp313-cp313-win_amd64")
+    wanted.write_text("psycopg2\n")
+    assert "psycopg2" in lock(wanted, locked, *only_these).stderr
+    for name, text in (("pyproject.toml", "[tool.poetry.dependencies]\nshop = '^1'\n"), ("Pipfile", "[packages]\n")):
+        (tmp_path / name).write_text(text)
+        failed = lock(tmp_path / name, locked)
+        assert "has no list of requirements that can be locked" in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
     assert f"error: {tmp_path}/none.in is no file" in lock(tmp_path / "none.in", locked).stderr
     assert f"like {tmp_path}/requirements.lock" in lock(wanted).stderr
 

@@ -5,8 +5,9 @@ import redis.asyncio
 
 from app.settings import settings
 
-client = redis.Redis.from_url(settings.cache_url, decode_responses=True)
-async_client = redis.asyncio.Redis.from_url(settings.cache_url, decode_responses=True)
+prices = redis.Redis.from_url(settings.cache_url, decode_responses=True)
+news = redis.Redis.from_url(settings.news_url, decode_responses=True)
+async_news = redis.asyncio.Redis.from_url(settings.news_url, decode_responses=True)
 
 
 def channel(order_id: int) -> str:

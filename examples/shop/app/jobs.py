@@ -10,7 +10,7 @@ from celery import Celery, Task, chord
 from kombu import Queue
 from sqlalchemy import func, select, update
 
-from app.cache import channel, client
+from app.cache import channel, news, prices
 from app.db import Order, Session
 from app.settings import settings
 
@@ -52,7 +52,7 @@ def change(order_id: int, **values: Any) -> None:
     """Change an order, and publish its status."""
     with Session.begin() as session:
         session.execute(update(Order).where(Order.id == order_id).values(**values))
-    client.publish(channel(order_id), values["status"])
+    news.publish(channel(order_id), values["status"])
 
 
 @celery.task
@@ -61,8 +61,8 @@ def start(order_id: int) -> None:
     with Session() as session:
         order = session.get_one(Order, order_id)
     change(order_id, status="pricing")
-    prices = [price.s(article, order_id=order_id) for article in order.articles]
-    chord(prices)(finish.s(order_id=order_id))
+    parts = [price.s(article, order_id=order_id) for article in order.articles]
+    chord(parts)(finish.s(order_id=order_id))
 
 
 @celery.task(bind=True, autoretry_for=(PriceServiceError,), max_retries=3, default_retry_delay=1)
@@ -71,9 +71,9 @@ def price(self: Task, article: str, order_id: int) -> int:
     if article == "unknown" or (article == "rare" and not self.request.retries):
         raise PriceServiceError(article)
     time.sleep(settings.price_seconds)
-    if cached := client.get(f"shop:price:{article}"):
+    if cached := prices.get(f"shop:price:{article}"):
         return int(cached)
-    client.set(f"shop:price:{article}", len(article), ex=60)
+    prices.set(f"shop:price:{article}", len(article), ex=60)
     return len(article)
 
 

@@ -15,6 +15,7 @@ class Settings(BaseSettings):
     database_url: str
     broker_url: str = "redis://localhost:6379/0"
     cache_url: str = "redis://localhost:6379/1"
+    news_url: str = "redis://localhost:6379/1"
     receipt_key: str = ""
     upload_directory: Path = Path("uploads")
     price_seconds: float = 0.1

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import jobs
-from app.cache import async_client, channel
+from app.cache import async_news, channel
 from app.db import Order, Session
 from app.settings import settings
 
@@ -62,7 +62,7 @@ async def events(order_id: int) -> StreamingResponse:
     await run_in_threadpool(show, order_id)
 
     async def stream() -> AsyncIterator[str]:
-        async with async_client.pubsub() as pubsub:
+        async with async_news.pubsub() as pubsub:
             await pubsub.subscribe(channel(order_id))
             async for message in pubsub.listen():
                 # What was published before this one listened is in the database.

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ STATE = "/var/lib/shop"
 UNITS = (
     "redis-server",
     "redis-server@broker",
+    "redis-server@data",
     "shop-celery",
     "shop-celery-reports",
     "shop-beat",
@@ -35,7 +37,7 @@ UNITS = (
     "shop-flower",
     "prometheus",
 )
-INSTANCES = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
+INSTANCES = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf", 6381: "/etc/redis/redis-data.conf"}
 
 
 class Shop:
@@ -140,6 +142,27 @@ def test_flower_sees_both_workers(host: Host) -> None:
         return all(f"{pool}@foreign-host" in page for pool in ("default", "reports"))
 
     wait_for(seen, "both workers", 30)
+
+
+def test_its_own_redis_keeps_what_it_holds_over_a_restart(host: Host, shop: Shop) -> None:
+    """CACHE_URL is data: the worker reads a price there and writes another one, nothing of it beside the results."""
+    redis(host, 6381, "SET shop:price:gift 40")
+    for article in ("wrap", "bow"):
+        (number,) = shop.order("gift", article)
+        wait_for(partial(shop.is_done, number, 40 + len(article)), f"the order with a {article}", 30)
+        host.run_expect([0], "systemctl restart redis-server@data")
+        prices = redis(host, 6381, f"MGET shop:price:gift shop:price:{article}")
+        assert prices.split() == ["40", str(len(article))]
+    assert redis(host, 6379, "EXISTS shop:price:gift shop:price:bow") == "0"
+
+
+@pytest.mark.parametrize("user", ["flower", "operator", "console"])
+def test_only_the_application_enters_its_own_redis(host: Host, user: str) -> None:
+    url = f"/etc/shop/secrets/{user}/CELERY_BROKER_URL"
+    login = f"export REDISCLI_AUTH=$(sed 's|.*//[^:]*:\\([^@]*\\)@.*|\\1|' {url}); redis-cli --user {user}"
+    assert host.check_output(f"{login} -p 6380 PING") == "PONG"
+    assert "NOAUTH" in host.run(f"{login} -p 6381 PING").stdout
+    assert "NOAUTH" in host.run("redis-cli -p 6381 PING").stdout
 
 
 # What the platform runs beside the application

@@ -264,7 +264,28 @@ def test_check_says_what_holds(tmp_path: Path) -> None:
     bad = run_command("check", "-A", "shop.jobs", "--json", **{**env, "REDIS_URL": "amqp://localhost"})
     assert bad.returncode == 1
     [why] = [finding["sentence"] for finding in json.loads(bad.stdout) if finding["level"] == "breaks"]
-    assert why == "The broker is amqp, and must be Redis."
+    assert why.startswith("The broker is amqp, and must be Redis: set CELERY_BROKER_URL")
+    on_a_host = run_command(
+        "check", "-A", "shop.jobs", **{**env, "REDIS_URL": "amqp://", "CELERY_BROKER_URL": "redis://"}
+    )
+    assert on_a_host.returncode == 0, on_a_host.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nowhere.jobs", "-A nowhere.jobs needs the module nowhere, which cannot be found from"),
+        ("needy", "-A needy needs the module task_app, which cannot be found from"),
+        ("web", "-A web is a Flask: name the Celery application, like web:celery."),
+    ],
+)
+def test_check_says_why_there_is_no_application(tmp_path: Path, name: str, sentence: str) -> None:
+    (tmp_path / "needy.py").write_text("import task_app\n")
+    (tmp_path / "web.py").write_text("class Flask: ...\napp = Flask()\n")
+    failed = run_command("check", "-A", name, PYTHONPATH=str(tmp_path))
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"Error: {sentence}")
+    assert len(failed.stderr.splitlines()) == 1
 
 
 @pytest.mark.integration

@@ -6,7 +6,6 @@ from the one it has. Wheels are fetched for the host's Python, not for the contr
 """
 
 import argparse
-import contextlib
 import fcntl
 import fnmatch
 import hashlib
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -70,6 +70,15 @@ def _tracked(source: Path) -> set[Path] | None:
     return {source / name for name in names if name} or None
 
 
+def _entries(requirements: str) -> Iterator[tuple[str, Requirement | None]]:
+    """Yield each entry of a lock with its hashes; options of pip and comments are no requirements."""
+    for text in re.findall(r"(?:.*\\\n)*.+", requirements.replace("\r\n", "\n")):
+        try:
+            yield text, Requirement(re.split(r" --| #|\s*\\", text)[0])
+        except InvalidRequirement:
+            yield text, None
+
+
 def check_lock(requirements: str, needs: list[str]) -> None:
     """Look whether the lock has what the platform runs the application with.
 
@@ -77,10 +86,8 @@ def check_lock(requirements: str, needs: list[str]) -> None:
         SystemExit: with one sentence that names the package.
     """
     pins: dict[str, str] = {}
-    for line in requirements.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
-        # Options of pip, empty lines and comments are no requirements.
-        with contextlib.suppress(InvalidRequirement):
-            requirement = Requirement(re.split(r" --| #", line)[0])
+    for _, requirement in _entries(requirements):
+        if requirement:
             exact = [spec.version for spec in requirement.specifier if spec.operator in ("==", "===")]
             pins[requirement.name.lower().replace("_", "-")] = exact[0] if exact else ""
     for need in map(Requirement, needs):
@@ -105,17 +112,39 @@ def digest(source: Path, files: list[Path], requirements: str) -> str:
     return checksum.hexdigest()[:12]
 
 
-def download_wheels(requirements: str, python: str, machine: str, directory: Path) -> None:
-    """Fetch every wheel that ``requirements`` locks, checked against its hashes, into ``directory``.
+def host_requirements(requirements: str, python: str, machine: str) -> str:
+    """Return the requirements whose environment markers hold on a host, without the markers.
 
-    pip judges environment markers by the controller's Python; they are cut off, so that the host, which judges them
-    again when it installs, finds whatever it needs.
+    pip judges markers by the controller's Python. A lock for several Pythons may name a package once for each.
+    """
+    host = {
+        "implementation_name": "cpython",
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    # Its patch release is not known here; the host judges again when it installs.
+    hosts = [{**host, "python_full_version": f"{python}.{patch}"} for patch in (0, 99)]
+    kept = []
+    for text, requirement in _entries(requirements):
+        if not requirement or not requirement.marker:
+            kept.append(text)
+        elif any(requirement.marker.evaluate(each) for each in hosts):
+            kept.append(re.sub(r"\s*;.*?(?= --| #|\s*\\|$)", "", text, count=1))
+    return "\n".join(kept)
+
+
+def download_wheels(requirements: str, python: str, machine: str, directory: Path) -> None:
+    """Fetch every wheel that a host needs of those that ``requirements`` locks, checked against its hashes.
 
     Raises:
-        SystemExit: with pip's last line when a wheel cannot be had.
+        SystemExit: with one sentence when a wheel cannot be had.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as unconditional:
-        unconditional.write(re.sub(r" ; [^\\\n]*", "", requirements))
+        unconditional.write(host_requirements(requirements, python, machine))
         unconditional.flush()
         abi = "cp" + python.replace(".", "")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -126,8 +155,14 @@ def download_wheels(requirements: str, python: str, machine: str, directory: Pat
             command += ["--platform", f"manylinux_2_{minor}_{machine}"]
         command += ["--platform", f"manylinux2014_{machine}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
+    if result.returncode == 0:
+        return
+    if lacking := re.search(r"No matching distribution found for (\S+)", result.stderr):
+        sys.exit(
+            f"pip finds no wheel of {lacking[1]} for Python {python} on {machine}: lock another version, build its"
+            " wheel (docs/start/your-app.md), or check that the index can be reached."
+        )
+    sys.exit("cannot download the application's wheels: " + result.stderr.strip().splitlines()[-1])
 
 
 def build_wheels(libraries: list[Path], directory: Path) -> list[Path]:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import click
+from celery import Celery
 from celery.app.utils import find_app
 
 from celery_durable.queue_names import RULE, is_queue_name
@@ -34,7 +36,11 @@ def findings(app: Any) -> Iterator[Finding]:
         )
     conf = app.conf
     if not str(conf.broker_url or "").startswith(REDIS):
-        yield Finding("breaks", f"The broker is {str(conf.broker_url).partition(':')[0]}, and must be Redis.")
+        yield Finding(
+            "breaks",
+            f"The broker is {str(conf.broker_url).partition(':')[0]}, and must be Redis: set CELERY_BROKER_URL, which "
+            "Celery prefers to the code.",
+        )
     if conf.broker_transport_options.get("global_keyprefix"):
         yield Finding("breaks", "broker_transport_options has a global_keyprefix, which the lists of workers ignore.")
     yield from _of_queues(app)
@@ -79,12 +85,32 @@ def _of_tasks(app: Any) -> Iterator[Finding]:
         yield Finding("degrades", f"Their priority changes nothing: {', '.join(urgent)}.")
 
 
+def loaded(name: str) -> Any:
+    """Return the application that ``celery -A`` would take.
+
+    Raises:
+        ClickException: with one sentence where there is none.
+    """
+    try:
+        app = find_app(name)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"-A {name} needs the module {error.name}, which cannot be found from {Path.cwd()}: run this where"
+            f" `celery -A {name}` works, with its PYTHONPATH and in its environment."
+        ) from None
+    if not isinstance(app, Celery):
+        raise click.ClickException(
+            f"-A {name} is a {type(app).__name__}: name the Celery application, like {name}:celery."
+        )
+    return app
+
+
 @click.command(name="celery-durable check")
 @click.option("-A", "--app", "name", required=True, metavar="PROJECT", help="The application, as for `celery -A`.")
 @click.option("--json", "as_json", is_flag=True, help="A list of findings.")
 def main(name: str, as_json: bool) -> None:
     """Say which guarantees an application gets; end with 1 when something breaks."""
-    app = find_app(name)
+    app = loaded(name)
     app.finalize()
     app.loader.import_default_modules()
     found = [*findings(app)]
