@@ -103,7 +103,7 @@ lint: ## Linters alone
 
 .PHONY: test
 test: check ## check, integration tests, and each role and the whole site once in Molecule
-	SHORT_RUN=yes pytest -q -n 3 --dist loadfile -m integration
+	SHORT_RUN=yes pytest -q -n 2 --dist loadfile -m integration
 	@$(MAKE) --no-print-directory molecule
 
 .PHONY: molecule
