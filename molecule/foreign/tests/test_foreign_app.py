@@ -163,6 +163,9 @@ def test_only_the_application_enters_its_own_redis(host: Host, user: str) -> Non
     assert host.check_output(f"{login} -p 6380 PING") == "PONG"
     assert "NOAUTH" in host.run(f"{login} -p 6381 PING").stdout
     assert "NOAUTH" in host.run("redis-cli -p 6381 PING").stdout
+    # The last test wants a log without what this one has been denied.
+    assert re.findall(r"^username\n(.*)", redis(host, 6381, "ACL LOG"), re.MULTILINE) == [user]
+    redis(host, 6381, "ACL LOG RESET")
 
 
 # What the platform runs beside the application
