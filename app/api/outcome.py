@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from celery.states import EXCEPTION_STATES, READY_STATES, SUCCESS
 
 from celery_durable.masking import mask
-from celery_durable.stored_results import UNKNOWN, parse
+from celery_durable.stored_results import LARGEST, UNKNOWN, parse
 
 # Characters of an error's line.
 LONGEST_ERROR = 2000
@@ -48,7 +48,8 @@ async def describe(task_id: str, stored: bytes) -> Outcome:
             return await asyncio.to_thread(_outcome, task_id, stored)
         return known(task_id, UNKNOWN, error="Its result is nested too deep to be shown.")
     except ValueError:
-        return known(task_id, UNKNOWN, error="What is stored in the place of its result is not Celery's.")
+        reason = f"is not Celery's, or is compressed and not by gzip, bzip2 or lzma from {LARGEST // 2**20} MiB at most"
+        return known(task_id, UNKNOWN, error=f"What is stored in the place of its result {reason}.")
 
 
 def _outcome(task_id: str, stored: bytes) -> Outcome:

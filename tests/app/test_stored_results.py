@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from celery import Celery
+from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC  # type: ignore[attr-defined]
 from celery.exceptions import Ignore
 from celery.states import EXCEPTION_STATES
 from hypothesis import HealthCheck, given, settings
@@ -142,6 +143,28 @@ def test_compressed(lonely_api: Api, redis_server: RedisServer, compression: str
     assert told["status"] == state
     assert told["result"] == (value if state == "SUCCESS" else None)
     assert (told["error"] or "").endswith("on purpose" if state == "FAILURE" else "")
+
+
+@pytest.mark.attack("a bound for what is decompressed")
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_what_decompresses_to_more_than_readers_have_memory_for(
+    lonely_api: Api, redis_server: RedisServer, compression: str
+) -> None:
+    app = Celery("bomb", backend=redis_server.url(1), set_as_current=False)
+    app.conf.result_compression = compression
+    task_id = new_task_id()
+    app.backend.store_result(task_id, " " * 70_000_000, "SUCCESS")
+    assert redis_server.client(1).strlen(f"celery-task-meta-{task_id}") < 200_000
+    told = ask(lonely_api, task_id)
+    assert (told["status"], told["result"]) == ("UNKNOWN", None)
+    assert "from 64 MiB at most" in told["error"]
+
+
+def test_compressed_rubbish(lonely_api: Api, redis_server: RedisServer) -> None:
+    redis_server.client(1).set("celery-task-meta-good", COMPRESSED_PAYLOAD_MAGIC + b"application/x-gzip\0rubbish")
+    redis_server.client(1).set("celery-task-meta-bad", COMPRESSED_PAYLOAD_MAGIC + b"application/x-nothing\0rubbish")
+    for task_id in ("good", "bad"):
+        assert ask(lonely_api, task_id)["status"] == "UNKNOWN"
 
 
 @pytest.mark.parametrize("depth", [100, 500, 950])

@@ -1,18 +1,31 @@
 """What Celery has stored about a task, for whoever reads it without Celery."""
 
+import bz2
 import json
+import lzma
 import math
+import zlib
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery import Celery
-from celery.backends.base import decompress_payload  # type: ignore[attr-defined]
+from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC  # type: ignore[attr-defined]
 from kombu.utils.json import object_hook
 
 # What the state of a task is called whose stored result nobody can read.
 UNKNOWN = "UNKNOWN"
 # Seconds, ten years: Redis wants a number for a key that goes by itself.
 FOR_EVER = 10 * 365 * 86400
+# Bytes of a compressed result: some hundred of them may be those of a worker that wants to fill its readers' memory.
+LARGEST = 64 * 1024 * 1024
+# What kombu calls the ways of result_compression that Python has, and that can stop at a length.
+DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
+    b"application/x-gzip": zlib.decompressobj,
+    b"application/x-bz2": bz2.BZ2Decompressor,
+    b"application/x-lzma": partial(lzma.LZMADecompressor, memlimit=2 * LARGEST),
+}
 
 
 def kept_seconds(app: Celery) -> int:
@@ -29,8 +42,8 @@ def parse(stored: bytes) -> dict[str, Any]:
         RecursionError: it is nested too deep for what is left of the stack.
     """
     try:
-        text = decompress_payload(stored)
-    except Exception as error:
+        text = _decompress(stored)
+    except (KeyError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"It is compressed in a way that cannot be read here: {error!r}") from error
     meta = json.loads(text, object_hook=_plain, parse_constant=lambda _: None, parse_float=_finite)
     if not isinstance(meta, dict) or "status" not in meta:
@@ -44,6 +57,17 @@ def state_of(stored: bytes) -> Any:
         return parse(stored)["status"]
     except (ValueError, RecursionError):
         return UNKNOWN
+
+
+def _decompress(stored: bytes) -> bytes:
+    if not stored.startswith(COMPRESSED_PAYLOAD_MAGIC):
+        return stored
+    method, _, body = stored.removeprefix(COMPRESSED_PAYLOAD_MAGIC).partition(b"\0")
+    decompressor = DECOMPRESSORS[method]()
+    text: bytes = decompressor.decompress(body, LARGEST)
+    if not decompressor.eof:
+        raise ValueError(f"It is cut off, or has more than {LARGEST} bytes when it is decompressed.")
+    return text
 
 
 def _finite(number: str) -> float | None:
