@@ -23,9 +23,9 @@ from celery_durable.testing import RedisServer
 from durable_console.admin import dead_letters, queues
 from durable_console.admin.diagnosis import task_search
 from durable_console.application import celery_app
-from durable_console.web import status
 from durable_console.web.alerts import Alert, Notification, _remember
 from durable_console.web.prometheus import Prometheus
+from durable_console.web.status.page import Observer
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
 
@@ -138,7 +138,7 @@ async def pages(redis_url: str) -> tuple[str, str]:
     async with broker_client(chosen) as asynchronous:
         prometheus = Prometheus(chosen, asynchronous)
         metrics = (await prometheus.page()).decode()
-        page = await status.Observer(prometheus, asynchronous, asynchronous).page()
+        page = await Observer(prometheus, asynchronous, asynchronous).page()
         if await asynchronous.type(keys.ALERTS) in (b"hash", b"none"):
             alert = Alert(status="firing", labels={"alertname": "B"})
             await _remember(asynchronous, Notification(groupKey="g", alerts=[alert]))

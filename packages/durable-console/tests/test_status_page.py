@@ -25,7 +25,7 @@ from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT,
 from celery_durable.testing import RedisServer, wait_for
 from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
-from durable_console.web.status import SILENT_SECONDS
+from durable_console.web.status.parts import SILENT_SECONDS
 from tests.support import APPLICATIONS, Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
