@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_durable.testing import wait_for
-from celery_durable.worker.transport import RECLAIM_INTERVAL
+from celery_durable.worker.transport.consuming import RECLAIM_INTERVAL
 from durable_console.known_scripts import known
 from tests.support import Stack
 

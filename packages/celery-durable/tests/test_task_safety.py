@@ -22,7 +22,7 @@ from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES
 from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker import node_owner
-from celery_durable.worker.transport import RECLAIM_INTERVAL
+from celery_durable.worker.transport.consuming import RECLAIM_INTERVAL
 from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
