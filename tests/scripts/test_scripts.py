@@ -334,3 +334,18 @@ def test_no_package_of_the_controller_is_built_from_source() -> None:
     others = [line for line in installs if line not in own]
     assert others
     assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in others)
+
+
+def test_a_checkout_that_everybody_may_write_is_rejected_in_one_sentence(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    tmp_path.chmod(0o777)
+    result = subprocess.run([tmp_path / "scripts/setup.sh"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"chmod o-w {tmp_path}" in result.stderr.splitlines()[-1]
+
+
+def test_a_locale_that_the_machine_has_not_ends_nothing() -> None:
+    lost = {**os.environ, "LC_ALL": "xx_XX.UTF-8", "LANG": "xx_XX.UTF-8"}
+    command = ["bash", "-c", "source scripts/common.sh; ansible --version"]
+    assert subprocess.run(command, cwd=REPOSITORY, env=lost, capture_output=True, check=False).returncode == 0
+    assert "export LC_ALL := C.UTF-8" in (REPOSITORY / "Makefile").read_text().splitlines()
