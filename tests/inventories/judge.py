@@ -55,7 +55,7 @@ EXPECTED_OF_SYSTEMD = re.compile(
 class Outcome:
     """What became of one inventory."""
 
-    refusals: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # while rendering
     files: dict[str, str] = field(default_factory=dict)
 
@@ -117,7 +117,7 @@ def outcomes(inventory: dict[str, Any], directory: Path) -> dict[str, Outcome]:
                 items = result.get("results", [result])
                 if result.get("failed") or result.get("unreachable"):
                     failed = [str(item.get("msg")) for item in items if item.get("failed")] or [str(result.get("msg"))]
-                    (outcomes[name].broken if rendering else outcomes[name].refusals).extend(failed)
+                    (outcomes[name].broken if rendering else outcomes[name].errors).extend(failed)
                 elif rendering:
                     outcomes[name].files |= {
                         item["msg"]["file"]: item["msg"]["text"] for item in items if "msg" in item
@@ -127,8 +127,8 @@ def outcomes(inventory: dict[str, Any], directory: Path) -> dict[str, Outcome]:
 
 def judge(variables: dict[str, Any], outcome: Outcome, directory: Path) -> list[str]:
     """Return what is wrong with one outcome, empty when it is as it must be."""
-    if outcome.refusals:
-        return judge_refusal(variables, outcome.refusals)
+    if outcome.errors:
+        return judge_error(variables, outcome.errors)
     if outcome.broken:
         return [f"renders with an error: {outcome.broken[0]}"]
     if "secrets.json" not in outcome.files:
@@ -136,11 +136,11 @@ def judge(variables: dict[str, Any], outcome: Outcome, directory: Path) -> list[
     return [*judge_files(variables, outcome.files, directory)]
 
 
-def judge_refusal(variables: dict[str, Any], refusals: list[str]) -> list[str]:
-    """Return what is wrong with a refusal: it is one sentence of at most a few words that names a variable."""
-    if len(refusals) != 1:
-        return [f"has {len(refusals)} errors: {refusals}"]
-    text = refusals[0].replace("\n", " ")
+def judge_error(variables: dict[str, Any], errors: list[str]) -> list[str]:
+    """Return what is wrong with an error: it is one sentence of at most a few words that names a variable."""
+    if len(errors) != 1:
+        return [f"has {len(errors)} errors: {errors}"]
+    text = errors[0].replace("\n", " ")
     if not any(name in text for name in variables):
         return [f"is refused without naming a variable: {text}"]
     # Values may hold anything; a second sentence begins with a capital letter or with a variable's name again.

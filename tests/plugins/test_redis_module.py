@@ -411,13 +411,13 @@ DEFAULTS = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
 DEFAULTS = {name.removeprefix("redis_"): value for name, value in DEFAULTS.items()} | {"password": PASSWORD}
 
 
-def refusals(instances: list[dict[str, Any]], **changes: object) -> list[str]:
-    found: list[str] = values.redis_refusals(instances, DEFAULTS | changes, HOST_MEMORY)
+def errors(instances: list[dict[str, Any]], **changes: object) -> list[str]:
+    found: list[str] = values.redis_errors(instances, DEFAULTS | changes, HOST_MEMORY)
     return found
 
 
 def test_defaults_are_accepted() -> None:
-    assert refusals(DEFAULTS["instances"]) == []
+    assert errors(DEFAULTS["instances"]) == []
 
 
 CERTIFICATE, KEY = trustme.CA().cert_pem.bytes().decode(), "-----BEGIN EC PRIVATE KEY-----\nx"
@@ -425,7 +425,7 @@ CERTIFICATE, KEY = trustme.CA().cert_pem.bytes().decode(), "-----BEGIN EC PRIVAT
 
 @pytest.mark.parametrize("given", [("", "", ""), ("", "", CERTIFICATE), (CERTIFICATE, KEY, CERTIFICATE)])
 def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
-    assert values.redis_tls_refusals(*given) == []
+    assert values.redis_tls_errors(*given) == []
 
 
 @pytest.mark.parametrize(
@@ -438,14 +438,14 @@ def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
     ],
 )
 def test_certificates_are_refused(given: tuple[str, str, str], words: str) -> None:
-    (found,) = values.redis_tls_refusals(*given)
+    (found,) = values.redis_tls_errors(*given)
     assert found.startswith(words)
     assert "/etc/key.pem" not in found
 
 
 def test_two_instances_are_accepted() -> None:
     broker = {"name": "broker", "port": 6380, "maxmemory_policy": "noeviction", "save": [], "bind": ["*"]}
-    assert refusals([{"name": "main"}, broker]) == []
+    assert errors([{"name": "main"}, broker]) == []
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_two_instances_are_accepted() -> None:
     ],
 )
 def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
-    found = refusals([{"name": "main"}], password=password)
+    found = errors([{"name": "main"}], password=password)
     assert len(found) == 1
     assert found[0].startswith("redis_password of instance main is too weak")
     assert not password or password not in found[0]
@@ -497,7 +497,7 @@ def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
     ],
 )
 def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sentence: str) -> None:
-    for found in (refusals([{"name": "main"}], **change), refusals([{"name": "main"} | change])):
+    for found in (errors([{"name": "main"}], **change), errors([{"name": "main"} | change])):
         assert len(found) == 1
         assert found[0].startswith(sentence)
 
@@ -516,8 +516,8 @@ def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sente
 )
 def test_a_bad_user_is_refused_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
     good = {"name": "reader", "passwords": [PASSWORD], "rules": ["%R~news:*", "+get"]}
-    assert refusals([{"name": "main", "users": [good]}]) == []
-    found = refusals([{"name": "main", "users": [good | user]}])
+    assert errors([{"name": "main", "users": [good]}]) == []
+    found = errors([{"name": "main", "users": [good | user]}])
     assert len(found) == 1
     assert found[0].startswith(sentence)
 
@@ -546,6 +546,6 @@ def test_rules_that_redis_is_too_old_for_are_left_out() -> None:
     ],
 )
 def test_instances_that_do_not_fit_together_are_refused(instances: list[dict[str, Any]], sentence: str) -> None:
-    found = refusals(instances)
+    found = errors(instances)
     assert len(found) == 1
     assert found[0].startswith(sentence)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import HERE, REDIS_USERS, SECRETS
+from tests.preflight.cases import HERE, REDIS_USERS, SECRETS
 from tests.support import ansible_report
 
 pytestmark = pytest.mark.timeout(600)

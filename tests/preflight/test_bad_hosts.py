@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.preflight.refusals import Case, refusals_of_many
+from tests.preflight.cases import Case, preflight_errors_of_many
 
 # All cases are one run of Ansible, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(600)
@@ -117,7 +117,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return refusals_of_many({**CASES, **GOOD}, tmp_path_factory.mktemp("inventory"))
+    return preflight_errors_of_many({**CASES, **GOOD}, tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.preflight.refusals import REDIS_USERS, Case, refusals_of_many
+from tests.preflight.cases import REDIS_USERS, Case, preflight_errors_of_many
 
 # One run checks all of them.
 pytestmark = pytest.mark.timeout(600)
@@ -347,7 +347,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "good-routes": Case(ROUTES | POOLS, []),
         "good-patterns": Case({"task_routes": {"app.*": {"queue": "slow"}}, **POOLS}, []),
     }
-    return refusals_of_many({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
+    return preflight_errors_of_many({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.mark.parametrize("name", ["good", "good-routes", "good-patterns"])

@@ -36,7 +36,7 @@ class Case:
         assert not self.hidden or self.hidden not in message
 
 
-def refusals(
+def preflight_errors(
     cases: dict[str, Case],
     directory: Path,
     *,
@@ -82,9 +82,9 @@ def refusals(
     return messages
 
 
-def refusals_of_many(cases: dict[str, Case], directory: Path) -> dict[str, str]:
-    """Return what ``refusals`` does, for cases that have nothing to do with one another."""
+def preflight_errors_of_many(cases: dict[str, Case], directory: Path) -> dict[str, str]:
+    """Return what ``preflight_errors`` does, for cases that have nothing to do with one another."""
     messages: dict[str, str] = {}
     for first in range(0, len(cases), HOSTS_AT_ONCE):
-        messages |= refusals(dict(list(cases.items())[first : first + HOSTS_AT_ONCE]), directory)
+        messages |= preflight_errors(dict(list(cases.items())[first : first + HOSTS_AT_ONCE]), directory)
     return messages
