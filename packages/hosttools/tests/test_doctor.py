@@ -599,7 +599,7 @@ def test_an_address_of_etc_hosts_is_called_so(monkeypatch: pytest.MonkeyPatch) -
     assert "redis1:1 (127.0.0.9, says /etc/hosts) cannot be reached" in found.what
 
 
-def test_a_silent_name_server_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_name_server_costs_no_more_than_our_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "read", lambda _: "nameserver 192.0.2.1\n")
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "it did not end within 3 s"))
     (found,) = connections.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])

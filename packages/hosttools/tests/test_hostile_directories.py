@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.attack("root acts as the serv
 
 PROGRAM = program()
 SENTENCE = "a line that only root may read"
-PATIENCE = 20  # seconds for a program; one that waits for a pipe never ends
+TIMEOUT = 20  # seconds for a program; one that waits for a pipe never ends
 AS_REDIS = ["setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--"]
 CONFIG = """
 port 0
@@ -110,7 +110,7 @@ class Host:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             errors="replace",
         )
 
@@ -252,7 +252,7 @@ def test_a_link_of_a_service_is_no_way_to_roots_files(host: Host) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         answer: dict[str, object] = json.loads(ran.stdout)
         return answer

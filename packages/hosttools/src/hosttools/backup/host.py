@@ -14,7 +14,7 @@ from typing import BinaryIO, NoReturn
 from hosttools import files
 from hosttools.redis_client import Instance
 
-PATIENCE = 1800  # seconds: gigabytes are written and read
+TIMEOUT = 1800  # seconds: gigabytes are written and read
 SPARE = 32 * 1024**2  # bytes of disk and memory that stay free
 STATE = Path("/var/lib")  # in which nobody but root makes directories
 AOF_MANIFEST = "appendonlydir/appendonly.aof.manifest"
@@ -34,10 +34,10 @@ def refuse(sentence: str) -> NoReturn:
 
 def wait(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition is true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            refuse(f"{what}: not within {PATIENCE} s.")
+            refuse(f"{what}: not within {TIMEOUT} s.")
         time.sleep(0.1)
 
 
