@@ -171,7 +171,7 @@ def test_audit_tells_what_it_finds(locked: Path, service: tuple[str, dict[str, o
     ]
     result = audit(locked, url)
     assert result.returncode == 1
-    assert "packaging 26.3 has PYSEC-0000-1, mended in 99.1." in result.stdout
+    assert "packaging 26.3 has PYSEC-0000-1, fixed in 99.1." in result.stdout
 
 
 def test_audit_does_not_pass_what_could_not_be_looked_up() -> None:

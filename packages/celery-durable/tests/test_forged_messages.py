@@ -250,10 +250,10 @@ def test_what_is_ours_runs_on_every_way(stack: Stack) -> None:
     stack.env["TASK_SIGNING_KEY"] = FOREIGN_KEY
     stack.result(*stack.send("sleeping.delay(0)"))
 
-    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
+    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'repaired'}')")
     stack.result(task_id, "FAILURE")
     wait_for(lambda: len(letters(stack)) == 1)
-    (stack.directory / "mended").touch()
+    (stack.directory / "repaired").touch()
     stack.dead_letters("requeue", task_id)
     stack.result(task_id)
     wait_for(stack.nothing_waits)

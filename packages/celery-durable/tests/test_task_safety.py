@@ -327,7 +327,7 @@ def test_poison_becomes_dead_letters_and_stops_nobody(stack: Stack) -> None:
 
 def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_requeued(stack: Stack) -> None:
     worker = stack.start_worker()
-    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
+    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'repaired'}')")
     failed = stack.result(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "WorkerLostError"
     assert failed["retries"] == Task.max_retries
@@ -337,7 +337,7 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     assert letter["task_id"] == task_id
     stack.result(*stack.send("sleeping.delay(0)"))
 
-    (stack.directory / "mended").touch()
+    (stack.directory / "repaired").touch()
     assert task_id in stack.dead_letters("requeue", task_id)
     assert stack.result(task_id)["result"] == "survived"
     wait_for(stack.nothing_waits)

@@ -20,8 +20,8 @@ from durable_console.admin.diagnosis import TIMEOUT
 
 def find(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> dict[str, Any]:
     """Say in one sentence what became of a task, which status the API gives it, and what would help."""
-    verdict, code, mend = next(_fates(client, results, app, task_id))
-    return {"verdict": verdict, "code": code, "mend": mend}
+    verdict, code, remedy = next(_fates(client, results, app, task_id))
+    return {"verdict": verdict, "code": code, "mend": remedy}
 
 
 def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str) -> Iterator[tuple[str, int, str]]:
@@ -36,7 +36,7 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     if place := _place(client, app, task_id):
         yield f"It {place}; it was enqueued{since}", 200, ""
     letter = _dead_letter(client, task_id)
-    mend = f"playbooks/diagnose/dead_letters.yml -e operation=requeue -e task={task_id}, when the cause is mended"
+    remedy = f"playbooks/diagnose/dead_letters.yml -e operation=requeue -e task={task_id}, when the cause is repaired"
     key = f"celery-task-meta-{task_id}"
     stored, _ = asked(lambda: results.get(key), b"")
     if stored is not None:
@@ -44,9 +44,9 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
         why = f"; it is a dead letter since {letter['time']} because: {letter['reason']}" if letter else ""
         ended = "has ended" if state in READY_STATES else "is not done"
         sentence = f"It {ended}, its status is {state} and is kept for {results.ttl(key)} s more{why}"
-        yield sentence, 200, mend if letter else ""
+        yield sentence, 200, remedy if letter else ""
     if letter:
-        yield f"It is a dead letter since {letter['time']} because: {letter['reason']}", 404, mend
+        yield f"It is a dead letter since {letter['time']} because: {letter['reason']}", 404, remedy
     if accepted:
         yield "It is accepted, and its message was moving from one list to another: ask again", 200, ""
     if born is None:
@@ -60,8 +60,8 @@ def _fates(client: redis.Redis, results: redis.Redis, app: Celery, task_id: str)
     )
     if evicted:
         sentence = f"Its result was evicted to make room, or it was never accepted here: enqueued{since}"
-        mend = f"stack_redis_maxmemory twice as large (it is {limit}), or a shorter result_expires (it is {kept})"
-        yield f"{sentence}, {evicted} results were evicted since Redis' start", 404, mend
+        remedy = f"stack_redis_maxmemory twice as large (it is {limit}), or a shorter result_expires (it is {kept})"
+        yield f"{sentence}, {evicted} results were evicted since Redis' start", 404, remedy
     yield (
         f"It was never accepted here: its id was made{since}; results are kept for {kept} s, none was evicted",
         404,
