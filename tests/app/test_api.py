@@ -49,7 +49,7 @@ def post(api: Api, body: bytes | Iterator[bytes], **headers: str) -> httpx.Respo
     return api.post("/tasks/enqueue", content=body, headers={**JSON, **headers})
 
 
-def assert_refused(response: httpx.Response, status: int, words: str) -> None:
+def assert_rejected(response: httpx.Response, status: int, words: str) -> None:
     """Check the common shape of an error and that it says what is wrong."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["detail"]
@@ -224,24 +224,24 @@ class TestRefused:
         ],
     )
     def test_body(self, lonely_api: Api, body: bytes, words: str) -> None:
-        assert_refused(post(lonely_api, body), 422, words)
+        assert_rejected(post(lonely_api, body), 422, words)
 
     @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
     def test_content_type(self, lonely_api: Api, content_type: str) -> None:
-        assert_refused(post(lonely_api, b'{"data": {}}', **{"content-type": content_type}), 415, "application/json")
+        assert_rejected(post(lonely_api, b'{"data": {}}', **{"content-type": content_type}), 415, "application/json")
 
     @pytest.mark.parametrize("encoding", ["gzip", "br", "x-anything", "gzip, identity"])
     def test_content_encoding(self, lonely_api: Api, encoding: str) -> None:
         response = post(lonely_api, b'{"data": {}}', **{"content-encoding": encoding})
-        assert_refused(response, 415, "without a Content-Encoding")
+        assert_rejected(response, 415, "without a Content-Encoding")
         assert response.headers["Accept-Encoding"] == "identity"
 
     def test_too_large_by_its_own_word(self, lonely_api: Api) -> None:
-        assert_refused(post(lonely_api, b"x" * (256 * 1024 + 1)), 413, "larger than 262144 bytes")
+        assert_rejected(post(lonely_api, b"x" * (256 * 1024 + 1)), 413, "larger than 262144 bytes")
 
     def test_too_large_in_chunks(self, lonely_api: Api) -> None:
         chunks = (b"x" * 64 * 1024 for _ in range(5))
-        assert_refused(post(lonely_api, chunks), 413, "larger than 262144 bytes")
+        assert_rejected(post(lonely_api, chunks), 413, "larger than 262144 bytes")
 
 
 class TestAccepted:
@@ -324,12 +324,12 @@ class TestKey:
             ("Authorization", "Basic {key}", "An API key is needed"),
         ],
     )
-    def test_refused(self, refusing: Api, request_line: str, header: str, value: str, words: str) -> None:
+    def test_rejected(self, refusing: Api, request_line: str, header: str, value: str, words: str) -> None:
         method, path = request_line.split()
         sent = value.format(key=refusing.key, half=refusing.key[:16]).encode()
         # Neither body nor parameters are looked at.
         response = httpx.request(method, refusing.url + path, headers={header.encode(): sent}, content=b"anything")
-        assert_refused(response, 401, words)
+        assert_rejected(response, 401, words)
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
     @pytest.fixture(scope="class")
@@ -441,18 +441,18 @@ class TestLimits:
         one, other = "first-0123456789", "second-0123456789"
         api = own(BACKEND_API_KEY=f"{one},{other}", RATE_LIMIT="3/hour")
         assert [self._ask(api, one).status_code for _ in range(3)] == [200] * 3
-        refused = self._ask(api, one)
-        assert_refused(refused, 429, "There were more requests than 3/hour; try again in ")
-        assert 3590 < int(refused.headers["Retry-After"]) <= 3600
+        rejected = self._ask(api, one)
+        assert_rejected(rejected, 429, "There were more requests than 3/hour; try again in ")
+        assert 3590 < int(rejected.headers["Retry-After"]) <= 3600
         assert self._ask(api, other).status_code == 200
         assert httpx.get(f"{api.url}/health").status_code == 200
 
     def test_requests_without_a_valid_key(self, own: Own) -> None:
         api = own(FAILED_LOGIN_LIMIT="2/minute")
         assert [self._ask(api, "guess").status_code for _ in range(2)] == [401] * 2
-        refused = self._ask(api, "another guess")
-        assert_refused(refused, 429, "too many requests without a valid API key; try again in ")
-        assert 50 < int(refused.headers["Retry-After"]) <= 60
+        rejected = self._ask(api, "another guess")
+        assert_rejected(rejected, 429, "too many requests without a valid API key; try again in ")
+        assert 50 < int(rejected.headers["Retry-After"]) <= 60
         # Behind a balancer all clients have its address.
         assert self._ask(api, api.key).status_code == 200
 
@@ -516,11 +516,11 @@ class TestStatus:
         assert lonely_api.status(task_id)["status"] == "PENDING"
 
     def test_expired(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
+        assert_rejected(lonely_api.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
 
     @pytest.mark.parametrize("age", [0, 3500, -3700])
     def test_never_accepted(self, lonely_api: Api, age: float) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
+        assert_rejected(lonely_api.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
 
     @pytest.mark.parametrize(
         "task_id",
@@ -528,10 +528,10 @@ class TestStatus:
         ids=["word", "version-4", "zeros", "braces", "nul", "slash", "euro", "no-utf-8"],
     )
     def test_any_text_can_be_an_id(self, lonely_api: Api, task_id: str) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
+        assert_rejected(lonely_api.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
 
     def test_too_long(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
+        assert_rejected(lonely_api.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
 
     @pytest.mark.parametrize(
         ("state", "error", "line"),
@@ -602,7 +602,7 @@ class TestHealth:
         assert api.get("/health/ready").status_code == 200
         flag.touch()
         response = api.get("/health/ready")
-        assert_refused(response, 503, "taken out of the balancer")
+        assert_rejected(response, 503, "taken out of the balancer")
         assert api.head("/health/ready").status_code == 503
         assert api.get("/health").status_code == 200
         assert api.post("/tasks/enqueue", json={"data": {}}).status_code == 202
@@ -623,8 +623,8 @@ class TestSurface:
     """Shape of everything else."""
 
     def test_unknown_route_and_method(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get("/nothing"), 404, "Not Found")
-        assert_refused(lonely_api.get("/tasks/enqueue"), 405, "Method Not Allowed")
+        assert_rejected(lonely_api.get("/nothing"), 404, "Not Found")
+        assert_rejected(lonely_api.get("/tasks/enqueue"), 405, "Method Not Allowed")
 
     def test_documentation(self, lonely_api: Api) -> None:
         page = lonely_api.get("/docs")
@@ -652,14 +652,14 @@ class TestSurface:
     def test_documentation_can_be_switched_off(self, own: Own) -> None:
         api = own(API_DOCS="false")
         for path in ("/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui-bundle.js"):
-            assert_refused(api.get(path), 404, "Not Found")
+            assert_rejected(api.get(path), 404, "Not Found")
         api.enqueue({})
 
     def test_internal_error_shows_no_trace(self, redis_server: RedisServer, tmp_path: Path) -> None:
         api = Api(tmp_path / "api.log", redis_server.environment(0, 1), app="tests.app.broken_api:app")
         try:
             response = api.get("/broken", headers={"X-Request-ID": "find-me"})
-            assert_refused(response, 500, "find-me")
+            assert_rejected(response, 500, "find-me")
             assert response.headers["X-Request-ID"] == "find-me"
             assert_guarded(response)
             api.program.wait_for_output("exception")  # logged after the answer

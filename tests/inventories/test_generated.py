@@ -58,27 +58,27 @@ def test_a_sample_with_replicas_sentinels_and_two_balancers(seed: int, tmp_path:
         alone = index % 3 == 2
         outcomes = run_replicated(variables, folder, alone=alone)
         # An error on one host stops the run for all.
-        refused = [outcome for outcome in outcomes.values() if outcome.errors]
+        rejected = [outcome for outcome in outcomes.values() if outcome.errors]
         for host, outcome in outcomes.items():
-            if outcome in refused or not refused:
+            if outcome in rejected or not rejected:
                 (place := folder / host).mkdir()
                 where = "one host" if alone else "all hosts"
                 wrong += [f"{variables} of {where}: {problem}" for problem in judge(variables, outcome, place)]
-        assert variables or not refused, refused
+        assert variables or not rejected, rejected
     assert wrong == [], f"seed {seed}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("shape", ROLES)
-def test_what_is_refused_for_its_form_is_refused_in_one_sentence(shape: str) -> None:
+def test_what_is_rejected_for_its_form_is_rejected_in_one_sentence(shape: str) -> None:
     """Every value of every option, without Ansible: thousands."""
-    refused = 0
+    rejected = 0
     for variables in generated.every_value(ROLES[shape]):
         if errors := generated.form_errors(variables):
-            refused += 1
+            rejected += 1
             assert judge_error(variables, errors) == [], variables
             (sentence,) = errors
             assert sentence.endswith((".", "?")), sentence
-    assert refused > 1000
+    assert rejected > 1000
 
 
 @pytest.mark.parametrize("role", generated.CLUSTER)

@@ -273,7 +273,7 @@ def test_old_connections_are_ended_on_request(server: Server, run: Run) -> None:
         client.call("PING")
 
 
-def test_what_users_were_refused_is_told(server: Server, run: Run) -> None:
+def test_what_users_were_denied_is_reported(server: Server, run: Run) -> None:
     with pytest.raises(live.RedisError, match="no permissions"):
         server.call("FLUSHALL")
     with pytest.raises(live.RedisError, match="WRONGPASS"):
@@ -375,7 +375,7 @@ def test_appendonly_switched_on_live_keeps_the_data_over_a_kill(server: Server, 
     assert run() == UNCHANGED
 
 
-def test_a_value_that_redis_refuses_fails_and_names_the_option(server: Server, run: Run) -> None:
+def test_a_value_that_redis_rejects_fails_and_names_the_option(server: Server, run: Run) -> None:
     server.configure(maxmemory_policy="allkeys-newest")
     result = run()
     assert result["failed"]
@@ -437,7 +437,7 @@ def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
         ((KEY, KEY, CERTIFICATE), "redis_tls_certificate must be PEM"),
     ],
 )
-def test_certificates_are_refused(given: tuple[str, str, str], words: str) -> None:
+def test_certificates_are_rejected(given: tuple[str, str, str], words: str) -> None:
     (found,) = values.redis_tls_errors(*given)
     assert found.startswith(words)
     assert "/etc/key.pem" not in found
@@ -463,7 +463,7 @@ def test_two_instances_are_accepted() -> None:
         "newline-0123456789ab\n",
     ],
 )
-def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
+def test_a_weak_password_is_rejected_and_not_shown(password: str) -> None:
     found = errors([{"name": "main"}], password=password)
     assert len(found) == 1
     assert found[0].startswith("redis_password of instance main is too weak")
@@ -496,7 +496,7 @@ def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
         ({"extra_settings": {"port": 1}}, 'redis_extra_settings of instance main is ["port"], and it must be without'),
     ],
 )
-def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+def test_a_bad_value_is_rejected_in_one_sentence(change: dict[str, object], sentence: str) -> None:
     for found in (errors([{"name": "main"}], **change), errors([{"name": "main"} | change])):
         assert len(found) == 1
         assert found[0].startswith(sentence)
@@ -514,7 +514,7 @@ def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sente
         ({"rules": [">secret"]}, "redis_users of instance main gives reader the rules"),
     ],
 )
-def test_a_bad_user_is_refused_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
+def test_a_bad_user_is_rejected_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
     good = {"name": "reader", "passwords": [PASSWORD], "rules": ["%R~news:*", "+get"]}
     assert errors([{"name": "main", "users": [good]}]) == []
     found = errors([{"name": "main", "users": [good | user]}])
@@ -545,7 +545,7 @@ def test_rules_that_redis_is_too_old_for_are_left_out() -> None:
         ),
     ],
 )
-def test_instances_that_do_not_fit_together_are_refused(instances: list[dict[str, Any]], sentence: str) -> None:
+def test_instances_that_do_not_fit_together_are_rejected(instances: list[dict[str, Any]], sentence: str) -> None:
     found = errors(instances)
     assert len(found) == 1
     assert found[0].startswith(sentence)

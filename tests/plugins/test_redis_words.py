@@ -99,7 +99,7 @@ def test_the_defaults_are_right(version: str) -> None:
         ({"extra_settings": {"syslog-ident": 'a"b'}}, ["double quotes"]),
     ],
 )
-def test_a_word_that_redis_does_not_know_is_refused_in_one_sentence(changes: dict[str, Any], words: list[str]) -> None:
+def test_a_word_that_redis_does_not_know_is_rejected_in_one_sentence(changes: dict[str, Any], words: list[str]) -> None:
     (sentence,) = errors(**changes)
     assert all(word in sentence for word in words), sentence
     assert "\n" not in sentence
@@ -141,11 +141,11 @@ def test_rules_are_judged_as_redis_judges_them(server: redis.Redis, version: str
     for rules in tried:
         try:
             server.execute_command("ACL SETUSER", "tried", "reset", *rules)  # type: ignore[no-untyped-call]
-            refused = ""
+            rejected = ""
         except redis.ResponseError as error:
-            refused = str(error)
-        if bool(judge.broken_rules(rules, words)) != bool(refused):
-            wrong.append((rules, refused))
+            rejected = str(error)
+        if bool(judge.broken_rules(rules, words)) != bool(rejected):
+            wrong.append((rules, rejected))
     assert wrong == [], "\n".join(map(str, wrong))
 
 

@@ -51,5 +51,5 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_value_is_refused(errors: dict[str, str], name: str) -> None:
+def test_a_wrong_value_is_rejected(errors: dict[str, str], name: str) -> None:
     assert CASES[name][1] in errors[name]

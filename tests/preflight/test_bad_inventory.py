@@ -356,5 +356,5 @@ def test_a_good_inventory_is_accepted(errors: dict[str, str], name: str) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
+def test_a_wrong_value_is_rejected_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
     CASES[name].judge(errors[name])

@@ -302,9 +302,9 @@ def test_old_digests_of_images_are_replaced_in_every_file(images: Pin, tmp_path:
 @pytest.mark.parametrize("digest", ["", "sha256:short", "latest"])
 def test_an_image_that_cannot_be_looked_up_leaves_all_as_it_is(images: Pin, tmp_path: Path, digest: str) -> None:
     named = f"{REDIS}@{OLD}\n"
-    refused = images(one=named, digest=digest)
-    assert refused.returncode == 1
-    assert f"{REDIS} cannot be looked up" in refused.stderr
+    rejected = images(one=named, digest=digest)
+    assert rejected.returncode == 1
+    assert f"{REDIS} cannot be looked up" in rejected.stderr
     unknown = images(two=f"registry.example.com/library/unknown:1@{OLD}\n")
     assert "manifest unknown" in unknown.stderr
     assert (tmp_path / "one").read_text() == named

@@ -242,7 +242,7 @@ def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(st
     assert stack.events("start") == ["a", "b"]
 
 
-def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:
+def test_a_read_only_redis_is_waited_for(stack: Stack) -> None:
     worker = stack.start_worker()
     task_id, other = stack.send(*[f"recorded.delay('{name}', '{stack.ledger}', 2)" for name in "ab"])
     wait_for(lambda: len(stack.events("start")) == 2)

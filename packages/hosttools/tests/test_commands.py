@@ -68,7 +68,7 @@ def test_a_name_without_an_address() -> None:
 
 
 @pytest.mark.parametrize("text", ["lots", "512", "900000gb"])
-def test_a_size_that_cannot_be_is_refused(text: str) -> None:
+def test_a_size_that_cannot_be_is_rejected(text: str) -> None:
     with pytest.raises(SystemExit, match="maxmemory is"):
         memory.size(text)
 

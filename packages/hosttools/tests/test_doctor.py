@@ -644,7 +644,9 @@ def test_a_drop_in_our_own_table_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("packets", "told"), [(0, []), (3, ["the firewall has refused 3 packets of tasks"])])
-def test_refused_connections_of_tasks_are_told(monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]) -> None:
+def test_denied_connections_of_tasks_are_reported(
+    monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]
+) -> None:
     listing = f"table inet platform {{\n\tcounter egress_refused {{\n\t\tpackets {packets} bytes 180\n\t}}\n}}"
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, listing))
     assert [finding.what.partition(":")[0] for finding in network.egress()] == told

@@ -235,8 +235,8 @@ def test_an_archive_leaves_the_host_encrypted(host: Host, tmp_path: Path) -> Non
     names = subprocess.run(["tar", "--list", "--gzip"], input=clear, capture_output=True, check=True).stdout.decode()
     assert names.splitlines()[:1] == ["manifest.json"]
     assert "dump.rdb" in names
-    refused = host.program("backup", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x")
-    assert "age has not encrypted the archive" in refused.stderr
+    rejected = host.program("backup", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x")
+    assert "age has not encrypted the archive" in rejected.stderr
 
 
 def test_a_link_of_a_service_is_no_way_to_roots_files(host: Host) -> None:
