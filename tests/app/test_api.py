@@ -1,4 +1,4 @@
-"""The API next to a real Redis without workers: what it accepts, refuses, and says when Redis is gone."""
+"""The API next to a real Redis without workers: what it accepts, rejects, and says when Redis is gone."""
 
 import asyncio
 import base64
@@ -189,11 +189,11 @@ class TestEnqueue:
 
 
 class TestRefused:
-    """A body that the queue cannot carry is refused with a sentence and leaves nothing behind."""
+    """A body that the queue cannot carry is rejected with a sentence and leaves nothing behind."""
 
     @pytest.fixture(autouse=True)
     def nothing_enqueued(self, redis_server: RedisServer) -> Iterator[None]:
-        """No refused request may leave a task."""
+        """No rejected request may leave a task."""
         yield
         assert redis_server.client(0).llen(DEFAULT_QUEUE) == 0
 
@@ -270,7 +270,7 @@ json_values = st.recursive(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=st.binary() | json_values.map(lambda value: json.dumps({"data": value}).encode()))
 def test_no_body_makes_the_server_fail(lonely_api: Api, body: bytes) -> None:
-    """Whatever arrives is accepted or refused."""
+    """Whatever arrives is accepted or rejected."""
     assert post(lonely_api, body).status_code in (202, 422)
 
 
@@ -324,25 +324,25 @@ class TestKey:
             ("Authorization", "Basic {key}", "An API key is needed"),
         ],
     )
-    def test_rejected(self, refusing: Api, request_line: str, header: str, value: str, words: str) -> None:
+    def test_rejected(self, rejecting: Api, request_line: str, header: str, value: str, words: str) -> None:
         method, path = request_line.split()
-        sent = value.format(key=refusing.key, half=refusing.key[:16]).encode()
+        sent = value.format(key=rejecting.key, half=rejecting.key[:16]).encode()
         # Neither body nor parameters are looked at.
-        response = httpx.request(method, refusing.url + path, headers={header.encode(): sent}, content=b"anything")
+        response = httpx.request(method, rejecting.url + path, headers={header.encode(): sent}, content=b"anything")
         assert_rejected(response, 401, words)
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def refusing(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    def rejecting(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         """Start an API that does not tire of saying no."""
         env = {**redis_server.environment(0, 1), "FAILED_LOGIN_LIMIT": "unlimited", "ENVIRONMENT": "production"}
-        api = Api(tmp_path_factory.mktemp("refusing") / "api.log", env)
+        api = Api(tmp_path_factory.mktemp("rejecting") / "api.log", env)
         yield api
         api.stop()
 
-    def test_before_the_body_is_read(self, refusing: Api) -> None:
-        url = httpx.URL(refusing.url)
+    def test_before_the_body_is_read(self, rejecting: Api) -> None:
+        url = httpx.URL(rejecting.url)
         with socket.create_connection((url.host, url.port or 80), timeout=2) as connection:
             connection.sendall(b"POST /tasks/enqueue HTTP/1.1\r\nHost: host\r\nContent-Length: 100\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
@@ -350,13 +350,13 @@ class TestKey:
     @pytest.mark.parametrize(
         "header", ["X-API-Key: {key}", "Authorization: Bearer {key}", "authorization: bearer {key}"]
     )
-    def test_accepted(self, refusing: Api, header: str) -> None:
-        name, _, value = header.format(key=refusing.key).partition(": ")
-        response = httpx.post(f"{refusing.url}/tasks/enqueue", headers={name: value}, json={"data": {}})
+    def test_accepted(self, rejecting: Api, header: str) -> None:
+        name, _, value = header.format(key=rejecting.key).partition(": ")
+        response = httpx.post(f"{rejecting.url}/tasks/enqueue", headers={name: value}, json={"data": {}})
         assert response.status_code == 202
 
-    def test_health_is_open(self, refusing: Api) -> None:
-        answers = [httpx.get(f"{refusing.url}/health{path}").status_code for path in ("", "/ready", "/celery")]
+    def test_health_is_open(self, rejecting: Api) -> None:
+        answers = [httpx.get(f"{rejecting.url}/health{path}").status_code for path in ("", "/ready", "/celery")]
         assert answers == [200, 200, 503]
 
     def test_several_keys(self, own: Own) -> None:
@@ -393,10 +393,10 @@ class TestKey:
         api = own(BACKEND_API_KEY="")
         assert httpx.get(f"{api.url}/metrics/celery").status_code == 200
 
-    def test_it_is_in_no_log(self, refusing: Api) -> None:
-        assert refusing.get(f"/tasks/{refusing.key}?key={refusing.key}").status_code == 404
-        refusing.program.wait_for_output("/tasks/**?key=**")
-        assert refusing.key not in refusing.program.output()
+    def test_it_is_in_no_log(self, rejecting: Api) -> None:
+        assert rejecting.get(f"/tasks/{rejecting.key}?key={rejecting.key}").status_code == 404
+        rejecting.program.wait_for_output("/tasks/**?key=**")
+        assert rejecting.key not in rejecting.program.output()
 
 
 class TestStart:

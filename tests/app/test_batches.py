@@ -70,7 +70,7 @@ def calls(redis: RedisServer) -> dict[str, int]:
 
 
 def nothing_is_there(redis: RedisServer) -> bool:
-    """Tell whether a refused batch has left nothing."""
+    """Tell whether a rejected batch has left nothing."""
     return redis.client(0).keys() == []
 
 
@@ -183,7 +183,7 @@ class TestIdempotencyKeys:
 
 
 class TestNothing:
-    """What is refused leaves nothing."""
+    """What is rejected leaves nothing."""
 
     @pytest.mark.parametrize(
         ("tasks", "words"),

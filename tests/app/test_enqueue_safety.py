@@ -87,7 +87,7 @@ def queued(broker: RedisServer) -> list[str]:
 
 
 def assert_come_back_later(response: httpx.Response, status: int, words: str) -> None:
-    """Check a refusal that ends by itself."""
+    """Check an error that ends by itself."""
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
     assert int(response.headers["Retry-After"]) >= 1
@@ -209,7 +209,7 @@ class TestFullQueue:
 
 
 class TestFullMemory:
-    """Redis never gets so full that it refuses, or evicts, what was accepted."""
+    """Redis never gets so full that it rejects, or evicts, what was accepted."""
 
     @staticmethod
     def _flood(api: Api) -> int:

@@ -1,4 +1,4 @@
-"""Whatever an inventory says, it is refused in one sentence, or everything that comes of it is valid."""
+"""Whatever an inventory says, it is rejected in one sentence, or everything that comes of it is valid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEDS = {"fixed": 20} | ({"random": random.SystemRandom().randrange(2**32)} if "
 
 
 def check(shape: str, seed: int, cases: dict[str, dict[str, Any]], directory: Path) -> None:
-    """Run the cases and fail with all that are neither refused nor valid."""
+    """Run the cases and fail with all that are neither rejected nor valid."""
     outcomes = run(cases, directory, cluster=shape == "cluster")
     wrong = []
     for name, variables in cases.items():

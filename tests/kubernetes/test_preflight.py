@@ -1,4 +1,4 @@
-"""Every wrong value is refused in a sentence that names variable, value and rule."""
+"""Every wrong value is rejected in a sentence that names variable, value and rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the day-2 playbooks refuse, in one sentence and before anything changes; this machine stands for all hosts."""
+"""What the day-2 playbooks reject, in one sentence and before anything changes; this machine stands for all hosts."""
 
 from __future__ import annotations
 

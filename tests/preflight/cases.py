@@ -31,7 +31,7 @@ class Case:
 
     def judge(self, message: str) -> None:
         """Fail unless the message holds the words and no secret; without words it must be empty."""
-        assert bool(message) == bool(self.words), message or "nothing was refused"
+        assert bool(message) == bool(self.words), message or "nothing was rejected"
         assert all(word in message for word in self.words), message
         assert not self.hidden or self.hidden not in message
 

@@ -1,4 +1,4 @@
-"""What is wrong with an inventory that has load balancers is refused in one sentence."""
+"""What is wrong with an inventory that has load balancers is rejected in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What containers would not get along with is refused in one sentence, too, before the engine is asked."""
+"""What containers would not get along with is rejected in one sentence, too, before the engine is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the host roles refuse before anything is changed: wrong values, and those that would lock Ansible out."""
+"""What the host roles reject before anything is changed: wrong values, and those that would lock Ansible out."""
 
 from __future__ import annotations
 

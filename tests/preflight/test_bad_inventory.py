@@ -1,4 +1,4 @@
-"""Every wrong value is refused before anything is changed, in a sentence that names variable, value and rule."""
+"""Every wrong value is rejected before anything is changed, in a sentence that names variable, value and rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an inventory whose logs go to one host is refused in one sentence."""
+"""What is wrong with an inventory whose logs go to one host is rejected in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an inventory that has sentinels is refused in one sentence."""
+"""What is wrong with an inventory that has sentinels is rejected in one sentence."""
 
 from __future__ import annotations
 

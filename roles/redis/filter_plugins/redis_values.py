@@ -114,7 +114,7 @@ def is_option(name: object, value: object) -> bool:
 def instance_errors(instance: dict[str, Any], host_memory: int) -> Iterator[str]:
     """Say in one sentence each what is wrong with one instance's settings."""
 
-    def refuse(option: str, rule: str, shown: object = None) -> str:
+    def error(option: str, rule: str, shown: object = None) -> str:
         value = json.dumps(instance[option] if shown is None else shown, default=str)
         place = FROM_THE_PLATFORM.get(option, "")
         return f"redis_{option} of instance {instance['name']} is {value}, and it must be {rule}{place}."
@@ -132,29 +132,29 @@ def instance_errors(instance: dict[str, Any], host_memory: int) -> Iterator[str]
     # A worker, an API process, Flower and an exporter have some ten connections each.
     for option, least, most in (("port", 1, 65535), ("maxclients", 64, 65000), ("databases", 1, 1024)):
         if not least <= int(instance[option]) <= most:
-            yield refuse(option, f"from {least} to {most}")
+            yield error(option, f"from {least} to {most}")
     if not instance["bind"] or malformed("bind", r"\*|-?[0-9A-Za-z:._%-]*[0-9A-Za-z:*]"):
-        yield refuse("bind", "a list of at least one address")
+        yield error("bind", "a list of at least one address")
     try:
         limit = redis_bytes(instance["maxmemory"], host_memory)
     except ValueError:
-        yield refuse(
+        yield error(
             "maxmemory", "bytes (2147483648), Redis notation (512mb, 2gb) or a share of the host's memory (25%)"
         )
     else:
         if not MEGABYTE <= limit <= host_memory:
-            yield refuse(
+            yield error(
                 "maxmemory", f"from 1mb to the host's memory, {host_memory // MEGABYTE}mb (0 would mean no limit)"
             )
     if wrong := malformed("save", r"[1-9][0-9]* [1-9][0-9]*"):
-        yield refuse("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
+        yield error("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
     if wrong := malformed("disabled_commands", r"[a-z]+([|][a-z-]+)?"):
-        yield refuse("disabled_commands", "a list of commands in lower case", wrong)
+        yield error("disabled_commands", "a list of commands in lower case", wrong)
     # Redis reads names of options in any case.
     if reserved := sorted(str(name) for name in instance["extra_settings"] if str(name).lower() in RESERVED_SETTINGS):
-        yield refuse("extra_settings", "without what the role or Debian's unit sets itself", reserved)
+        yield error("extra_settings", "without what the role or Debian's unit sets itself", reserved)
     if odd := {name: value for name, value in instance["extra_settings"].items() if not is_option(name, value)}:
-        yield refuse("extra_settings", "options by their names, each with a number, a switch or one line of text", odd)
+        yield error("extra_settings", "options by their names, each with a number, a switch or one line of text", odd)
 
 
 def redis_errors(instances: list[dict[str, Any]], defaults: dict[str, Any], host_memory: int) -> list[str]:
