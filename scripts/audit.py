@@ -38,9 +38,9 @@ def main(files: list[str]) -> int:
         for package in packages:
             for vulnerability in package.get("vulns", []):
                 found = True
-                mended = ", ".join(vulnerability["fix_versions"]) or "no version"
+                fixed = ", ".join(vulnerability["fix_versions"]) or "no version"
                 lines.append(
-                    f"{name}: {package['name']} {package['version']} has {vulnerability['id']}, mended in {mended}."
+                    f"{name}: {package['name']} {package['version']} has {vulnerability['id']}, fixed in {fixed}."
                 )
         skipped = sum("skip_reason" in package for package in packages)
         unknown = unknown or not packages or skipped > 0

@@ -18,7 +18,7 @@ from typing import Any
 SANDBOX_KEY = Path(__file__).parent.parent / ".secrets/sandbox/backend_api_key"
 LARGEST_BATCH = 1000
 INTERVAL = 0.5  # seconds between two questions
-PATIENCE = 120  # seconds from the request until it gives up
+TIMEOUT = 120  # seconds from the request until it gives up
 RUNNING, ENDED = {"STARTED", "PROGRESS"}, {"SUCCESS", "FAILURE", "REVOKED"}
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     ids = post(f"{arguments.url}/tasks/enqueue/batch", key.strip(), batch)["task_ids"]
     sys.stdout.write(f"{len(ids)} runs enqueued in {time.monotonic() - began:.2f} s\n")
     at_once, states = 0, Counter[str]()
-    while sum(states[state] for state in ENDED) < len(ids) and time.monotonic() - began < PATIENCE:
+    while sum(states[state] for state in ENDED) < len(ids) and time.monotonic() - began < TIMEOUT:
         time.sleep(INTERVAL)
         told = post(f"{arguments.url}/tasks/status", key.strip(), {"task_ids": ids})["tasks"]
         states = Counter(task.get("status", "UNKNOWN") for task in told)

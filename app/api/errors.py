@@ -6,9 +6,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from celery_durable.aio.admission import BrokerFullError, QueueFullError
-from celery_durable.aio.publisher import BrokerUnavailableError, KeyReusedError
-from celery_durable.aio.workforce import WorkersAbsentError
+from celery_durable.aio.errors import (
+    BrokerFullError,
+    BrokerUnavailableError,
+    KeyReusedError,
+    QueueFullError,
+    WorkersAbsentError,
+)
 from durable_console.web.body import rule_of
 from durable_console.web.errors import RETRY_AFTER, redis_unavailable
 from durable_console.web.headers import HEADERS

@@ -30,9 +30,9 @@ class EachRequest:
         """Pass everything on, and add to the responses."""
         if scope["type"] != "http":
             # In front of the lifespan: an exception in there would log its trace.
-            if scope["type"] == "lifespan" and (refusal := missing_key()):
+            if scope["type"] == "lifespan" and (error := missing_key()):
                 await receive()
-                await send({"type": "lifespan.startup.failed", "message": refusal})
+                await send({"type": "lifespan.startup.failed", "message": error})
             else:
                 await self.app(scope, receive, send)
             return

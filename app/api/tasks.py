@@ -36,8 +36,9 @@ from app.api.models import (
 from app.api.outcome import Outcome, describe, known, unknown
 from app.settings import get_settings
 from celery_durable.aio.arrivals import Arrivals
+from celery_durable.aio.errors import KeyReusedError
 from celery_durable.aio.lookup import Found, Lookup
-from celery_durable.aio.publisher import KeyReusedError, NewTask, Publisher
+from celery_durable.aio.publisher import NewTask, Publisher
 from celery_durable.task_ids import created
 from durable_console.web.body import read_json, rule_of
 from durable_console.web.errors import documented

@@ -27,7 +27,7 @@ from typing import Any
 
 ALL_PORTS = range(1, 65536)
 # Linux sends a lost SYN again after a second.
-PATIENCE = 1.4
+TIMEOUT = 1.4
 
 
 @dataclass
@@ -121,7 +121,7 @@ def probe_tcp(address: str, ports: list[int]) -> Iterator[tuple[int, str]]:
         if connection.connect_ex((address, port)) == errno.EINPROGRESS:
             poll.register(connection, select.EPOLLOUT)
             pending[connection.fileno()] = (connection, port)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while pending and (left := deadline - time.monotonic()) > 0:
         for descriptor, _ in poll.poll(left):
             connection, port = pending.pop(descriptor)
@@ -139,7 +139,7 @@ def probe_udp(address: str, ports: list[int]) -> Iterator[tuple[int, str]]:
     for connection, port in sockets:
         connection.connect((address, port))
         connection.send(b"hello")
-    time.sleep(PATIENCE)
+    time.sleep(TIMEOUT)
     for connection, port in sockets:
         connection.setblocking(False)
         try:
@@ -158,7 +158,7 @@ def probe_ping(address: str, numbers: list[int]) -> Iterator[tuple[int, str]]:
         for number in numbers:
             # Type 8, code 0, identifier 1: the checksum of so few words is what is missing to all ones.
             connection.sendto(struct.pack("!BBHHH", 8, 0, 0xFFFF - 0x0800 - 1 - number, 1, number), (address, 0))
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         with contextlib.suppress(TimeoutError):
             while True:
                 kind, number = struct.unpack("!B5xH", connection.recv(64)[20:28])

@@ -91,28 +91,26 @@ def _redis_value(urls: Mapping[str, str], part: str, piece: str | None, data_por
     return str(values[piece])
 
 
-def application_refusals(values: Mapping[str, Any]) -> list[str]:
+def application_errors(values: Mapping[str, Any]) -> list[str]:
     """Say in one sentence each what is wrong with the description of an application, by its variables.
 
-    Values of another type than documented are left to ``value_refusals``.
+    Values of another type than documented are left to ``value_errors``.
     """
     servers = [name for name in ("app_asgi", "app_wsgi", "app_command") if values[name]]
-    refusals = (
-        [] if values["app_celery"] else ["app_celery is empty: name what `celery -A` gets, like proj.celery_app."]
-    )
+    errors = [] if values["app_celery"] else ["app_celery is empty: name what `celery -A` gets, like proj.celery_app."]
     if len(servers) > 1:
-        refusals.append(f"{' and '.join(servers)} are set, but a host runs one web application: leave one of them.")
+        errors.append(f"{' and '.join(servers)} are set, but a host runs one web application: leave one of them.")
     if values["app_command"] and "{fd}" not in str(values["app_command"]):
-        refusals.append(
+        errors.append(
             "app_command has no {fd}: the server must take its socket from systemd, like --fd={fd}, or --bind=fd://{fd}."
         )
-    refusals += _setting_refusals(_mapping(values["app_settings"]))
-    refusals += _secret_refusals(_mapping(values["app_secrets"]))
-    refusals += _redis_refusals(_mapping(values["app_redis_variables"]), values["app_redis_prefixes"])
-    return refusals
+    errors += _setting_errors(_mapping(values["app_settings"]))
+    errors += _secret_errors(_mapping(values["app_secrets"]))
+    errors += _redis_errors(_mapping(values["app_redis_variables"]), values["app_redis_prefixes"])
+    return errors
 
 
-def release_refusals(shared: Any, prepare: Any, sandbox: Any) -> list[str]:
+def release_errors(shared: Any, prepare: Any, sandbox: Any) -> list[str]:
     """Say in one sentence each what is wrong with app_release_shared, app_release_prepare and app_release_sandbox."""
     paths = [path for pair in _mapping(shared).items() for path in pair]
     return [
@@ -144,32 +142,32 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _setting_refusals(settings: Mapping[str, Any]) -> Iterator[str]:
+def _setting_errors(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, value in settings.items():
         # Programs start in the release: so it means the same on hosts, in containers, and for another release.
         if name == "PYTHONPATH":
             if not re.fullmatch(f"{FOLDER}(:{FOLDER})*", str(value)):
                 yield f"app_settings.PYTHONPATH is {value!r}, but it names folders of the release, like src or src:lib."
             continue
-        yield from _name_refusals("app_settings", name)
+        yield from _name_errors("app_settings", name)
         if re.search(r"[\r\n']", value if isinstance(value, str) else json.dumps(value, default=str)):
             yield f"app_settings.{name} holds a line break or a single quote, which a settings file cannot carry."
 
 
-def _secret_refusals(secrets: Mapping[str, Any]) -> Iterator[str]:
+def _secret_errors(secrets: Mapping[str, Any]) -> Iterator[str]:
     for service, variables in secrets.items():
         if service not in SERVICES or not isinstance(variables, Mapping):
             yield f"app_secrets has {service!r}, but it maps {', '.join(SERVICES)} to variables and their values."
             continue
         for name, value in variables.items():
-            yield from _name_refusals(f"app_secrets.{service}", name)
+            yield from _name_errors(f"app_secrets.{service}", name)
             if not isinstance(value, str) or not value:
                 yield f"app_secrets.{service}.{name} must be a text in quotes, and not empty (its value is not shown)."
 
 
-def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str]:
+def _redis_errors(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str]:
     for name, part in variables.items():
-        yield from _name_refusals("app_redis_variables", name)
+        yield from _name_errors("app_redis_variables", name)
         if not REDIS_VALUE.fullmatch(str(part)):
             yield (
                 f"app_redis_variables.{name} is {part!r}, but it must be broker, results or data, or a piece of its"
@@ -183,7 +181,7 @@ def _redis_refusals(variables: Mapping[str, Any], prefixes: Any) -> Iterator[str
             yield f"app_redis_prefixes has '{prefix}', but such keys are Celery's or the platform's: take another."
 
 
-def _name_refusals(variable: str, name: Any) -> Iterator[str]:
+def _name_errors(variable: str, name: Any) -> Iterator[str]:
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", str(name)):
         yield f"{variable} has '{name}', but a variable's name is made of upper-case letters, digits and underscores."
     # PYTHON_VERSION and the like are an image's, and some applications read them.
@@ -229,12 +227,12 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters."""
         return {
-            "application_refusals": application_refusals,
+            "application_errors": application_errors,
             "described": described,
             "pool_environment": pool_environment,
             "pool_option": pool_option,
             "pool_tasks_max": pool_tasks_max,
             "redis_variables": redis_variables,
-            "release_refusals": release_refusals,
+            "release_errors": release_errors,
             "variables_read": variables_read,
         }

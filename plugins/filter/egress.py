@@ -123,12 +123,12 @@ def egress_resolvers(dns: Mapping[str, Any] | None) -> list[str]:
     return addresses or LOOPBACK
 
 
-def egress_refusals(rules: Iterable[Mapping[str, Any]], variable: str) -> list[str]:
+def egress_errors(rules: Iterable[Mapping[str, Any]], variable: str) -> list[str]:
     """Say in one sentence each what is wrong with the rules of a variable."""
-    return [sentence for rule in rules if (sentence := _refusal(rule, variable))]
+    return [sentence for rule in rules if (sentence := _error(rule, variable))]
 
 
-def _refusal(rule: Mapping[str, Any], variable: str) -> str:
+def _error(rule: Mapping[str, Any], variable: str) -> str:
     name = str(rule.get("name", ""))
     if not re.fullmatch(r"[A-Za-z0-9 ._/-]{1,64}", name):
         return (
@@ -162,7 +162,7 @@ class FilterModule:
             "egress_closed": egress_closed,
             "egress_denied": egress_denied,
             "egress_host": egress_host,
-            "egress_refusals": egress_refusals,
+            "egress_errors": egress_errors,
             "egress_resolvers": egress_resolvers,
             "egress_rules": egress_rules,
             "egress_statements": egress_statements,

@@ -205,11 +205,11 @@ def closest(name: str, roles: str, cutoff: float) -> list[str]:
     return get_close_matches(name, specified(roles), n=1, cutoff=cutoff)
 
 
-def name_refusals(variables: Iterable[str], roles: str) -> list[str]:
+def name_errors(variables: Iterable[str], roles: str) -> list[str]:
     """Say in one sentence each which names nothing reads although they look like the platform's."""
     known, words = specified(roles), mentioned(roles)
     prefixes = tuple(f"{path.name}_" for path in Path(roles).iterdir() if path.is_dir())
-    refusals = [
+    errors = [
         f"The inventory sets {name}, which is called {RENAMED[name]} now: rename it."
         for name in sorted(RENAMED.keys() & set(variables))
     ]
@@ -220,11 +220,11 @@ def name_refusals(variables: Iterable[str], roles: str) -> list[str]:
             hint = (
                 f": is {likely[0]} meant?" if likely else ": take it out, or give a variable of your own another name."
             )
-            refusals.append(f"The inventory sets {name}, which nothing reads{hint}")
-    return refusals
+            errors.append(f"The inventory sets {name}, which nothing reads{hint}")
+    return errors
 
 
-def ignored_refusals(variables: Iterable[str]) -> list[str]:
+def ignored_errors(variables: Iterable[str]) -> list[str]:
     """Say in one sentence each which variables the platform's own Redis instances would ignore."""
     return [
         f"The inventory sets {name}, but each Redis instance of the platform has its own: {remedy}."
@@ -233,7 +233,7 @@ def ignored_refusals(variables: Iterable[str]) -> list[str]:
     ]
 
 
-def app_name_refusals(name: Any, login: str) -> list[str]:
+def app_name_errors(name: Any, login: str) -> list[str]:
     """Say in one sentence why an application may not have this name; ``login`` is whom Ansible comes as."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,22}[a-z0-9]", name):
         rule = "2 to 24 lower-case letters, digits and hyphens and begin with a letter"
@@ -244,7 +244,7 @@ def app_name_refusals(name: Any, login: str) -> list[str]:
     return []
 
 
-def follower_refusals(values: Mapping[str, Any], app_name: object) -> list[str]:
+def follower_errors(values: Mapping[str, Any], app_name: object) -> list[str]:
     """Say in one sentence each which names and places differ from those that all parts derive from ``app_name``."""
     app_name = str(app_name)
     named = ("platform_tools", "app_release", "api", "flower", "celery_worker", "celery_beat")
@@ -293,13 +293,13 @@ def differing(names: list[str], here: list[Any], given: list[Any]) -> list[str]:
     return [name for name, mine, theirs in zip(names, here, given, strict=True) if mine != theirs]
 
 
-def value_refusals(values: Mapping[str, Any], roles: str) -> list[str]:
+def value_errors(values: Mapping[str, Any], roles: str) -> list[str]:
     """Say in one sentence each what is wrong with values of documented variables, whatever they mean."""
     options = specified(roles)
-    return [sentence for name, value in values.items() for sentence in _refusals(name, value, options[name])]
+    return [sentence for name, value in values.items() for sentence in _errors(name, value, options[name])]
 
 
-def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]:
+def _errors(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]:
     kind = option["type"]
     shown = "not shown" if option.get("no_log") else repr(_plain(value))
     if kind == "list" and isinstance(value, str):
@@ -312,22 +312,22 @@ def _refusals(name: str, value: Any, option: Mapping[str, Any]) -> Iterator[str]
             yield f"{name} is empty, but it must be a list of IP addresses, networks like 10.0.0.0/8, localhost or any."
         elif option.get("elements") in ("str", "int"):
             for each in value:
-                yield from _refusals(name, each, {**option, "type": option["elements"]})
+                yield from _errors(name, each, {**option, "type": option["elements"]})
             if name in OF_REDIS:
-                yield from _bind_refusals(name, [str(each) for each in value])
+                yield from _bind_errors(name, [str(each) for each in value])
     elif kind == "dict":
-        yield from _mapping_refusals(name, value, shown)
+        yield from _mapping_errors(name, value, shown)
     elif kind == "bool" and not isinstance(value, bool) and not MAY_BE_TEXT.fullmatch(name):
         yield f"{name} is {shown}, but it must be true or false, without quotes, and with -e as JSON."
     elif kind == "float" and isinstance(value, bool):
         yield f"{name} is {shown}, but it must be a number."
     elif kind == "int":
-        yield from _number_refusals(name, value, shown)
+        yield from _number_errors(name, value, shown)
     elif kind in ("str", "path"):
-        yield from _text_refusals(name, value, kind, shown)
+        yield from _text_errors(name, value, kind, shown)
 
 
-def _number_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
+def _number_errors(name: str, value: Any, shown: str) -> Iterator[str]:
     least, most = PORTS if name.endswith(("_port", "_ports")) else BOUNDS.get(name, (0, LARGEST))
     if isinstance(value, bool) or not re.fullmatch(r"-?(0|[1-9][0-9]{0,29})", str(value)):
         yield f"{name} is {shown}, but it must be a whole number (int)."
@@ -339,7 +339,7 @@ def _number_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
         yield f"{name} is {value}, but it must be at most {most}."
 
 
-def _text_refusals(name: str, value: Any, kind: str, shown: str) -> Iterator[str]:
+def _text_errors(name: str, value: Any, kind: str, shown: str) -> Iterator[str]:
     if isinstance(value, Mapping | list | tuple) or value is None:
         yield f"{name} is {shown}, but it must be a text."
         return
@@ -366,7 +366,7 @@ def _text_refusals(name: str, value: Any, kind: str, shown: str) -> Iterator[str
         yield f"{name} is {shown}, but it must be a host name or an IP address, without brackets and port."
 
 
-def _mapping_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
+def _mapping_errors(name: str, value: Any, shown: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"{name} is {shown}, but it must be a mapping."
     elif name in KERNEL:
@@ -382,7 +382,7 @@ def _mapping_refusals(name: str, value: Any, shown: str) -> Iterator[str]:
                 yield f"{name} gives {parameter} the value {_plain(setting)!r}, but it must be {rule}."
 
 
-def _bind_refusals(name: str, entries: list[str]) -> Iterator[str]:
+def _bind_errors(name: str, entries: list[str]) -> Iterator[str]:
     """Say what Redis would not start with: it opens each entry by itself, an optional one too."""
     if len(entries) > MOST_REDIS_ADDRESSES:
         yield f"{name} has {len(entries)} addresses, but Redis takes at most {MOST_REDIS_ADDRESSES}."
@@ -481,7 +481,7 @@ def is_queue_name(name: object) -> bool:
     )
 
 
-def queue_refusals(
+def queue_errors(
     routes: Mapping[str, Any],
     pools: Iterable[Mapping[str, Any]],
     queues: Sequence[Any] = (DEFAULT_QUEUE,),
@@ -495,7 +495,7 @@ def queue_refusals(
         queues: app_queues, which a pool takes from that names none.
         default_queue: app_default_queue, where tasks without a route wait.
     """
-    refusals = []
+    errors = []
     taken = _queues(pools, queues)
     sources = {
         "app_default_queue": [default_queue],
@@ -505,30 +505,30 @@ def queue_refusals(
     }
     for variable, names in sources.items():
         if wrong := [name for name in names if not is_queue_name(name)]:
-            refusals.append(
+            errors.append(
                 f"{variable} names the queue {_plain(wrong[0])!r}, but a queue's name must be up to 100 letters, digits"
                 " and _ . : -, and none that the platform or Celery uses."
             )
     for variable, names in (("task_routes", route_queues(routes)), ("app_queues", queues)):
         if taken and (idle := [name for name in names if name not in taken and name != default_queue]):
-            refusals.append(
+            errors.append(
                 f"{variable} sends tasks to the queue '{idle[0]}', but no pool takes from it: name it in the queues of"
                 " one of celery_worker_pools."
             )
     if taken and default_queue not in taken and "*" not in routes:
-        refusals.append(
+        errors.append(
             f"No pool of celery_worker_pools takes from the queue '{default_queue}', where each task waits that"
             " task_routes sends nowhere else: name it in the queues of one of them."
         )
-    return refusals
+    return errors
 
 
-def previous_refusals(previous: Mapping[str, Any]) -> list[str]:
+def previous_errors(previous: Mapping[str, Any]) -> list[str]:
     """Say in one sentence each which of ``previous_secrets`` is no secret: it opens a door, or keeps a program down."""
-    refusals = []
+    errors = []
     users = previous.get("redis_user_passwords", {})
     if not isinstance(users, Mapping):
-        refusals.append("previous_secrets.redis_user_passwords must map users to their previous passwords.")
+        errors.append("previous_secrets.redis_user_passwords must map users to their previous passwords.")
         users = {}
     values = {name: value for name, value in previous.items() if name != "redis_user_passwords"}
     values |= {f"redis_user_passwords.{user}": value for user, value in users.items()}
@@ -538,11 +538,11 @@ def previous_refusals(previous: Mapping[str, Any]) -> list[str]:
         least = 32 if name.endswith("_signing_key") else 16
         kind = r"[A-Za-z0-9_.~-]*" if name.endswith("_key") else r"[!-~]*"
         if not isinstance(value, str) or not re.fullmatch(kind, value) or len(value) < least or len(set(value)) < 8:
-            refusals.append(
+            errors.append(
                 f"previous_secrets.{name} was never accepted (its value is not shown): it must be a text of at least"
                 f" {least} characters, 8 different ones among them, as {name} itself; leave it out when there was none."
             )
-    return refusals
+    return errors
 
 
 def _queues(pools: Iterable[Any], otherwise: Sequence[Any]) -> list[Any]:
@@ -556,18 +556,18 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return them by name."""
         return {
-            "app_name_refusals": app_name_refusals,
+            "app_name_errors": app_name_errors,
             "differing": differing,
             "absent_addresses": absent_addresses,
-            "follower_refusals": follower_refusals,
-            "previous_refusals": previous_refusals,
-            "ignored_refusals": ignored_refusals,
+            "follower_errors": follower_errors,
+            "previous_errors": previous_errors,
+            "ignored_errors": ignored_errors,
             "derived_names": derived_names,
             "documented": documented,
             "queue_of_task": queue_of_task,
-            "queue_refusals": queue_refusals,
+            "queue_errors": queue_errors,
             "route_queues": route_queues,
             "is_bound": is_bound,
-            "name_refusals": name_refusals,
-            "value_refusals": value_refusals,
+            "name_errors": name_errors,
+            "value_errors": value_errors,
         }

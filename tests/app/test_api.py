@@ -1,4 +1,4 @@
-"""The API next to a real Redis without workers: what it accepts, refuses, and says when Redis is gone."""
+"""The API next to a real Redis without workers: what it accepts, rejects, and says when Redis is gone."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ def post(api: Api, body: bytes | Iterator[bytes], **headers: str) -> httpx.Respo
     return api.post("/tasks/enqueue", content=body, headers={**JSON, **headers})
 
 
-def assert_refused(response: httpx.Response, status: int, words: str) -> None:
+def assert_rejected(response: httpx.Response, status: int, words: str) -> None:
     """Check the common shape of an error and that it says what is wrong."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["detail"]
@@ -189,11 +189,11 @@ class TestEnqueue:
 
 
 class TestRefused:
-    """A body that the queue cannot carry is refused with a sentence and leaves nothing behind."""
+    """A body that the queue cannot carry is rejected with a sentence and leaves nothing behind."""
 
     @pytest.fixture(autouse=True)
     def nothing_enqueued(self, redis_server: RedisServer) -> Iterator[None]:
-        """No refused request may leave a task."""
+        """No rejected request may leave a task."""
         yield
         assert redis_server.client(0).llen(DEFAULT_QUEUE) == 0
 
@@ -224,24 +224,24 @@ class TestRefused:
         ],
     )
     def test_body(self, lonely_api: Api, body: bytes, words: str) -> None:
-        assert_refused(post(lonely_api, body), 422, words)
+        assert_rejected(post(lonely_api, body), 422, words)
 
     @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
     def test_content_type(self, lonely_api: Api, content_type: str) -> None:
-        assert_refused(post(lonely_api, b'{"data": {}}', **{"content-type": content_type}), 415, "application/json")
+        assert_rejected(post(lonely_api, b'{"data": {}}', **{"content-type": content_type}), 415, "application/json")
 
     @pytest.mark.parametrize("encoding", ["gzip", "br", "x-anything", "gzip, identity"])
     def test_content_encoding(self, lonely_api: Api, encoding: str) -> None:
         response = post(lonely_api, b'{"data": {}}', **{"content-encoding": encoding})
-        assert_refused(response, 415, "without a Content-Encoding")
+        assert_rejected(response, 415, "without a Content-Encoding")
         assert response.headers["Accept-Encoding"] == "identity"
 
     def test_too_large_by_its_own_word(self, lonely_api: Api) -> None:
-        assert_refused(post(lonely_api, b"x" * (256 * 1024 + 1)), 413, "larger than 262144 bytes")
+        assert_rejected(post(lonely_api, b"x" * (256 * 1024 + 1)), 413, "larger than 262144 bytes")
 
     def test_too_large_in_chunks(self, lonely_api: Api) -> None:
         chunks = (b"x" * 64 * 1024 for _ in range(5))
-        assert_refused(post(lonely_api, chunks), 413, "larger than 262144 bytes")
+        assert_rejected(post(lonely_api, chunks), 413, "larger than 262144 bytes")
 
 
 class TestAccepted:
@@ -270,7 +270,7 @@ json_values = st.recursive(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=st.binary() | json_values.map(lambda value: json.dumps({"data": value}).encode()))
 def test_no_body_makes_the_server_fail(lonely_api: Api, body: bytes) -> None:
-    """Whatever arrives is accepted or refused."""
+    """Whatever arrives is accepted or rejected."""
     assert post(lonely_api, body).status_code in (202, 422)
 
 
@@ -324,25 +324,25 @@ class TestKey:
             ("Authorization", "Basic {key}", "An API key is needed"),
         ],
     )
-    def test_refused(self, refusing: Api, request_line: str, header: str, value: str, words: str) -> None:
+    def test_rejected(self, rejecting: Api, request_line: str, header: str, value: str, words: str) -> None:
         method, path = request_line.split()
-        sent = value.format(key=refusing.key, half=refusing.key[:16]).encode()
+        sent = value.format(key=rejecting.key, half=rejecting.key[:16]).encode()
         # Neither body nor parameters are looked at.
-        response = httpx.request(method, refusing.url + path, headers={header.encode(): sent}, content=b"anything")
-        assert_refused(response, 401, words)
+        response = httpx.request(method, rejecting.url + path, headers={header.encode(): sent}, content=b"anything")
+        assert_rejected(response, 401, words)
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def refusing(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    def rejecting(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         """Start an API that does not tire of saying no."""
         env = {**redis_server.environment(0, 1), "FAILED_LOGIN_LIMIT": "unlimited", "ENVIRONMENT": "production"}
-        api = Api(tmp_path_factory.mktemp("refusing") / "api.log", env)
+        api = Api(tmp_path_factory.mktemp("rejecting") / "api.log", env)
         yield api
         api.stop()
 
-    def test_before_the_body_is_read(self, refusing: Api) -> None:
-        url = httpx.URL(refusing.url)
+    def test_before_the_body_is_read(self, rejecting: Api) -> None:
+        url = httpx.URL(rejecting.url)
         with socket.create_connection((url.host, url.port or 80), timeout=2) as connection:
             connection.sendall(b"POST /tasks/enqueue HTTP/1.1\r\nHost: host\r\nContent-Length: 100\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
@@ -350,13 +350,13 @@ class TestKey:
     @pytest.mark.parametrize(
         "header", ["X-API-Key: {key}", "Authorization: Bearer {key}", "authorization: bearer {key}"]
     )
-    def test_accepted(self, refusing: Api, header: str) -> None:
-        name, _, value = header.format(key=refusing.key).partition(": ")
-        response = httpx.post(f"{refusing.url}/tasks/enqueue", headers={name: value}, json={"data": {}})
+    def test_accepted(self, rejecting: Api, header: str) -> None:
+        name, _, value = header.format(key=rejecting.key).partition(": ")
+        response = httpx.post(f"{rejecting.url}/tasks/enqueue", headers={name: value}, json={"data": {}})
         assert response.status_code == 202
 
-    def test_health_is_open(self, refusing: Api) -> None:
-        answers = [httpx.get(f"{refusing.url}/health{path}").status_code for path in ("", "/ready", "/celery")]
+    def test_health_is_open(self, rejecting: Api) -> None:
+        answers = [httpx.get(f"{rejecting.url}/health{path}").status_code for path in ("", "/ready", "/celery")]
         assert answers == [200, 200, 503]
 
     def test_several_keys(self, own: Own) -> None:
@@ -393,10 +393,10 @@ class TestKey:
         api = own(BACKEND_API_KEY="")
         assert httpx.get(f"{api.url}/metrics/celery").status_code == 200
 
-    def test_it_is_in_no_log(self, refusing: Api) -> None:
-        assert refusing.get(f"/tasks/{refusing.key}?key={refusing.key}").status_code == 404
-        refusing.program.wait_for_output("/tasks/**?key=**")
-        assert refusing.key not in refusing.program.output()
+    def test_it_is_in_no_log(self, rejecting: Api) -> None:
+        assert rejecting.get(f"/tasks/{rejecting.key}?key={rejecting.key}").status_code == 404
+        rejecting.program.wait_for_output("/tasks/**?key=**")
+        assert rejecting.key not in rejecting.program.output()
 
 
 class TestStart:
@@ -441,18 +441,18 @@ class TestLimits:
         one, other = "first-0123456789", "second-0123456789"
         api = own(BACKEND_API_KEY=f"{one},{other}", RATE_LIMIT="3/hour")
         assert [self._ask(api, one).status_code for _ in range(3)] == [200] * 3
-        refused = self._ask(api, one)
-        assert_refused(refused, 429, "There were more requests than 3/hour; try again in ")
-        assert 3590 < int(refused.headers["Retry-After"]) <= 3600
+        rejected = self._ask(api, one)
+        assert_rejected(rejected, 429, "There were more requests than 3/hour; try again in ")
+        assert 3590 < int(rejected.headers["Retry-After"]) <= 3600
         assert self._ask(api, other).status_code == 200
         assert httpx.get(f"{api.url}/health").status_code == 200
 
     def test_requests_without_a_valid_key(self, own: Own) -> None:
         api = own(FAILED_LOGIN_LIMIT="2/minute")
         assert [self._ask(api, "guess").status_code for _ in range(2)] == [401] * 2
-        refused = self._ask(api, "another guess")
-        assert_refused(refused, 429, "too many requests without a valid API key; try again in ")
-        assert 50 < int(refused.headers["Retry-After"]) <= 60
+        rejected = self._ask(api, "another guess")
+        assert_rejected(rejected, 429, "too many requests without a valid API key; try again in ")
+        assert 50 < int(rejected.headers["Retry-After"]) <= 60
         # Behind a balancer all clients have its address.
         assert self._ask(api, api.key).status_code == 200
 
@@ -516,11 +516,11 @@ class TestStatus:
         assert lonely_api.status(task_id)["status"] == "PENDING"
 
     def test_expired(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
+        assert_rejected(lonely_api.get(f"/tasks/status/{uuid7(age=3700)}"), 410, "results expire after 3600 s")
 
     @pytest.mark.parametrize("age", [0, 3500, -3700])
     def test_never_accepted(self, lonely_api: Api, age: float) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
+        assert_rejected(lonely_api.get(f"/tasks/status/{uuid7(age)}"), 404, "never accepted here")
 
     @pytest.mark.parametrize(
         "task_id",
@@ -528,10 +528,10 @@ class TestStatus:
         ids=["word", "version-4", "zeros", "braces", "nul", "slash", "euro", "no-utf-8"],
     )
     def test_any_text_can_be_an_id(self, lonely_api: Api, task_id: str) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
+        assert_rejected(lonely_api.get(f"/tasks/status/{task_id}"), 404, "never accepted here, or its result")
 
     def test_too_long(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
+        assert_rejected(lonely_api.get(f"/tasks/status/{'x' * 256}"), 422, "1 to 255 characters")
 
     @pytest.mark.parametrize(
         ("state", "error", "line"),
@@ -602,7 +602,7 @@ class TestHealth:
         assert api.get("/health/ready").status_code == 200
         flag.touch()
         response = api.get("/health/ready")
-        assert_refused(response, 503, "taken out of the balancer")
+        assert_rejected(response, 503, "taken out of the balancer")
         assert api.head("/health/ready").status_code == 503
         assert api.get("/health").status_code == 200
         assert api.post("/tasks/enqueue", json={"data": {}}).status_code == 202
@@ -623,8 +623,8 @@ class TestSurface:
     """Shape of everything else."""
 
     def test_unknown_route_and_method(self, lonely_api: Api) -> None:
-        assert_refused(lonely_api.get("/nothing"), 404, "Not Found")
-        assert_refused(lonely_api.get("/tasks/enqueue"), 405, "Method Not Allowed")
+        assert_rejected(lonely_api.get("/nothing"), 404, "Not Found")
+        assert_rejected(lonely_api.get("/tasks/enqueue"), 405, "Method Not Allowed")
 
     def test_documentation(self, lonely_api: Api) -> None:
         page = lonely_api.get("/docs")
@@ -652,14 +652,14 @@ class TestSurface:
     def test_documentation_can_be_switched_off(self, own: Own) -> None:
         api = own(API_DOCS="false")
         for path in ("/docs", "/openapi.json", "/redoc", "/static-offline-docs/swagger-ui-bundle.js"):
-            assert_refused(api.get(path), 404, "Not Found")
+            assert_rejected(api.get(path), 404, "Not Found")
         api.enqueue({})
 
     def test_internal_error_shows_no_trace(self, redis_server: RedisServer, tmp_path: Path) -> None:
         api = Api(tmp_path / "api.log", redis_server.environment(0, 1), app="tests.app.broken_api:app")
         try:
             response = api.get("/broken", headers={"X-Request-ID": "find-me"})
-            assert_refused(response, 500, "find-me")
+            assert_rejected(response, 500, "find-me")
             assert response.headers["X-Request-ID"] == "find-me"
             assert_guarded(response)
             api.program.wait_for_output("exception")  # logged after the answer

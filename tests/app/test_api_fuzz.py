@@ -54,7 +54,7 @@ _numbers = itertools.count()
 
 @schemathesis.hook
 def before_call(_: Any, case: Any, __: dict[str, Any]) -> None:
-    """Use no Idempotency-Key twice: with other data it is refused, as no schema can say; and wait for a second only."""
+    """Use no Idempotency-Key twice: with other data it is rejected, as no schema can say; wait a second only."""
     key = (case.headers or {}).get("idempotency-key")
     if key and re.fullmatch(VISIBLE_ASCII, key) and len(key) < 200:
         case.headers["idempotency-key"] = f"{key}{next(_numbers)}"
@@ -80,7 +80,7 @@ def fuzzed_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     redis_server = RedisServer(directory / "redis")
     env = redis_server.environment(0, 1)
     worker = start_worker(directory / "worker.log", env)
-    # What is refused by number says nothing about what was asked.
+    # What is rejected by number says nothing about what was asked.
     limits = {"RATE_LIMIT": "unlimited", "FAILED_LOGIN_LIMIT": "unlimited", "ENVIRONMENT": "production"}
     api = Api(directory / "api.log", {**env, **limits})
     yield api

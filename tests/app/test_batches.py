@@ -22,7 +22,7 @@ from celery_durable.keys import ACCEPTED, IDEMPOTENCY
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
 from celery_durable.testing import RedisServer, wait_for
-from tests.app.test_api import assert_guarded, assert_refused, uuid7
+from tests.app.test_api import assert_guarded, assert_rejected, uuid7
 from tests.app.test_enqueue_safety import (
     _append_only_file,
     assert_come_back_later,
@@ -70,7 +70,7 @@ def calls(redis: RedisServer) -> dict[str, int]:
 
 
 def nothing_is_there(redis: RedisServer) -> bool:
-    """Tell whether a refused batch has left nothing."""
+    """Tell whether a rejected batch has left nothing."""
     return redis.client(0).keys() == []
 
 
@@ -154,7 +154,9 @@ class TestIdempotencyKeys:
         keys = redis.client(0).keys()
         tasks = [keyed("od-b", {}), {}, keyed("od-a", {"n": 2})][-size:]
         response = batch(api, *tasks)
-        assert_refused(response, 422, f"tasks.{size - 1}.idempotency_key: The Idempotency-Key was used with other data")
+        assert_rejected(
+            response, 422, f"tasks.{size - 1}.idempotency_key: The Idempotency-Key was used with other data"
+        )
         assert queued(redis) == [kept]
         assert sorted(redis.client(0).keys()) == sorted(keys)
         assert batch(api, *tasks[:-1], {}).status_code == 202
@@ -163,25 +165,25 @@ class TestIdempotencyKeys:
         """Redis alone knows of the conflict."""
         with running_api(redis, redis, tmp_path) as other:
             batch(other, keyed("oap-a", {"n": 1}), {})
-        refused = batch(api, {}, keyed("oap-b", {}), keyed("oap-a", {"n": 2}))
-        assert_refused(refused, 422, "tasks.2.idempotency_key: The Idempotency-Key was used with other data")
+        rejected = batch(api, {}, keyed("oap-b", {}), keyed("oap-a", {"n": 2}))
+        assert_rejected(rejected, 422, "tasks.2.idempotency_key: The Idempotency-Key was used with other data")
         assert len(queued(redis)) == 2
         assert len(redis.client(0).keys(f"{IDEMPOTENCY}*")) == 1
 
     def test_twice_in_a_batch(self, api: Api, redis: RedisServer) -> None:
-        refused = batch(api, keyed("tiab-a", {}), {}, keyed("tiab-a", {}))
-        assert_refused(refused, 422, "tasks.2.idempotency_key: tasks.0 has the same.")
+        rejected = batch(api, keyed("tiab-a", {}), {}, keyed("tiab-a", {}))
+        assert_rejected(rejected, 422, "tasks.2.idempotency_key: tasks.0 has the same.")
         assert nothing_is_there(redis)
 
     def test_of_the_whole_request(self, api: Api, redis: RedisServer) -> None:
-        assert_refused(
+        assert_rejected(
             batch(api, {}, **{"Idempotency-Key": "a"}), 422, "Idempotency-Key: each task of a batch has its own"
         )
         assert nothing_is_there(redis)
 
 
 class TestNothing:
-    """What is refused leaves nothing."""
+    """What is rejected leaves nothing."""
 
     @pytest.mark.parametrize(
         ("tasks", "words"),
@@ -199,11 +201,11 @@ class TestNothing:
         ],
     )
     def test_a_wrong_entry(self, api: Api, redis: RedisServer, tasks: list[Any], words: str) -> None:
-        assert_refused(api.post("/tasks/enqueue/batch", json={"tasks": tasks}), 422, words)
+        assert_rejected(api.post("/tasks/enqueue/batch", json={"tasks": tasks}), 422, words)
         assert nothing_is_there(redis)
 
     def test_a_large_body(self, api: Api, redis: RedisServer) -> None:
-        assert_refused(batch(api, {"a": "x" * 200_000}, {"a": "x" * 70_000}), 413, "larger than 262144 bytes")
+        assert_rejected(batch(api, {"a": "x" * 200_000}, {"a": "x" * 70_000}), 413, "larger than 262144 bytes")
         assert nothing_is_there(redis)
 
     def test_a_full_queue(self, redis: RedisServer, tmp_path: Path) -> None:
@@ -383,8 +385,8 @@ class TestStatus:
             (["x", 7], "body.task_ids.1: "),
         ],
     )
-    def test_refused(self, api: Api, ids: list[Any], words: str) -> None:
-        assert_refused(api.post("/tasks/status", json={"task_ids": ids}), 422, words)
+    def test_rejected(self, api: Api, ids: list[Any], words: str) -> None:
+        assert_rejected(api.post("/tasks/status", json={"task_ids": ids}), 422, words)
 
     @pytest.mark.parametrize("gone", ["broker", "results"])
     def test_unavailable(self, tmp_path: Path, gone: str) -> None:

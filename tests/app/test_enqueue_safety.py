@@ -87,7 +87,7 @@ def queued(broker: RedisServer) -> list[str]:
 
 
 def assert_come_back_later(response: httpx.Response, status: int, words: str) -> None:
-    """Check a refusal that ends by itself."""
+    """Check an error that ends by itself."""
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
     assert int(response.headers["Retry-After"]) >= 1
@@ -149,24 +149,24 @@ class TestIdempotencyKey(SharedServers):
 
     def test_other_data(self, api: Api, broker: RedisServer) -> None:
         with_key(api, "order-4", {"a": 1})
-        refused = with_key(api, "order-4", {"a": 2})
-        assert refused.status_code == 422
-        assert "with other data" in refused.json()["detail"]
+        rejected = with_key(api, "order-4", {"a": 2})
+        assert rejected.status_code == 422
+        assert "with other data" in rejected.json()["detail"]
         assert len(queued(broker)) == 1
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "new\tline", "\xfc"])
     def test_malformed(self, api: Api, broker: RedisServer, key: str) -> None:
         headers = [(b"Idempotency-Key", key.encode("latin-1"))]
-        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
-        assert refused.status_code == 422
-        assert "visible ASCII" in refused.json()["detail"]
+        rejected = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        assert rejected.status_code == 422
+        assert "visible ASCII" in rejected.json()["detail"]
         assert queued(broker) == []
 
     def test_more_than_one(self, api: Api, broker: RedisServer) -> None:
         """Nobody knows which of them the client will repeat."""
         headers = [(b"Idempotency-Key", b"one"), (b"Idempotency-Key", b"two")]
-        refused = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
-        assert (refused.status_code, refused.json()["detail"]) == (422, "Idempotency-Key: must be sent once.")
+        rejected = api.post("/tasks/enqueue", json={"data": {}}, headers=headers)
+        assert (rejected.status_code, rejected.json()["detail"]) == (422, "Idempotency-Key: must be sent once.")
         assert queued(broker) == []
 
     def test_at_the_same_time_through_two_servers(
@@ -192,7 +192,7 @@ class TestIdempotencyKey(SharedServers):
 class TestFullQueue:
     """A queue has a longest length."""
 
-    def test_refuses_and_recovers(self, broker: RedisServer, results: RedisServer, tmp_path: Path) -> None:
+    def test_rejects_and_recovers(self, broker: RedisServer, results: RedisServer, tmp_path: Path) -> None:
         with running_api(broker, results, tmp_path, QUEUE_MAX_LENGTH="5") as api:
             assert [enqueue(api).status_code for _ in range(5)] == [202] * 5
             assert_come_back_later(enqueue(api), 429, "The queue is full, 5 tasks wait")
@@ -209,7 +209,7 @@ class TestFullQueue:
 
 
 class TestFullMemory:
-    """Redis never gets so full that it refuses, or evicts, what was accepted."""
+    """Redis never gets so full that it rejects, or evicts, what was accepted."""
 
     @staticmethod
     def _flood(api: Api) -> int:
@@ -217,9 +217,9 @@ class TestFullMemory:
         with ThreadPoolExecutor(16) as clients:
             answers = list(clients.map(lambda _: enqueue(api, LARGEST_BODY), range(200)))
         accepted = [answer for answer in answers if answer.status_code == 202]
-        refused = [answer for answer in answers if answer not in accepted]
-        assert len(refused) > 100
-        for answer in refused:
+        rejected = [answer for answer in answers if answer not in accepted]
+        assert len(rejected) > 100
+        for answer in rejected:
             assert_come_back_later(answer, 503, "no memory left")
         return len(accepted)
 

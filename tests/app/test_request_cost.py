@@ -17,7 +17,8 @@ from app.agents.tasks.example_task import example_agent_task
 from app.agents.worker import celery_app
 from celery_durable.aio.clients import broker_client, results_client
 from celery_durable.aio.lookup import SHARED, Lookup
-from celery_durable.aio.publisher import LARGEST_TRIP, NewTask, Publisher
+from celery_durable.aio.publisher import NewTask, Publisher
+from celery_durable.aio.writer import LARGEST_TRIP
 from celery_durable.options import Options
 from celery_durable.task_ids import new_task_id
 from celery_durable.testing import RedisServer

@@ -220,21 +220,21 @@ def test_a_switchover_is_followed(cluster: Cluster, api: Api) -> None:
     wait_for(lambda: whole(cluster), seconds=30)
 
 
-def test_what_no_replica_has_is_refused_or_marked(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+def test_what_no_replica_has_is_rejected_or_marked(cluster: Cluster, api: Api, tmp_path: Path) -> None:
     marking = Api(tmp_path / "api.log", {**cluster.environment(), "BROKER_UNREPLICATED": "mark"})
     replicas = cluster.replicas()
     wait_for(lambda: marking.post("/tasks/enqueue", json={"data": {}}).status_code == 202)
     for replica in replicas:
         replica.hang()
     try:
-        refused = api.post("/tasks/enqueue", json={"data": {}})
+        rejected = api.post("/tasks/enqueue", json={"data": {}})
         marked = marking.post("/tasks/enqueue", json={"data": {}})
     finally:
         for replica in replicas:
             replica.program.process.send_signal(signal.SIGCONT)
         marking.stop()
-    assert (refused.status_code, refused.elapsed.total_seconds() < 1) == (503, True)
-    assert "Retry-After" in refused.headers
+    assert (rejected.status_code, rejected.elapsed.total_seconds() < 1) == (503, True)
+    assert "Retry-After" in rejected.headers
     assert (marked.status_code, marked.json()["replicated"]) == (202, False)
     wait_for(lambda: whole(cluster), seconds=30)
     assert "replicated" not in api.post("/tasks/enqueue", json={"data": {}}).json()

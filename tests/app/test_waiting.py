@@ -17,7 +17,7 @@ import pytest
 from app.api.tasks import LONGEST_WAIT, WAITERS
 from celery_durable.aio.lookup import Lookup
 from celery_durable.testing import RedisServer, wait_for
-from tests.app.test_api import assert_guarded, assert_refused
+from tests.app.test_api import assert_guarded, assert_rejected
 from tests.app.test_batches import batch, restricted
 from tests.app.test_enqueue_safety import running_api, running_redis, wake
 from tests.support import Api, start_worker
@@ -233,7 +233,7 @@ def test_a_stop_answers_all(api: Api, redis: RedisServer, clients: ThreadPoolExe
 
 @pytest.mark.parametrize("seconds", ["-1", str(LONGEST_WAIT + 1), "x", "", "nan", "1e9"])
 def test_rejected(lonely_api: Api, seconds: str) -> None:
-    assert_refused(lonely_api.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
+    assert_rejected(lonely_api.get("/tasks/status/x", params={"wait": seconds}), 422, "wait: ")
 
 
 def test_the_rights_of_the_api_are_enough(restricted: Api) -> None:

@@ -21,7 +21,7 @@ PAUSE = 1.0
 # Questions per second about what became of tasks: with the load itself less than a balancer lets one client ask.
 QUESTIONS = 60
 # Seconds after the end of the load in which every request must have been accepted.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Load:
 
     async def _send(self, client: httpx.AsyncClient) -> None:
         key = str(uuid.uuid4())
-        while not self.ended or time.time() < self.ended + PATIENCE:
+        while not self.ended or time.time() < self.ended + TIMEOUT:
             begin = time.monotonic()
             with suppress(httpx.TransportError):
                 body = {"task": self.task, "data": {"key": key}}

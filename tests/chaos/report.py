@@ -27,7 +27,7 @@ end of a task to a ledger outside Redis.
 
 ## Seconds until the next task started
 
-From the end of the fault: the signal was sent, Redis answered again, the network was mended, the host had booted, the
+From the end of the fault: the signal was sent, Redis answered again, the network was repaired, the host had booted, the
 playbook had ended. Where the fault ends the worker, a task of the new one counts. **Bold** is a row that broke a rule.
 
 {overview}

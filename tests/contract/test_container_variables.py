@@ -36,7 +36,7 @@ VARIABLES = {"compose": "containers", "kubernetes": "kubernetes"}
 
 
 def public() -> set[str]:
-    """Return the variables that an inventory may set; those that the stack derives are refused."""
+    """Return the variables that an inventory may set; those that the stack derives are rejected."""
     defaults = {name for file in files(f"roles/{role}/defaults/main.yml" for role in ROLES) for name in read(file)}
     return defaults - {name for file in files(["roles/stack/vars/main/*.yml"]) for name in read(file)}
 

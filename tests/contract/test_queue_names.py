@@ -30,7 +30,7 @@ names = st.one_of(words, st.builds("{}{}".format, taken, words), st.builds("{}{}
 def test_inventory_and_settings_decide_alike(name: str) -> None:
     allowed = queue_names.is_queue_name(name)
     assert inventory.is_queue_name(name) == allowed
-    assert bool(inventory.queue_refusals({"task": name}, [])) != allowed
+    assert bool(inventory.queue_errors({"task": name}, [])) != allowed
     try:
         Settings(task_routes={"task": name})
     except ValueError:
@@ -107,5 +107,5 @@ def test_a_queue_that_only_a_pool_names_is_counted_and_bounded(monkeypatch: pyte
     ],
 )
 def test_routes_go_to_queues_that_a_pool_takes(routes: dict[str, Any], pools: list[dict[str, Any]], word: str) -> None:
-    assert word in " ".join(inventory.queue_refusals(routes, pools))
-    assert bool(word) == bool(inventory.queue_refusals(routes, pools))
+    assert word in " ".join(inventory.queue_errors(routes, pools))
+    assert bool(word) == bool(inventory.queue_errors(routes, pools))

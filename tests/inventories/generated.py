@@ -249,17 +249,17 @@ def every_value(roles: tuple[str, ...]) -> list[dict[str, Any]]:
     return [{name: value} for name, option in options(roles).items() for value in values(name, option, usual.get(name))]
 
 
-def form_refusals(variables: dict[str, Any]) -> list[str]:
+def form_errors(variables: dict[str, Any]) -> list[str]:
     """Return what the preflight's first rule says: names and forms, whatever the values mean."""
     known = {name: value for name, value in variables.items() if name in inventory.documented(variables, ROLES)}
-    refusals: list[str] = [
-        *inventory.name_refusals(variables, ROLES),
-        *inventory.ignored_refusals(variables),
-        *inventory.app_name_refusals(variables.get("app_name", "typesafe"), "deployer"),
-        *inventory.value_refusals(known, ROLES),
-        *inventory.follower_refusals(known, variables.get("app_name", "typesafe")),
+    errors: list[str] = [
+        *inventory.name_errors(variables, ROLES),
+        *inventory.ignored_errors(variables),
+        *inventory.app_name_errors(variables.get("app_name", "typesafe"), "deployer"),
+        *inventory.value_errors(known, ROLES),
+        *inventory.follower_errors(known, variables.get("app_name", "typesafe")),
     ]
-    return refusals[:1]
+    return errors[:1]
 
 
 @cache
@@ -267,7 +267,7 @@ def by_option(roles: tuple[str, ...], *, formed: bool) -> dict[str, list[dict[st
     """Return the inventories for each option; with ``formed`` only those that Ansible has to judge."""
     found: dict[str, list[dict[str, Any]]] = {}
     for case in every_value(roles):
-        if not (formed and form_refusals(case)):
+        if not (formed and form_errors(case)):
             (name,) = case
             found.setdefault(name, []).append(case)
     return found

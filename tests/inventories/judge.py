@@ -1,6 +1,6 @@
 """Runs inventories through preflight and templates, and judges what came of each without a host.
 
-An inventory is either refused by one sentence that names one of its variables, or everything renders, and the programs
+An inventory is either rejected by one sentence that names one of its variables, or everything renders, and the programs
 that read the files take them.
 """
 
@@ -55,7 +55,7 @@ EXPECTED_OF_SYSTEMD = re.compile(
 class Outcome:
     """What became of one inventory."""
 
-    refusals: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # while rendering
     files: dict[str, str] = field(default_factory=dict)
 
@@ -117,7 +117,7 @@ def outcomes(inventory: dict[str, Any], directory: Path) -> dict[str, Outcome]:
                 items = result.get("results", [result])
                 if result.get("failed") or result.get("unreachable"):
                     failed = [str(item.get("msg")) for item in items if item.get("failed")] or [str(result.get("msg"))]
-                    (outcomes[name].broken if rendering else outcomes[name].refusals).extend(failed)
+                    (outcomes[name].broken if rendering else outcomes[name].errors).extend(failed)
                 elif rendering:
                     outcomes[name].files |= {
                         item["msg"]["file"]: item["msg"]["text"] for item in items if "msg" in item
@@ -127,50 +127,50 @@ def outcomes(inventory: dict[str, Any], directory: Path) -> dict[str, Outcome]:
 
 def judge(variables: dict[str, Any], outcome: Outcome, directory: Path) -> list[str]:
     """Return what is wrong with one outcome, empty when it is as it must be."""
-    if outcome.refusals:
-        return judge_refusal(variables, outcome.refusals)
+    if outcome.errors:
+        return judge_error(variables, outcome.errors)
     if outcome.broken:
         return [f"renders with an error: {outcome.broken[0]}"]
     if "secrets.json" not in outcome.files:
-        return ["was neither refused nor rendered"]
+        return ["was neither rejected nor rendered"]
     return [*judge_files(variables, outcome.files, directory)]
 
 
-def judge_refusal(variables: dict[str, Any], refusals: list[str]) -> list[str]:
-    """Return what is wrong with a refusal: it is one sentence of at most a few words that names a variable."""
-    if len(refusals) != 1:
-        return [f"has {len(refusals)} errors: {refusals}"]
-    text = refusals[0].replace("\n", " ")
+def judge_error(variables: dict[str, Any], errors: list[str]) -> list[str]:
+    """Return what is wrong with an error: it is one sentence of at most a few words that names a variable."""
+    if len(errors) != 1:
+        return [f"has {len(errors)} errors: {errors}"]
+    text = errors[0].replace("\n", " ")
     if not any(name in text for name in variables):
-        return [f"is refused without naming a variable: {text}"]
+        return [f"is rejected without naming a variable: {text}"]
     # Values may hold anything; a second sentence begins with a capital letter or with a variable's name again.
     if re.search(r"(Traceback|Finalization|Error while|is undefined|has no attribute|templating)", text):
-        return [f"is refused by an accident: {text}"]
+        return [f"is rejected by an accident: {text}"]
     if len(re.findall(r"\b(?:but|and) (?:it )?must be\b", text)) > 1:
-        return [f"is refused by more than one sentence: {text}"]
+        return [f"is rejected by more than one sentence: {text}"]
     return []
 
 
 def judge_files(variables: dict[str, Any], files: dict[str, str], directory: Path) -> list[str]:
-    """Return what the programs that read the files refuse."""
+    """Return what the programs that read the files reject."""
     wrong: list[str] = []
     for name, text in files.items():
         if re.search(r"\bNone\b|Undefined", text) and name.endswith((".service", ".conf", ".env", ".nft")):
             wrong.append(f"{name} holds a None")
         if name.startswith("redis-"):
-            wrong += redis_refuses(text)
+            wrong += redis_errors(text)
         elif name == "sentinel.json":
-            wrong += sentinel_refuses(json.loads(text))
+            wrong += sentinel_errors(json.loads(text))
         elif name.endswith(".yml"):
             yaml.safe_load(text)
-    wrong += settings_refuse(variables, files, directory)
-    wrong += systemd_refuses(files, directory)
-    wrong += supervisor_refuses(files["supervisor.conf"])
-    wrong += nft_refuses(files["rules.nft"])
+    wrong += settings_errors(variables, files, directory)
+    wrong += systemd_errors(files, directory)
+    wrong += supervisor_errors(files["supervisor.conf"])
+    wrong += nft_errors(files["rules.nft"])
     return wrong
 
 
-def sentinel_refuses(told: dict[str, Any]) -> list[str]:
+def sentinel_errors(told: dict[str, Any]) -> list[str]:
     """Start a Sentinel with what the role's module would write."""
     told["options"] |= {"port": free_port(), "bind": "127.0.0.1", "daemonize": "no"}
     moved = ("dir", "pidfile", "unixsocket", "unixsocketperm")
@@ -184,7 +184,7 @@ def sentinel_refuses(told: dict[str, Any]) -> list[str]:
         try:
             program.wait_for_output("monitor master")
         except AssertionError as error:
-            return [f"redis-sentinel refuses its configuration: {error}"]
+            return [f"redis-sentinel rejects its configuration: {error}"]
         finally:
             program.stop()
     return []
@@ -193,7 +193,7 @@ def sentinel_refuses(told: dict[str, Any]) -> list[str]:
 TAKEN_BY_REDIS: dict[str, list[str]] = {}
 
 
-def redis_refuses(text: str) -> list[str]:
+def redis_errors(text: str) -> list[str]:
     """Start a Redis with the configuration, as redis-check-config does on a host; each one once."""
     key = hashlib.sha256(text.encode()).hexdigest()
     if key not in TAKEN_BY_REDIS:
@@ -220,11 +220,11 @@ def redis_refuses(text: str) -> list[str]:
                     break
             program.kill()
             program.wait()
-            TAKEN_BY_REDIS[key] = [f"redis-server refuses its configuration: {''.join(said[-5:])}"] if said else []
+            TAKEN_BY_REDIS[key] = [f"redis-server rejects its configuration: {''.join(said[-5:])}"] if said else []
     return TAKEN_BY_REDIS[key]
 
 
-def settings_refuse(variables: dict[str, Any], files: dict[str, str], directory: Path) -> list[str]:
+def settings_errors(variables: dict[str, Any], files: dict[str, str], directory: Path) -> list[str]:
     """Read settings and secrets as the services do."""
     wrong: list[str] = []
     env_file = directory / "backend.env"
@@ -243,15 +243,15 @@ def settings_refuse(variables: dict[str, Any], files: dict[str, str], directory:
             try:
                 settings = Settings(_env_file=str(env_file))
             except ValueError as error:
-                wrong.append(f"app.settings refuses what the {service} is told: {error}")
+                wrong.append(f"app.settings rejects what the {service} is told: {error}")
                 continue
         celery_config(settings)
         for url in (settings.redis_url, settings.celery_broker_url, settings.celery_result_backend):
-            wrong += url_refused(url.get_secret_value(), service)
+            wrong += url_errors(url.get_secret_value(), service)
     return wrong
 
 
-def url_refused(url: str, user: str) -> list[str]:
+def url_errors(url: str, user: str) -> list[str]:
     """Take a URL apart with all three parsers that read it; of sentinels each part, which redis-py never sees."""
     try:
         ours = RedisAddress.parse(url)
@@ -271,7 +271,7 @@ def url_refused(url: str, user: str) -> list[str]:
 TAKEN_BY_SYSTEMD: dict[str, list[str]] = {}
 
 
-def systemd_refuses(files: dict[str, str], directory: Path) -> list[str]:
+def systemd_errors(files: dict[str, str], directory: Path) -> list[str]:
     """Let systemd-analyze verify all units together; each set once."""
     units = {name: text for name, text in files.items() if name.endswith((".service", ".socket"))}
     key = hashlib.sha256(json.dumps(units, sort_keys=True).encode()).hexdigest()
@@ -298,7 +298,7 @@ def systemd_refuses(files: dict[str, str], directory: Path) -> list[str]:
     return TAKEN_BY_SYSTEMD[key]
 
 
-def supervisor_refuses(text: str) -> list[str]:
+def supervisor_errors(text: str) -> list[str]:
     """Read supervisor's file as it does, with its own expansion of %(...)s."""
     parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=False)
     try:
@@ -308,20 +308,20 @@ def supervisor_refuses(text: str) -> list[str]:
                 value % {"host_node_name": "host", "program_name": section, "process_num": 0, "group_name": section}
                 assert value or name == "x", name
     except (configparser.Error, ValueError, TypeError, KeyError) as error:
-        return [f"supervisor refuses its file: {error}"]
+        return [f"supervisor rejects its file: {error}"]
     return []
 
 
 TAKEN_BY_NFT: dict[str, list[str]] = {}
 
 
-def nft_refuses(text: str) -> list[str]:
+def nft_errors(text: str) -> list[str]:
     """Let nft check the rules; each set once."""
     if text not in TAKEN_BY_NFT:
         result = subprocess.run(
             ["nft", "--check", "--file", "-"], input=text, capture_output=True, text=True, check=False
         )
-        TAKEN_BY_NFT[text] = [] if result.returncode == 0 else [f"nft refuses its rules: {result.stderr[:300]}"]
+        TAKEN_BY_NFT[text] = [] if result.returncode == 0 else [f"nft rejects its rules: {result.stderr[:300]}"]
     return TAKEN_BY_NFT[text]
 
 

@@ -1,4 +1,4 @@
-"""Whatever an inventory says, it is refused in one sentence, or everything that comes of it is valid."""
+"""Whatever an inventory says, it is rejected in one sentence, or everything that comes of it is valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.inventories import generated
-from tests.inventories.judge import judge, judge_refusal, run, run_replicated
+from tests.inventories.judge import judge, judge_error, run, run_replicated
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(1800)
@@ -25,7 +25,7 @@ SEEDS = {"fixed": 20} | ({"random": random.SystemRandom().randrange(2**32)} if "
 
 
 def check(shape: str, seed: int, cases: dict[str, dict[str, Any]], directory: Path) -> None:
-    """Run the cases and fail with all that are neither refused nor valid."""
+    """Run the cases and fail with all that are neither rejected nor valid."""
     outcomes = run(cases, directory, cluster=shape == "cluster")
     wrong = []
     for name, variables in cases.items():
@@ -57,28 +57,28 @@ def test_a_sample_with_replicas_sentinels_and_two_balancers(seed: int, tmp_path:
         (folder := tmp_path / name).mkdir()
         alone = index % 3 == 2
         outcomes = run_replicated(variables, folder, alone=alone)
-        # A refusal on one host stops the run for all.
-        refused = [outcome for outcome in outcomes.values() if outcome.refusals]
+        # An error on one host stops the run for all.
+        rejected = [outcome for outcome in outcomes.values() if outcome.errors]
         for host, outcome in outcomes.items():
-            if outcome in refused or not refused:
+            if outcome in rejected or not rejected:
                 (place := folder / host).mkdir()
                 where = "one host" if alone else "all hosts"
                 wrong += [f"{variables} of {where}: {problem}" for problem in judge(variables, outcome, place)]
-        assert variables or not refused, refused
+        assert variables or not rejected, rejected
     assert wrong == [], f"seed {seed}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("shape", ROLES)
-def test_what_is_refused_for_its_form_is_refused_in_one_sentence(shape: str) -> None:
+def test_what_is_rejected_for_its_form_is_rejected_in_one_sentence(shape: str) -> None:
     """Every value of every option, without Ansible: thousands."""
-    refused = 0
+    rejected = 0
     for variables in generated.every_value(ROLES[shape]):
-        if refusals := generated.form_refusals(variables):
-            refused += 1
-            assert judge_refusal(variables, refusals) == [], variables
-            (sentence,) = refusals
+        if errors := generated.form_errors(variables):
+            rejected += 1
+            assert judge_error(variables, errors) == [], variables
+            (sentence,) = errors
             assert sentence.endswith((".", "?")), sentence
-    assert refused > 1000
+    assert rejected > 1000
 
 
 @pytest.mark.parametrize("role", generated.CLUSTER)
@@ -87,7 +87,7 @@ def test_every_default_has_a_right_form(role: str) -> None:
     usual = {
         name: value for name, value in generated.defaults(role).items() if name in known and "{{" not in str(value)
     }
-    assert generated.inventory.value_refusals(usual, generated.ROLES) == []
+    assert generated.inventory.value_errors(usual, generated.ROLES) == []
 
 
 def test_the_repositorys_own_inventories_are_right() -> None:
@@ -95,27 +95,27 @@ def test_the_repositorys_own_inventories_are_right() -> None:
     for file in [*REPOSITORY.glob("inventories/**/*.yml"), *REPOSITORY.glob("molecule/*/molecule.yml")]:
         found = generated.set_in(file)
         names = {str(name) for name, _ in found}
-        assert generated.inventory.name_refusals(names, generated.ROLES) == [], file
+        assert generated.inventory.name_errors(names, generated.ROLES) == [], file
         if file.name != "molecule.yml":  # some of their scenarios are of a role alone
-            assert generated.inventory.ignored_refusals(names) == [], file
+            assert generated.inventory.ignored_errors(names) == [], file
         for name, value in found:
             if name in known and value is not None and "{{" not in str(value) and "$" not in str(value):
-                assert generated.inventory.value_refusals({name: value}, generated.ROLES) == [], file
+                assert generated.inventory.value_errors({name: value}, generated.ROLES) == [], file
 
 
 @pytest.mark.parametrize("name", generated.inventory.RENAMED)
 def test_a_previous_name_is_rejected_with_the_present_one(name: str) -> None:
     present = generated.inventory.RENAMED[name]
-    (sentence,) = generated.inventory.name_refusals([name], generated.ROLES)
+    (sentence,) = generated.inventory.name_errors([name], generated.ROLES)
     assert sentence == f"The inventory sets {name}, which is called {present} now: rename it."
-    assert generated.inventory.name_refusals([present], generated.ROLES) == []
+    assert generated.inventory.name_errors([present], generated.ROLES) == []
 
 
 def test_secrets_are_in_no_sentence() -> None:
     for name, option in generated.options(generated.CLUSTER).items():
         if option.get("no_log") and option["type"] == "str":
             for value in ("my\nsecret", ["my secret"], "my\x07secret"):
-                assert "secret'" not in " ".join(generated.form_refusals({name: value}))
+                assert "secret'" not in " ".join(generated.form_errors({name: value}))
 
 
 @pytest.mark.parametrize("option", generated.inventory.OF_INSTANCES)

@@ -1,6 +1,6 @@
 """Plays the API server of a Kubernetes cluster: what `kubectl apply` and Ansible ask of it.
 
-It keeps objects, refuses what a real one refuses (unknown fields and kinds, a namespace that is not there, pods that
+It keeps objects, rejects what a real one rejects (unknown fields and kinds, a namespace that is not there, pods that
 the namespace's Pod Security level forbids), fills in a default, and says that everything is ready. Nothing runs.
 """
 
@@ -118,7 +118,7 @@ class ClusterApi:
         self.url = ""
 
     def admit(self, manifest: Manifest, namespace: str) -> Manifest:
-        """Refuse what a real server refuses; return the object as it is kept."""
+        """Reject what a real server rejects; return the object as it is kept."""
         if namespace and ("namespaces", "", namespace) not in self.objects:
             raise HTTPException(404, f'namespaces "{namespace}" not found')
         if not manifest["apiVersion"].startswith("keda.sh/"):
@@ -173,7 +173,7 @@ class ClusterApi:
         ]
 
         @app.exception_handler(HTTPException)
-        async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        async def rejected(_: Request, error: HTTPException) -> JSONResponse:
             reason = {404: "NotFound", 409: "AlreadyExists", 422: "Invalid", 403: "Forbidden"}[error.status_code]
             status = {
                 "kind": "Status",

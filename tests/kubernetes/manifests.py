@@ -25,7 +25,7 @@ Manifest = dict[str, Any]
 # It reads all schemas of a version again for each manifest.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 kubernetes_validate.utils.all_versions = functools.cache(kubernetes_validate.utils.all_versions)
-# Of Kubernetes, the oldest first; the role refuses to apply to an older one.
+# Of Kubernetes, the oldest first; the role does not apply to an older one.
 VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 SERVICES = ("worker", "api", "flower", "exporter", "operator")
 

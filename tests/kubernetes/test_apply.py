@@ -84,7 +84,7 @@ def test_kubectl_applies_an_overlay(cluster: ClusterApi, config: Path, tmp_path:
     assert set(cluster.objects) == keys(manifests)
 
 
-def test_a_pod_that_wants_more_would_be_refused(config: Path, tmp_path: Path, rendered: Rendered) -> None:
+def test_a_pod_that_wants_more_would_be_rejected(config: Path, tmp_path: Path, rendered: Rendered) -> None:
     directory = rendered.directory
     assert kubectl(config, "-f", directory / "namespace.yml").returncode == 0
     api = workloads(read(directory / "api.yml"))["api"]

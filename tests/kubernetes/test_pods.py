@@ -128,7 +128,7 @@ class Cluster:
         pod = self._kubelet.pod(self._workloads[name], "0")
         self.pods[name] = pod["metadata"]["name"]
         if "memory" not in (cgroups() / "cgroup.controllers").read_text().split():
-            # A machine with hybrid hierarchies: podman has no controller for limits and would refuse them.
+            # A machine with hybrid hierarchies: podman has no controller for limits and would reject them.
             for inner in pod["spec"]["containers"]:
                 del inner["resources"]
         text = yaml.safe_dump_all([*self._settings, pod])

@@ -1,4 +1,4 @@
-"""Every wrong value is refused in a sentence that names variable, value and rule."""
+"""Every wrong value is rejected in a sentence that names variable, value and rule."""
 
 from __future__ import annotations
 
@@ -103,20 +103,20 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
     assert bool(messages[name]) == bool(words), messages[name]
 
 
-def test_tls_for_redis_is_refused() -> None:
+def test_tls_for_redis_is_rejected() -> None:
     authority: dict[str, Any] = {"redis_tls_ca": "BEGIN CERTIFICATE", "redis_tls_ca_key": "PRIVATE KEY"}
     result = playbook(**random_secrets(), **authority, redis_tls=True)
     assert result.returncode != 0
     assert "redis_tls is true, but this playbook makes no certificates for pods" in result.stdout
 
 
-def test_what_only_a_unit_has_is_refused() -> None:
+def test_what_only_a_unit_has_is_rejected() -> None:
     result = playbook(**random_secrets(), app_release_sandbox=["MemoryDenyWriteExecute=no"])
     assert result.returncode != 0
     assert "app_release_sandbox is ['MemoryDenyWriteExecute=no'], but containers of localhost" in result.stdout
 
 
-def test_a_value_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+def test_a_value_that_would_be_ignored_is_rejected(tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all: {hosts: {localhost: {kubernetes_redis_image: 'redis:8.2'}}}\n")
     result = playbook(f"--inventory={inventory}", **random_secrets())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import REDIS_USERS, SECRETS
+from tests.preflight.cases import REDIS_USERS, SECRETS
 from tests.support import REPOSITORY
 
 # A hundred thousand lines are printed on the way.

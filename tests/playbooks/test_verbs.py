@@ -1,4 +1,4 @@
-"""What the day-2 playbooks refuse, in one sentence and before anything changes; this machine stands for all hosts."""
+"""What the day-2 playbooks reject, in one sentence and before anything changes; this machine stands for all hosts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def run(directory: Path, playbook: str, *arguments: str, **variables: object) ->
         ),
     ],
 )
-def test_what_cannot_go_well_is_refused(tmp_path: Path, playbook: str, variables: dict[str, Any], words: str) -> None:
+def test_what_cannot_go_well_is_rejected(tmp_path: Path, playbook: str, variables: dict[str, Any], words: str) -> None:
     said, counts = run(tmp_path, playbook, **variables)
     assert words in said
     assert [host["changed"] for host in counts.values() if host["changed"]] == []

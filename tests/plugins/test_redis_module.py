@@ -273,7 +273,7 @@ def test_old_connections_are_ended_on_request(server: Server, run: Run) -> None:
         client.call("PING")
 
 
-def test_what_users_were_refused_is_told(server: Server, run: Run) -> None:
+def test_what_users_were_denied_is_reported(server: Server, run: Run) -> None:
     with pytest.raises(live.RedisError, match="no permissions"):
         server.call("FLUSHALL")
     with pytest.raises(live.RedisError, match="WRONGPASS"):
@@ -375,7 +375,7 @@ def test_appendonly_switched_on_live_keeps_the_data_over_a_kill(server: Server, 
     assert run() == UNCHANGED
 
 
-def test_a_value_that_redis_refuses_fails_and_names_the_option(server: Server, run: Run) -> None:
+def test_a_value_that_redis_rejects_fails_and_names_the_option(server: Server, run: Run) -> None:
     server.configure(maxmemory_policy="allkeys-newest")
     result = run()
     assert result["failed"]
@@ -411,13 +411,13 @@ DEFAULTS = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
 DEFAULTS = {name.removeprefix("redis_"): value for name, value in DEFAULTS.items()} | {"password": PASSWORD}
 
 
-def refusals(instances: list[dict[str, Any]], **changes: object) -> list[str]:
-    found: list[str] = values.redis_refusals(instances, DEFAULTS | changes, HOST_MEMORY)
+def errors(instances: list[dict[str, Any]], **changes: object) -> list[str]:
+    found: list[str] = values.redis_errors(instances, DEFAULTS | changes, HOST_MEMORY)
     return found
 
 
 def test_defaults_are_accepted() -> None:
-    assert refusals(DEFAULTS["instances"]) == []
+    assert errors(DEFAULTS["instances"]) == []
 
 
 CERTIFICATE, KEY = trustme.CA().cert_pem.bytes().decode(), "-----BEGIN EC PRIVATE KEY-----\nx"
@@ -425,7 +425,7 @@ CERTIFICATE, KEY = trustme.CA().cert_pem.bytes().decode(), "-----BEGIN EC PRIVAT
 
 @pytest.mark.parametrize("given", [("", "", ""), ("", "", CERTIFICATE), (CERTIFICATE, KEY, CERTIFICATE)])
 def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
-    assert values.redis_tls_refusals(*given) == []
+    assert values.redis_tls_errors(*given) == []
 
 
 @pytest.mark.parametrize(
@@ -437,15 +437,15 @@ def test_certificates_are_accepted(given: tuple[str, str, str]) -> None:
         ((KEY, KEY, CERTIFICATE), "redis_tls_certificate must be PEM"),
     ],
 )
-def test_certificates_are_refused(given: tuple[str, str, str], words: str) -> None:
-    (found,) = values.redis_tls_refusals(*given)
+def test_certificates_are_rejected(given: tuple[str, str, str], words: str) -> None:
+    (found,) = values.redis_tls_errors(*given)
     assert found.startswith(words)
     assert "/etc/key.pem" not in found
 
 
 def test_two_instances_are_accepted() -> None:
     broker = {"name": "broker", "port": 6380, "maxmemory_policy": "noeviction", "save": [], "bind": ["*"]}
-    assert refusals([{"name": "main"}, broker]) == []
+    assert errors([{"name": "main"}, broker]) == []
 
 
 @pytest.mark.parametrize(
@@ -463,8 +463,8 @@ def test_two_instances_are_accepted() -> None:
         "newline-0123456789ab\n",
     ],
 )
-def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
-    found = refusals([{"name": "main"}], password=password)
+def test_a_weak_password_is_rejected_and_not_shown(password: str) -> None:
+    found = errors([{"name": "main"}], password=password)
     assert len(found) == 1
     assert found[0].startswith("redis_password of instance main is too weak")
     assert not password or password not in found[0]
@@ -496,8 +496,8 @@ def test_a_weak_password_is_refused_and_not_shown(password: str) -> None:
         ({"extra_settings": {"port": 1}}, 'redis_extra_settings of instance main is ["port"], and it must be without'),
     ],
 )
-def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sentence: str) -> None:
-    for found in (refusals([{"name": "main"}], **change), refusals([{"name": "main"} | change])):
+def test_a_bad_value_is_rejected_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+    for found in (errors([{"name": "main"}], **change), errors([{"name": "main"} | change])):
         assert len(found) == 1
         assert found[0].startswith(sentence)
 
@@ -514,10 +514,10 @@ def test_a_bad_value_is_refused_in_one_sentence(change: dict[str, object], sente
         ({"rules": [">secret"]}, "redis_users of instance main gives reader the rules"),
     ],
 )
-def test_a_bad_user_is_refused_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
+def test_a_bad_user_is_rejected_in_one_sentence(user: dict[str, Any], sentence: str) -> None:
     good = {"name": "reader", "passwords": [PASSWORD], "rules": ["%R~news:*", "+get"]}
-    assert refusals([{"name": "main", "users": [good]}]) == []
-    found = refusals([{"name": "main", "users": [good | user]}])
+    assert errors([{"name": "main", "users": [good]}]) == []
+    found = errors([{"name": "main", "users": [good | user]}])
     assert len(found) == 1
     assert found[0].startswith(sentence)
 
@@ -545,7 +545,7 @@ def test_rules_that_redis_is_too_old_for_are_left_out() -> None:
         ),
     ],
 )
-def test_instances_that_do_not_fit_together_are_refused(instances: list[dict[str, Any]], sentence: str) -> None:
-    found = refusals(instances)
+def test_instances_that_do_not_fit_together_are_rejected(instances: list[dict[str, Any]], sentence: str) -> None:
+    found = errors(instances)
     assert len(found) == 1
     assert found[0].startswith(sentence)

@@ -49,8 +49,8 @@ def version(server: redis.Redis) -> str:
     return ".".join(server.info("server")["redis_version"].split(".")[:2])
 
 
-def refusals(version: str = "7.0", **changes: Any) -> list[str]:
-    found: list[str] = judge.redis_word_refusals([{"name": "main"} | changes], DEFAULTS, version)
+def errors(version: str = "7.0", **changes: Any) -> list[str]:
+    found: list[str] = judge.redis_word_errors([{"name": "main"} | changes], DEFAULTS, version)
     return found
 
 
@@ -62,7 +62,7 @@ def test_the_file_has_the_words_of_this_redis(server: redis.Redis, version: str)
 
 @pytest.mark.parametrize("version", ["7.0", "8.0", "7.4"])
 def test_the_defaults_are_right(version: str) -> None:
-    assert refusals(version) == []
+    assert errors(version) == []
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_the_defaults_are_right(version: str) -> None:
         ({"extra_settings": {"syslog-ident": 'a"b'}}, ["double quotes"]),
     ],
 )
-def test_a_word_that_redis_does_not_know_is_refused_in_one_sentence(changes: dict[str, Any], words: list[str]) -> None:
-    (sentence,) = refusals(**changes)
+def test_a_word_that_redis_does_not_know_is_rejected_in_one_sentence(changes: dict[str, Any], words: list[str]) -> None:
+    (sentence,) = errors(**changes)
     assert all(word in sentence for word in words), sentence
     assert "\n" not in sentence
     assert sentence.endswith((".", "?"))
 
 
 def test_what_only_one_release_knows() -> None:
-    assert refusals("8.0", disabled_commands=["hgetex"]) == []
-    assert refusals("7.4", disabled_commands=["hgetex"], extra_settings={"io-threads-do-reads": True}) == []
+    assert errors("8.0", disabled_commands=["hgetex"]) == []
+    assert errors("7.4", disabled_commands=["hgetex"], extra_settings={"io-threads-do-reads": True}) == []
 
 
 def test_rules_are_judged_as_redis_judges_them(server: redis.Redis, version: str) -> None:
@@ -141,11 +141,11 @@ def test_rules_are_judged_as_redis_judges_them(server: redis.Redis, version: str
     for rules in tried:
         try:
             server.execute_command("ACL SETUSER", "tried", "reset", *rules)  # type: ignore[no-untyped-call]
-            refused = ""
+            rejected = ""
         except redis.ResponseError as error:
-            refused = str(error)
-        if bool(judge.broken_rules(rules, words)) != bool(refused):
-            wrong.append((rules, refused))
+            rejected = str(error)
+        if bool(judge.broken_rules(rules, words)) != bool(rejected):
+            wrong.append((rules, rejected))
     assert wrong == [], "\n".join(map(str, wrong))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with an inventory that has load balancers is refused in one sentence."""
+"""What is wrong with an inventory that has load balancers is rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import Case, refusals
+from tests.preflight.cases import Case, preflight_errors
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -57,7 +57,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    return refusals(CASES, tmp_path_factory.mktemp("inventory"), balancers=tuple(CASES))
+    return preflight_errors(CASES, tmp_path_factory.mktemp("inventory"), balancers=tuple(CASES))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,11 +67,11 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 def test_an_address_needs_two_to_float(tmp_path: Path) -> None:
     balancer = host(1, load_balancer_virtual_ip="10.0.0.99/24", load_balancer_virtual_ip_interface="eth0")
-    said = refusals({"a": Case(balancer, [])}, tmp_path, balancers=("a",))
+    said = preflight_errors({"a": Case(balancer, [])}, tmp_path, balancers=("a",))
     assert "there must be another balancer" in said["a"].replace("\n", " ")
 
 
 def test_one_host_may_have_everything(tmp_path: Path) -> None:
     """The API may then stay on the loopback address."""
-    said = refusals({"a": Case(host(1, api_bind="127.0.0.1"), [])}, tmp_path, balancers=("a",))
+    said = preflight_errors({"a": Case(host(1, api_bind="127.0.0.1"), [])}, tmp_path, balancers=("a",))
     assert said["a"] == ""

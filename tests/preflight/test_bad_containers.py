@@ -1,4 +1,4 @@
-"""What containers would not get along with is refused in one sentence, too, before the engine is asked."""
+"""What containers would not get along with is rejected in one sentence, too, before the engine is asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import HERE, REDIS_USERS, SECRETS
+from tests.preflight.cases import HERE, REDIS_USERS, SECRETS
 from tests.support import ansible_report
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,5 +51,5 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_value_is_refused(errors: dict[str, str], name: str) -> None:
+def test_a_wrong_value_is_rejected(errors: dict[str, str], name: str) -> None:
     assert CASES[name][1] in errors[name]

@@ -1,10 +1,10 @@
-"""What the host roles refuse before anything is changed: wrong values, and those that would lock Ansible out."""
+"""What the host roles reject before anything is changed: wrong values, and those that would lock Ansible out."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.preflight.refusals import Case, refusals_of_many
+from tests.preflight.cases import Case, preflight_errors_of_many
 
 # All cases are one run of Ansible, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(600)
@@ -117,7 +117,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return refusals_of_many({**CASES, **GOOD}, tmp_path_factory.mktemp("inventory"))
+    return preflight_errors_of_many({**CASES, **GOOD}, tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -126,5 +126,5 @@ def test_what_is_right_is_accepted(errors: dict[str, str], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
+def test_a_wrong_value_is_rejected_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
     CASES[name].judge(errors[name])

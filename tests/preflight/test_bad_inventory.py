@@ -1,10 +1,10 @@
-"""Every wrong value is refused before anything is changed, in a sentence that names variable, value and rule."""
+"""Every wrong value is rejected before anything is changed, in a sentence that names variable, value and rule."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.preflight.refusals import REDIS_USERS, Case, refusals_of_many
+from tests.preflight.cases import REDIS_USERS, Case, preflight_errors_of_many
 
 # One run checks all of them.
 pytestmark = pytest.mark.timeout(600)
@@ -347,7 +347,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "good-routes": Case(ROUTES | POOLS, []),
         "good-patterns": Case({"task_routes": {"app.*": {"queue": "slow"}}, **POOLS}, []),
     }
-    return refusals_of_many({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
+    return preflight_errors_of_many({**CASES, **good}, tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.mark.parametrize("name", ["good", "good-routes", "good-patterns"])
@@ -356,5 +356,5 @@ def test_a_good_inventory_is_accepted(errors: dict[str, str], name: str) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_value_is_refused_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
+def test_a_wrong_value_is_rejected_in_one_clear_sentence(errors: dict[str, str], name: str) -> None:
     CASES[name].judge(errors[name])

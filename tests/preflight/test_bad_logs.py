@@ -1,4 +1,4 @@
-"""What is wrong with an inventory whose logs go to one host is refused in one sentence."""
+"""What is wrong with an inventory whose logs go to one host is rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.preflight.refusals import Case, refusals
+from tests.preflight.cases import Case, preflight_errors
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,7 +28,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    return refusals(CASES, tmp_path_factory.mktemp("inventory"), logs=("old",))
+    return preflight_errors(CASES, tmp_path_factory.mktemp("inventory"), logs=("old",))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,10 +37,14 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 
 def test_two_hosts_for_the_logs(tmp_path: Path) -> None:
-    two = refusals({name: Case({**AUTHORITY}, []) for name in ("first", "second")}, tmp_path, logs=("first", "second"))
+    two = preflight_errors(
+        {name: Case({**AUTHORITY}, []) for name in ("first", "second")}, tmp_path, logs=("first", "second")
+    )
     assert "The group logs has first, second" in two["first"]
 
 
 def test_a_host_for_the_logs_without_a_firewall(tmp_path: Path) -> None:
-    [told] = refusals({"open": Case({**AUTHORITY, "host_firewall": False}, [])}, tmp_path, logs=("open",)).values()
+    [told] = preflight_errors(
+        {"open": Case({**AUTHORITY, "host_firewall": False}, [])}, tmp_path, logs=("open",)
+    ).values()
     assert "host_firewall is false" in told

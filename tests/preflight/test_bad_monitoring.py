@@ -1,4 +1,4 @@
-"""What is wrong with an inventory that has a monitoring host is refused in one sentence."""
+"""What is wrong with an inventory that has a monitoring host is rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.preflight.refusals import Case, refusals
+from tests.preflight.cases import Case, preflight_errors
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -48,14 +48,16 @@ CASES = {
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    return refusals(CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times", WATCHES))
+    return preflight_errors(
+        CASES, tmp_path_factory.mktemp("inventory"), monitoring=("watcher", "weak", "times", WATCHES)
+    )
 
 
 def test_ansible_says_the_same_with_a_process_for_each_task(tmp_path: Path) -> None:
     """All tests here run tests/plugins/strategy/inline.py; this is what runs on a user's machine."""
     cases = {name: CASES[name] for name in ("unreachable", "watcher", "weak", "port")}
     watching = ("watcher", "weak")
-    assert refusals(cases, tmp_path, monitoring=watching, ANSIBLE_STRATEGY="linear") == refusals(
+    assert preflight_errors(cases, tmp_path, monitoring=watching, ANSIBLE_STRATEGY="linear") == preflight_errors(
         cases, tmp_path, monitoring=watching
     )
 

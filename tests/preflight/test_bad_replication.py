@@ -1,4 +1,4 @@
-"""What is wrong with an inventory that has sentinels is refused in one sentence."""
+"""What is wrong with an inventory that has sentinels is rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import Case, refusals
+from tests.preflight.cases import Case, preflight_errors
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,7 +40,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run all cases at once."""
-    return refusals(CASES, tmp_path_factory.mktemp("inventory"), sentinels=("one", "two", "weak"))
+    return preflight_errors(CASES, tmp_path_factory.mktemp("inventory"), sentinels=("one", "two", "weak"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -49,24 +49,24 @@ def test_each_case(messages: dict[str, str], name: str) -> None:
 
 
 def test_two_sentinels_are_too_few(tmp_path: Path) -> None:
-    said = refusals({"a": Case(host(1), []), "b": Case(host(2), [])}, tmp_path, sentinels=("a", "b"))
+    said = preflight_errors({"a": Case(host(1), []), "b": Case(host(2), [])}, tmp_path, sentinels=("a", "b"))
     assert "odd number of at least three" in said["a"].replace("\n", " ")
 
 
 def test_each_needs_an_address(tmp_path: Path) -> None:
     cases = {name: Case(host(number), []) for number, name in enumerate("abc", 1)}
     del cases["c"].variables["private_address"]
-    said = refusals(cases, tmp_path, sentinels=("a", "b", "c"))
+    said = preflight_errors(cases, tmp_path, sentinels=("a", "b", "c"))
     assert "private_address" in said["a"]
 
 
 def test_one_server_has_no_replicas(tmp_path: Path) -> None:
-    said = refusals({"a": Case({"broker_replicas_wanted": 1}, [])}, tmp_path)
+    said = preflight_errors({"a": Case({"broker_replicas_wanted": 1}, [])}, tmp_path)
     assert "broker_replicas_wanted is 1, but the broker has 0 replicas" in said["a"].replace("\n", " ")
 
 
 def test_replicas_cannot_be_older_than_their_primary(tmp_path: Path) -> None:
     cases = {name: Case(host(number), []) for number, name in enumerate("abc", 1)}
     cases["c"].facts["distribution_version"] = "12"
-    said = refusals(cases, tmp_path, sentinels=("a", "b", "c"))
+    said = preflight_errors(cases, tmp_path, sentinels=("a", "b", "c"))
     assert "Debian 12 and 13" in said["a"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.preflight.refusals import REDIS_USERS
+from tests.preflight.cases import REDIS_USERS
 from tests.support import REPOSITORY, ansible_report
 
 pytestmark = pytest.mark.timeout(120)

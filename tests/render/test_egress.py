@@ -113,10 +113,10 @@ def test_a_unit_gets_the_addresses() -> None:
         ({"name": "a", "ports": ["1-9"]}, ["1-9", "65535"]),
     ],
 )
-def test_a_wrong_rule_is_refused(rule: dict[str, Any], words: list[str]) -> None:
-    (sentence,) = egress.egress_refusals([rule], "worker_egress")
+def test_a_wrong_rule_is_rejected(rule: dict[str, Any], words: list[str]) -> None:
+    (sentence,) = egress.egress_errors([rule], "worker_egress")
     assert all(word in sentence for word in words)
-    assert egress.egress_refusals(PUBLIC + REDIS, "worker_egress") == []
+    assert egress.egress_errors(PUBLIC + REDIS, "worker_egress") == []
 
 
 def test_the_services_reach_both_redis_by_default(tmp_path: Path) -> None:

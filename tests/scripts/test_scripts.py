@@ -171,7 +171,7 @@ def test_audit_tells_what_it_finds(locked: Path, service: tuple[str, dict[str, o
     ]
     result = audit(locked, url)
     assert result.returncode == 1
-    assert "packaging 26.3 has PYSEC-0000-1, mended in 99.1." in result.stdout
+    assert "packaging 26.3 has PYSEC-0000-1, fixed in 99.1." in result.stdout
 
 
 def test_audit_does_not_pass_what_could_not_be_looked_up() -> None:
@@ -302,9 +302,9 @@ def test_old_digests_of_images_are_replaced_in_every_file(images: Pin, tmp_path:
 @pytest.mark.parametrize("digest", ["", "sha256:short", "latest"])
 def test_an_image_that_cannot_be_looked_up_leaves_all_as_it_is(images: Pin, tmp_path: Path, digest: str) -> None:
     named = f"{REDIS}@{OLD}\n"
-    refused = images(one=named, digest=digest)
-    assert refused.returncode == 1
-    assert f"{REDIS} cannot be looked up" in refused.stderr
+    rejected = images(one=named, digest=digest)
+    assert rejected.returncode == 1
+    assert f"{REDIS} cannot be looked up" in rejected.stderr
     unknown = images(two=f"registry.example.com/library/unknown:1@{OLD}\n")
     assert "manifest unknown" in unknown.stderr
     assert (tmp_path / "one").read_text() == named
@@ -334,3 +334,18 @@ def test_no_package_of_the_controller_is_built_from_source() -> None:
     others = [line for line in installs if line not in own]
     assert others
     assert all("--only-binary=:all:" in line and "--require-hashes" in line for line in others)
+
+
+def test_a_checkout_that_everybody_may_write_is_rejected_in_one_sentence(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    tmp_path.chmod(0o777)
+    result = subprocess.run([tmp_path / "scripts/setup.sh"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"chmod o-w {tmp_path}" in result.stderr.splitlines()[-1]
+
+
+def test_a_locale_that_the_machine_has_not_ends_nothing() -> None:
+    lost = {**os.environ, "LC_ALL": "xx_XX.UTF-8", "LANG": "xx_XX.UTF-8"}
+    command = ["bash", "-c", "source scripts/common.sh; ansible --version"]
+    assert subprocess.run(command, cwd=REPOSITORY, env=lost, capture_output=True, check=False).returncode == 0
+    assert "export LC_ALL := C.UTF-8" in (REPOSITORY / "Makefile").read_text().splitlines()

@@ -72,7 +72,7 @@ def test_prometheus_reads_what_worker_and_all_processes_count(host: Host, api: A
     assert (numbers()["celery_workers_expected"], numbers()["celery_workers_alive"]) == (1, 1)
 
 
-def test_a_body_over_the_limit_is_refused(host: Host) -> None:
+def test_a_body_over_the_limit_is_rejected(host: Host) -> None:
     # Not a pipe: standard input carries the key.
     host.check_output("head -c 300000 /dev/zero >/run/large-body")
     command = f"{CURL} -o /dev/null -w '%{{http_code}}' -H 'Content-Type: application/json'"
@@ -98,7 +98,7 @@ def test_without_its_broker_it_says_so_at_once(host: Host, api: Api) -> None:
     api.wait(api.enqueue(), seconds=60)
 
 
-def test_a_restart_refuses_nobody(host: Host) -> None:
+def test_a_restart_rejects_nobody(host: Host) -> None:
     # Exit status 7 is curl's "connection refused". The loop runs over two restarts.
     request = "curl -s -o /dev/null --max-time 10 http://127.0.0.1:8000/health; echo $?"
     loop = f"for i in $(seq 300); do {request}; sleep 0.02; done"

@@ -99,10 +99,10 @@ def test_a_broken_release_stays_dark_and_a_good_one_goes_live(
     worker = changed_source / "app/agents/worker.py"
     good = worker.read_text()
     worker.write_text(f"raise SystemExit('this release is broken')\n{good}")
-    refused = converge(**new)
+    rejected = converge(**new)
     worker.write_text(good)
-    assert refused.returncode != 0
-    assert "this release is broken" in refused.stdout
+    assert rejected.returncode != 0
+    assert "this release is broken" in rejected.stdout
     assert live_release(host) == before
 
     # Leftovers of the past: more than are to be kept, and a secret that nobody wants any more.

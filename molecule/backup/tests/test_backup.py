@@ -189,9 +189,9 @@ def test_a_copy_may_end_anywhere_but_not_be_broken() -> None:
 
 
 def test_an_encrypted_backup_is_restored_with_the_key_alone(host: Host, api: Api) -> None:
-    refused = playbook("backup.yml", backup_encrypted=True)
-    assert refused.returncode != 0
-    assert "There is no backup_recipient" in refused.stdout
+    rejected = playbook("backup.yml", backup_encrypted=True)
+    assert rejected.returncode != 0
+    assert "There is no backup_recipient" in rejected.stdout
     made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
     key, recipient = made.stdout.splitlines()[-1], made.stderr.split()[-1]
     host.check_output("systemctl stop typesafe-celery")
@@ -226,7 +226,7 @@ def test_what_the_redis_user_has_put_there_is_not_followed(host: Host) -> None:
     host.check_output("rm /etc/cron.d/x")
 
 
-def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(host: Host, kept: dict[str, Any]) -> None:
+def test_what_cannot_be_restored_is_rejected_and_nothing_is_touched(host: Host, kept: dict[str, Any]) -> None:
     main = kept["run"] / f"{HOST}-main.tar.gz"
     place = EPHEMERAL / "refused"
     place.mkdir(exist_ok=True)
@@ -241,9 +241,9 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(host: Host, k
         (changed, "changed.tar.gz is damaged: redis-check-rdb"),
         (newer, "newer.tar.gz was written by Redis 99.0.0, and the installed 8."),
     ):
-        refused = restore(archive)
-        assert refused.returncode != 0, archive
-        assert sentence in refused.stdout, refused.stdout
+        rejected = restore(archive)
+        assert rejected.returncode != 0, archive
+        assert sentence in rejected.stdout, rejected.stdout
     assert (starts(host), ask(host, "main", "DBSIZE")) == before
     assert host.run("ls -d /var/tmp/redis-restore.* /var/lib/redis-restore/*").stdout == ""
 
@@ -311,9 +311,9 @@ def bucket() -> Iterator[dict[str, Any]]:
 
 def test_a_bucket_gets_a_copy_and_old_runs_are_removed(bucket: dict[str, Any]) -> None:
     before = {back_up()}
-    refused = playbook("backup.yml", backup_keep=1, backup_s3={**bucket, "secret_key": "another"})
-    assert refused.returncode != 0
-    assert "SignatureDoesNotMatch" in refused.stdout, refused.stdout
+    rejected = playbook("backup.yml", backup_keep=1, backup_s3={**bucket, "secret_key": "another"})
+    assert rejected.returncode != 0
+    assert "SignatureDoesNotMatch" in rejected.stdout, rejected.stdout
     # What has failed removes nothing.
     assert before < set(BACKUPS.iterdir())
     run = playbook("backup.yml", backup_s3=bucket, backup_keep=2)

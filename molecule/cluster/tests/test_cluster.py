@@ -259,10 +259,10 @@ def primary_is_cut_off() -> None:
         host.run(f"nft '{cut}'")
         wait_for(lambda: primary("broker", others) != host, "another primary", 30)
         began = time.monotonic()
-        refused = wait_for(
+        rejected = wait_for(
             lambda: "NOREPLICAS" in host.redis(6380, "SET app:cut 1"), "a refusal of the old primary", 10
         )
-        assert refused, time.monotonic() - began
+        assert rejected, time.monotonic() - began
         host.run("nft delete table inet cut")
     wait_for(whole, "all servers replicate", 60)
     assert primary("broker") != host
@@ -492,11 +492,11 @@ def test_a_redis_host_is_added_and_taken_out(tmp_path: Path) -> None:
         ports = INSTANCES.values()
         wait_for(lambda: all(info(host, port).get("master_link_status") == "up" for port in ports), "a replica", 60)
 
-        refused = playbook(
+        rejected = playbook(
             PROJECT / "playbooks/ops/remove_redis.yml", inventory, f"--extra-vars=host={REDIS[0].name} confirm=yes"
         )
-        assert refused.returncode != 0
-        assert "an odd number of three sentinels at least" in " ".join(refused.stdout.split())
+        assert rejected.returncode != 0
+        assert "an odd number of three sentinels at least" in " ".join(rejected.stdout.split())
 
         said = run_well("ops/remove_redis", inventory, f"--extra-vars=host={host.name}")
         assert "Nothing was changed." in " ".join(said.split())

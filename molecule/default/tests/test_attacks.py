@@ -143,7 +143,7 @@ def test_a_services_redis_user_can_do_no_more_than_it_needs(
     assert host.check_output(f"{PYTHON} /run/try.py {secret} '{quoted}'") == ""
 
 
-def test_what_was_refused_is_in_redis_own_log(host: Host) -> None:
+def test_what_was_denied_is_in_redis_own_log(host: Host) -> None:
     login = "export REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /etc/redis/redis-broker.conf)"
     assert "flushall" in host.check_output(f"{login}; redis-cli -p 6380 ACL LOG 128")
 
@@ -307,13 +307,13 @@ def test_a_task_reaches_redis_and_no_other_service_of_this_host_or_its_neighbour
         lambda: set(reach("typesafe-operator", closed + redis)) == {"open"}, "every service answers the operator", 30
     )
 
-    def refused() -> int:
+    def denied() -> int:
         table = host.check_output("nft list counter inet platform egress_refused")
         return int(table.partition("packets ")[2].split()[0])
 
-    before = refused()
+    before = denied()
     assert reach("typesafe", closed + redis) == ["ConnectionRefusedError"] * len(closed) + ["open"] * len(redis)
-    assert refused() >= before + len(closed)
+    assert denied() >= before + len(closed)
     # Names are found, and tasks run.
     assert host.run(f"sudo -u typesafe getent ahostsv4 {neighbour}").succeeded
     api.wait(api.enqueue())

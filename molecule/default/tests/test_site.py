@@ -134,12 +134,12 @@ def test_a_tag_installs_its_part_alone(host: Host, converge: Converge) -> None:
 
 
 @pytest.mark.hosts("site-debian13")
-def test_a_change_that_breaks_a_rule_is_refused_before_anything_changes(host: Host, converge: Converge) -> None:
+def test_a_change_that_breaks_a_rule_is_rejected_before_anything_changes(host: Host, converge: Converge) -> None:
     before = host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env")
-    refused = converge(task_soft_time_limit=60)
-    assert refused.returncode != 0
-    assert "task_soft_time_limit is 60" in refused.stdout
-    assert "changed=0" in refused.stdout
+    rejected = converge(task_soft_time_limit=60)
+    assert rejected.returncode != 0
+    assert "task_soft_time_limit is 60" in rejected.stdout
+    assert "changed=0" in rejected.stdout
     assert host.check_output("stat -c %Z /etc/redis/redis.conf /etc/typesafe/backend.env") == before
 
 
@@ -159,10 +159,10 @@ def test_a_queue_that_holds_tasks_is_not_given_up(host: Host, name: str, api: Ap
     assert "~reports" in rights()
     host.check_output("systemctl stop typesafe-celery")
     waiting = api.enqueue({"key": "value"})
-    refused = converge()
-    assert refused.returncode != 0
-    assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in refused.stdout
-    assert "changed=0" in refused.stdout
+    rejected = converge()
+    assert rejected.returncode != 0
+    assert "The queue 'reports' holds 1 tasks, but no pool and no route of the inventory names it" in rejected.stdout
+    assert "changed=0" in rejected.stdout
     command = ["ansible-playbook", f"--inventory={EPHEMERAL / 'inventory'}", f"--limit={name}"]
     command += [str(PROJECT / "playbooks/ops/move_queue.yml"), "-e", "from=reports to=celery confirm=yes"]
     moved = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -87,7 +87,7 @@ def assert_well(release_id: str) -> None:
         assert host.run(f"curl -s -o /dev/null -w '%{{http_code}}' {READY}") == "200"
 
 
-def test_a_deployment_refuses_nobody_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_deployment_rejects_nobody_and_loses_nothing(tmp_path: Path) -> None:
     before = live(HOSTS[0])
     flower = HOSTS[1].main_pid("typesafe-flower")
     new = release(tmp_path, "new")
@@ -152,17 +152,17 @@ def test_a_rollback_says_what_it_would_do_then_does_it() -> None:
     assert "broken" not in HOSTS[0].run("cat /opt/typesafe/backend/app/CHANGE", check=False)
 
 
-def test_a_release_that_is_not_kept_is_refused() -> None:
-    refused = playbook("rollback", confirm="yes", release="0123456789ab")
-    assert refused.returncode != 0
-    said = " ".join(refused.stdout.split())
+def test_a_release_that_is_not_kept_is_rejected() -> None:
+    rejected = playbook("rollback", confirm="yes", release="0123456789ab")
+    assert rejected.returncode != 0
+    said = " ".join(rejected.stdout.split())
     assert "deploy-debian12, deploy-debian13: there is no complete release 0123456789ab" in said
 
 
 def test_a_host_without_a_release_is_for_site_yml() -> None:
-    refused = playbook("deploy", app_name="another")
-    assert refused.returncode != 0
-    assert "deploy-debian12 has no release yet: run site.yml first." in " ".join(refused.stdout.split())
+    rejected = playbook("deploy", app_name="another")
+    assert rejected.returncode != 0
+    assert "deploy-debian12 has no release yet: run site.yml first." in " ".join(rejected.stdout.split())
 
 
 def pool_sizes() -> list[int]:

@@ -189,7 +189,7 @@ def test_pings_are_answered_but_not_a_flood(host: Host, outsider: portscan.Scann
 
 
 @pytest.mark.once("hardening-debian12")
-def test_rules_that_would_lock_ansible_out_are_refused(host: Host, converge: Converge) -> None:
+def test_rules_that_would_lock_ansible_out_are_rejected(host: Host, converge: Converge) -> None:
     before = rules(host), host.file("/etc/nftables-platform.conf").content_string
     for values, words in (
         ({"firewall_ssh_from": ["192.0.2.0/24"]}, "firewall_ssh_from (192.0.2.0/24)"),
@@ -279,7 +279,7 @@ def test_a_password_lets_nobody_in_and_a_key_does_but_not_root(door: Callable[..
 
 
 @pytest.mark.once("hardening-debian13")
-def test_an_inventory_with_a_password_is_refused(converge: Converge) -> None:
+def test_an_inventory_with_a_password_is_rejected(converge: Converge) -> None:
     password = secrets.token_urlsafe()
     run = converge(ansible_ssh_password=password)
     assert run.returncode != 0

@@ -252,10 +252,10 @@ def test_one_address_gets_so_many_requests() -> None:
     ask = f"curl -sk -i https://{address}/who"
     assert " 200" in HOSTS[1].run(ask).splitlines()[0]
     HOSTS[1].run(f"curl -s -o /dev/null 'http://{address}/who?[1-400]'")
-    refused = HOSTS[1].run(ask).lower()
-    assert " 429" in refused.splitlines()[0]
-    assert "retry-after: 10" in refused
-    assert '{"detail":"there were more than 30 requests per second' in refused
+    rejected = HOSTS[1].run(ask).lower()
+    assert " 429" in rejected.splitlines()[0]
+    assert "retry-after: 10" in rejected
+    assert '{"detail":"there were more than 30 requests per second' in rejected
     with client(address) as api:
         assert api.get("/who").status_code == 200
 
@@ -511,7 +511,7 @@ def test_haproxy_is_nobody_on_its_host() -> None:
         assert {line.split()[1] for line in capabilities.splitlines()} == {f"{1 << 10:016x}"}
 
 
-def test_a_configuration_that_haproxy_refuses_changes_nothing() -> None:
+def test_a_configuration_that_haproxy_rejects_changes_nothing() -> None:
     before = HOSTS[0].run("sha256sum /etc/haproxy/haproxy.cfg")
     wrong = json.dumps({"load_balancer_api_servers": [{"name": "api", "address": "10.213.2.1:99999"}]})
     run = subprocess.run(

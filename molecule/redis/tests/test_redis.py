@@ -93,11 +93,11 @@ def instance(request: pytest.FixtureRequest, main: Instance, broker: Instance) -
 # Access
 
 
-def test_no_password_is_refused(host: Host, instance: Instance) -> None:
+def test_no_password_is_denied(host: Host, instance: Instance) -> None:
     assert "NOAUTH" in host.check_output(f"redis-cli -p {instance.port} SET key value")
 
 
-def test_wrong_password_is_refused(host: Host, instance: Instance) -> None:
+def test_wrong_password_is_denied(host: Host, instance: Instance) -> None:
     answer = host.run(f"REDISCLI_AUTH=wrong redis-cli -p {instance.port} PING")
     assert "WRONGPASS" in answer.stdout + answer.stderr
     assert "PONG" not in answer.stdout
@@ -210,7 +210,7 @@ def test_main_evicts_and_goes_on(main: Instance) -> None:
     main.empty()
 
 
-def test_broker_refuses_writes_and_loses_nothing(broker: Instance) -> None:
+def test_broker_rejects_writes_and_loses_nothing(broker: Instance) -> None:
     assert broker.run("redis-cli LPUSH test:queue first") == "1"
     assert "OOM command not allowed" in broker.fill()
     assert broker.run("redis-cli LPUSH test:queue second").startswith("OOM")

@@ -79,7 +79,7 @@ def rotated() -> dict[str, str]:
 
 
 @pytest.mark.timeout(1200)
-def test_no_task_is_lost_and_no_request_is_refused(rotated: dict[str, str], host: Host) -> None:
+def test_no_task_is_lost_and_no_request_is_rejected(rotated: dict[str, str], host: Host) -> None:
     wait_for(lambda: host.file("/run/rotation.json").exists, "the client's report", 900)
     report = json.loads(host.file("/run/rotation.json").content_string)
     print(report)  # noqa: T201 - the figures belong in the output
@@ -91,7 +91,7 @@ def test_no_task_is_lost_and_no_request_is_refused(rotated: dict[str, str], host
     assert rotated
 
 
-def test_redis_refuses_the_former_passwords_and_knows_the_new_ones(rotated: dict[str, str]) -> None:
+def test_redis_denies_the_previous_passwords_and_knows_the_new_ones(rotated: dict[str, str]) -> None:
     for port in (6379, 6380):
         # Replicas and sentinels have users where there are any.
         for user in set(INVENTORY.USERS) - {"replication", "sentinel"}:

@@ -59,7 +59,7 @@ class Drill:
     variables: str = ""  # that the person gives it; {} is the last line that inject has printed
     limit: str = ""  # the host that it runs on alone
     look: str = "Nothing was changed"  # what the run without confirm=yes must say; empty: it has no such run
-    outside: Commands = field(default_factory=list)  # what others mend meanwhile: a provider, a network
+    outside: Commands = field(default_factory=list)  # what others repair meanwhile: a provider, a network
     well: Commands = field(default_factory=list)  # succeeds when the fault is gone, beside what the runbook verifies
     clean: Commands = field(default_factory=list)  # removes what the drill itself has left
     slow: bool = False  # its alerts take minutes: begun before all others, met in its turn
@@ -71,7 +71,7 @@ class Row:
 
     began: float
     hosts: dict[str, str]
-    mended: float | None = None
+    repaired: float | None = None
     printed: str = ""
     to_alert: dict[str, float] = field(default_factory=dict)
     to_repair: float | None = None
@@ -180,8 +180,8 @@ def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
         began = time.time()
         playbook(drill, row.printed, "--extra-vars=confirm=yes")
         shell(drill.well, row.hosts)
-        row.mended = time.time()
-        row.to_repair = row.mended - began
+        row.repaired = time.time()
+        row.to_repair = row.repaired - began
     finally:
         shell(drill.clean, rows[drill.fault].hosts)
 
@@ -190,9 +190,9 @@ def test_fault_alert_and_repair(drill: Drill, host: Host) -> None:
 @by_fault
 def test_the_alert_ends(drill: Drill, host: Host) -> None:
     row = rows[drill.fault]
-    assert row.mended is not None, "its repair failed"
+    assert row.repaired is not None, "its repair failed"
     wait_for(lambda: not firing(host) & set(drill.alerts), f"the end of {drill.alerts}", LONGEST_END)
-    row.to_end = max((ended(host, alert, row.mended) - row.mended for alert in drill.alerts), default=0)
+    row.to_end = max((ended(host, alert, row.repaired) - row.repaired for alert in drill.alerts), default=0)
 
 
 def _git(*arguments: str) -> str:

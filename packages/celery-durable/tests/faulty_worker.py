@@ -47,9 +47,9 @@ def dying(self: Task[Any, Any], deaths: int) -> str:
 
 
 @celery_app.task(default_retry_delay=0)
-def dying_until(mended: str) -> str:
-    """Kill the process that runs it until the file ``mended`` exists."""
-    if not Path(mended).exists():
+def dying_until(repaired: str) -> str:
+    """Kill the process that runs it until the file ``repaired`` exists."""
+    if not Path(repaired).exists():
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
 

@@ -62,7 +62,7 @@ class TestSignature:
         assert signing.is_ours(keyed(), "celery", b"anything")
 
     @pytest.mark.parametrize("key", ["short", "x" * 31, f"{KEY} short", f"{KEY},{KEY},{KEY}", " , "])
-    def test_a_bad_key_is_refused(self, bare_environment: pytest.MonkeyPatch, key: str) -> None:
+    def test_a_bad_key_is_rejected(self, bare_environment: pytest.MonkeyPatch, key: str) -> None:
         bare_environment.setenv("TASK_SIGNING_KEY", key)
         with pytest.raises(ValueError, match="must be one key of at least 32 characters"):
             Settings()
@@ -76,7 +76,7 @@ class TestSignature:
         entry = task_message(example_agent_task, "0" * 36, ("0" * 36, data), "q" * 200, "r" * 128)
         assert limit < len(entry) <= get_settings().message_limit
 
-    def test_a_limit_below_the_largest_request_is_refused(self, bare_environment: pytest.MonkeyPatch) -> None:
+    def test_a_limit_below_the_largest_request_is_rejected(self, bare_environment: pytest.MonkeyPatch) -> None:
         bare_environment.setenv("MAX_MESSAGE_BYTES", "1000000")
         with pytest.raises(ValueError, match="MAX_MESSAGE_BYTES=1000000 must be at least 2162688"):
             Settings()
@@ -167,11 +167,11 @@ def test_nothing_forged_runs(stack: Stack) -> None:
     assert worker.process.poll() is None
 
     assert signing.FORGED in stack.dead_letters("list")
-    refused = Program(
+    rejected = Program(
         [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", of_the_console(stack.env)
     )
-    assert refused.process.wait(20) == 1
-    assert refused.output().count("stays a dead letter") == len(forged)
+    assert rejected.process.wait(20) == 1
+    assert rejected.output().count("stays a dead letter") == len(forged)
     assert len(letters(stack)) == len(forged)
     # What was made for one queue is not taken from another, and what is whole still runs.
     stack.start_worker("--queues=celery,second", name="second")
@@ -210,11 +210,11 @@ def test_an_oversized_message_is_cut_and_stays_a_dead_letter(stack: Stack, key: 
     assert letter["size"] == len(large)
     assert base64.b64decode(letter["message"]).decode() == large[:KEPT_BYTES]
     wait_for(stack.nothing_waits)
-    refused = Program(
+    rejected = Program(
         [*ADMIN, "dead-letters", "requeue", "--all"], stack.directory / "requeue.log", of_the_console(stack.env)
     )
-    assert refused.process.wait(20) == 1
-    assert "stays a dead letter: It was too large to be kept." in refused.output()
+    assert rejected.process.wait(20) == 1
+    assert "stays a dead letter: It was too large to be kept." in rejected.output()
     stack.dead_letters("drop", letter["id"])
     assert letters(stack) == []
     stack.result(*stack.send("sleeping.delay(0)"))
@@ -250,10 +250,10 @@ def test_what_is_ours_runs_on_every_way(stack: Stack) -> None:
     stack.env["TASK_SIGNING_KEY"] = FOREIGN_KEY
     stack.result(*stack.send("sleeping.delay(0)"))
 
-    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
+    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'repaired'}')")
     stack.result(task_id, "FAILURE")
     wait_for(lambda: len(letters(stack)) == 1)
-    (stack.directory / "mended").touch()
+    (stack.directory / "repaired").touch()
     stack.dead_letters("requeue", task_id)
     stack.result(task_id)
     wait_for(stack.nothing_waits)

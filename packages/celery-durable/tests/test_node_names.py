@@ -34,7 +34,7 @@ def owner_key(stack: Stack) -> str:
     return str(key)
 
 
-def test_a_second_worker_of_a_name_is_refused_and_the_first_works_on(stack: Stack) -> None:
+def test_a_second_worker_of_a_name_is_rejected_and_the_first_works_on(stack: Stack) -> None:
     first = stack.start_worker()
     stack.send(f"recorded.delay('a', '{stack.ledger}', 8)")
     wait_for(lambda: stack.events("start") == ["a"])
@@ -61,14 +61,14 @@ def test_a_name_of_another_machine_is_taken_over_when_its_worker_gives_no_sign_o
         pipeline.execute()
 
     set_owner()
-    refused = start_second(stack)
+    rejected = start_second(stack)
 
-    def is_refused() -> bool:
+    def is_rejected() -> bool:
         set_owner()
-        return refused.process.poll() is not None
+        return rejected.process.poll() is not None
 
-    wait_for(is_refused, seconds=20)
-    assert "process 1 on host elsewhere" in refused.output()
+    wait_for(is_rejected, seconds=20)
+    assert "process 1 on host elsewhere" in rejected.output()
     stack.start_worker()
     assert elsewhere not in broker.zrange(key, 0, -1)
 

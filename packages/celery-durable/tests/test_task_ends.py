@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_durable.testing import wait_for
-from celery_durable.worker.transport import RECLAIM_INTERVAL
+from celery_durable.worker.transport.consuming import RECLAIM_INTERVAL
 from durable_console.known_scripts import known
 from tests.support import Stack
 
@@ -100,7 +100,7 @@ def test_a_result_that_can_never_be_stored_ends_its_task_once(stack: Stack, faul
     assert worker.process.poll() is None
 
 
-def test_an_acknowledgement_that_redis_refuses_holds_up_no_other_and_is_made_up_for(stack: Stack) -> None:
+def test_an_acknowledgement_that_redis_rejects_holds_up_no_other_and_is_made_up_for(stack: Stack) -> None:
     admin = stack.redis.client(0)
     rules: dict[str, list[str]] = {"keys": ["*"], "channels": ["*"], "commands": ["+@all"]}
     admin.acl_setuser("worker", enabled=True, passwords="+secret", **rules)  # type: ignore[arg-type]

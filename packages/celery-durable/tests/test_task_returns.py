@@ -105,7 +105,7 @@ def test_tasks_run_without_a_store_for_results(stack: Stack) -> None:
 def test_a_task_with_a_base_class_of_its_own_is_as_safe_as_any(stack: Stack) -> None:
     worker = stack.start_worker()
     (died, *_) = stack.send(
-        f"own_dying.delay('{stack.directory / 'mended'}')",
+        f"own_dying.delay('{stack.directory / 'repaired'}')",
         *[f"{task}.delay('{task}', '{stack.ledger}', 0)" for task in ("own", "requesting")],
     )
     worker.wait_for_output("OwnRequest knows")

@@ -22,7 +22,7 @@ from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES
 from celery_durable.testing import RedisServer, wait_for
 from celery_durable.worker import node_owner
-from celery_durable.worker.transport import RECLAIM_INTERVAL
+from celery_durable.worker.transport.consuming import RECLAIM_INTERVAL
 from tests.support import Program, Stack
 
 pytestmark = pytest.mark.integration
@@ -242,7 +242,7 @@ def test_a_redis_that_hangs_for_longer_than_the_watchdog_waits_ends_no_worker(st
     assert stack.events("start") == ["a", "b"]
 
 
-def test_a_redis_that_refuses_to_write_is_waited_for(stack: Stack) -> None:
+def test_a_read_only_redis_is_waited_for(stack: Stack) -> None:
     worker = stack.start_worker()
     task_id, other = stack.send(*[f"recorded.delay('{name}', '{stack.ledger}', 2)" for name in "ab"])
     wait_for(lambda: len(stack.events("start")) == 2)
@@ -327,7 +327,7 @@ def test_poison_becomes_dead_letters_and_stops_nobody(stack: Stack) -> None:
 
 def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_requeued(stack: Stack) -> None:
     worker = stack.start_worker()
-    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'mended'}')")
+    (task_id,) = stack.send(f"dying_until.delay('{stack.directory / 'repaired'}')")
     failed = stack.result(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "WorkerLostError"
     assert failed["retries"] == Task.max_retries
@@ -337,7 +337,7 @@ def test_a_task_that_always_kills_its_process_becomes_a_dead_letter_and_can_be_r
     assert letter["task_id"] == task_id
     stack.result(*stack.send("sleeping.delay(0)"))
 
-    (stack.directory / "mended").touch()
+    (stack.directory / "repaired").touch()
     assert task_id in stack.dead_letters("requeue", task_id)
     assert stack.result(task_id)["result"] == "survived"
     wait_for(stack.nothing_waits)

@@ -14,17 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from celery_durable import entries, keys, snapshot
+from celery_durable import entries, keys
 from celery_durable.aio.clients import broker_client
 from celery_durable.metrics import FAILURES, FIGURES, MINUTE, WORKERS
 from celery_durable.options import Options, options_of
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.testing import RedisServer
 from durable_console.admin import dead_letters, queues
+from durable_console.admin.diagnosis import task_search
 from durable_console.application import celery_app
-from durable_console.web import status
 from durable_console.web.alerts import Alert, Notification, _remember
 from durable_console.web.prometheus import Prometheus
+from durable_console.web.status.page import Observer
 
 pytestmark = [pytest.mark.integration, pytest.mark.attack("each entry is parsed by itself, and shown escaped")]
 
@@ -137,7 +138,7 @@ async def pages(redis_url: str) -> tuple[str, str]:
     async with broker_client(chosen) as asynchronous:
         prometheus = Prometheus(chosen, asynchronous)
         metrics = (await prometheus.page()).decode()
-        page = await status.Observer(prometheus, asynchronous, asynchronous).page()
+        page = await Observer(prometheus, asynchronous, asynchronous).page()
         if await asynchronous.type(keys.ALERTS) in (b"hash", b"none"):
             alert = Alert(status="firing", labels={"alertname": "B"})
             await _remember(asynchronous, Notification(groupKey="g", alerts=[alert]))
@@ -153,7 +154,7 @@ def read_everything(client: Redis, redis_server: RedisServer) -> tuple[str, str,
     told = [runner.invoke(queues.group, ["list"], catch_exceptions=False).output]
     told.append(runner.invoke(queues.group, ["examine", "--seconds", "0.001"], catch_exceptions=False).output)
     told.append(runner.invoke(queues.group, ["gone"], catch_exceptions=False).output)
-    told.append(str(snapshot.find(client, client, celery_app, "no-such-task")))
+    told.append(str(task_search.find(client, client, celery_app, "no-such-task")))
     for text in (listed.output, *told):
         assert all(line.isprintable() for line in text.split("\n")), text
     return metrics, page, listed.output

@@ -92,8 +92,8 @@ def test_celerys_own_commands_are_signed(stack: Stack, tmp_path: Path) -> None:
     assert (asked.returncode, "pong" in asked.stdout) == (0, True), asked.stderr
     grown = run(*ADMIN, "control", "--timeout=3", "pool_grow", "1", cwd=tmp_path, env=env)
     assert "pool will grow" in grown.stdout
-    refused = run(*ADMIN, "control", "--timeout=3", "pool_grow", "1", cwd=tmp_path, env=stack.env)
-    assert "only the operator's commands are followed" in refused.stdout + refused.stderr
+    rejected = run(*ADMIN, "control", "--timeout=3", "pool_grow", "1", cwd=tmp_path, env=stack.env)
+    assert "only the operator's commands are followed" in rejected.stdout + rejected.stderr
     wrong = run(*ADMIN, "inspect", "ping", "--no-such-option", cwd=tmp_path, env=env)
     assert (wrong.returncode, "No such option" in wrong.stderr) == (2, True)
     assert "Inspect the workers" in run(*ADMIN, "inspect", "--help", cwd=tmp_path, env=env).stdout

@@ -24,6 +24,7 @@ from celery_durable.options import options_of
 from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.task_ids import new_task_id
 from celery_durable.testing import wait_for
+from durable_console.admin.diagnosis import queue_backlog, stuck_tasks
 from test_task_safety import POISON
 from tests.support import ADMIN, Api, Program, Stack, of_the_console
 
@@ -303,7 +304,7 @@ def test_a_queue_that_is_new_at_the_second_look_may_be_too_long(monkeypatch: pyt
     monkeypatch.setattr(celery_app, "durable_options", replace(options_of(celery_app), workers_expected=1))
     first, last = (snapshot.Look(at, {}, {}, [], {}, {}, 0) for at in (1.0, 2.0))
     last.queues["new"] = snapshot.Waiting(101, 1.0, Counter({RECORDED: 101}), [])
-    assert snapshot.backlog(first, last, celery_app)["wrong"]
+    assert queue_backlog.backlog(first, last, celery_app)["wrong"]
 
 
 def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
@@ -323,7 +324,7 @@ def test_a_task_that_waits_for_a_slot_is_not_stuck() -> None:
         )
         control = SimpleNamespace(inspect=lambda **_: asked)
         app: Any = SimpleNamespace(control=control, conf=SimpleNamespace(task_time_limit=60))
-        return snapshot.stuck(seen, app, task_id)
+        return stuck_tasks.stuck(seen, app, task_id)
 
     assert [task["id"] for task in look(busy=1)["tasks"]] == ["runs"]
     assert [task["id"] for task in look(busy=0)["tasks"]] == ["runs", "waits"]

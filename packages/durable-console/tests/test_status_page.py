@@ -25,7 +25,7 @@ from celery_durable.metrics import FAILURES, FAILURES_KEPT, MINUTE, MINUTE_KEPT,
 from celery_durable.testing import RedisServer, wait_for
 from durable_console.web.alerts import GROUP_KEPT, MAX_GROUPS
 from durable_console.web.prometheus import SNAPSHOT_SECONDS
-from durable_console.web.status import SILENT_SECONDS
+from durable_console.web.status.parts import SILENT_SECONDS
 from tests.support import APPLICATIONS, Api, Program, start_worker
 
 pytestmark = pytest.mark.integration
@@ -142,9 +142,9 @@ def tell(api: Api, name: str, *alerts: dict[str, Any], **labels: str) -> httpx.R
 
 
 def test_a_browser_is_asked_for_the_key(api: Api) -> None:
-    refused = httpx.get(f"{api.url}/status")
-    assert refused.status_code == 401
-    assert refused.headers["WWW-Authenticate"].startswith("Basic realm=")
+    rejected = httpx.get(f"{api.url}/status")
+    assert rejected.status_code == 401
+    assert rejected.headers["WWW-Authenticate"].startswith("Basic realm=")
     assert httpx.get(f"{api.url}/status", auth=("anybody", "wrong")).status_code == 401
     for login in ("Basic", "Basic %", "Basic " + base64.b64encode(b"\xff:\xff").decode()):
         assert httpx.get(f"{api.url}/status", headers={"Authorization": login}).status_code == 401
@@ -156,8 +156,8 @@ def test_a_browser_is_asked_for_the_key(api: Api) -> None:
 def test_a_password_is_for_the_page_alone(api: Api) -> None:
     """A browser sends it to whatever a foreign page makes it post to."""
     for path in ("/metrics", "/tasks/status/0"):
-        refused = httpx.get(f"{api.url}{path}", auth=("anybody", api.key))
-        assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        rejected = httpx.get(f"{api.url}{path}", auth=("anybody", api.key))
+        assert (rejected.status_code, rejected.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert httpx.post(f"{api.url}/status/alerts", auth=("anybody", api.key), json={}).status_code == 401
 
 
@@ -281,7 +281,7 @@ def test_alerts_cannot_fill_the_broker(api: Api, redis: RedisServer) -> None:
         json.dumps({"groupKey": "x", "alerts": [{"status": "firing", "labels": {}}] * 51}).encode(),
     ],
 )
-def test_nonsense_is_refused(api: Api, redis: RedisServer, nonsense: bytes) -> None:
+def test_nonsense_is_rejected(api: Api, redis: RedisServer, nonsense: bytes) -> None:
     answer = api.post("/status/alerts", content=nonsense, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("body")

@@ -95,7 +95,7 @@ def test_what_cannot_be_encrypted_is_no_backup(tmp_path: Path) -> None:
         target.write(b"x" * 1_000_000)
 
 
-def test_what_is_not_for_this_inventory_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_for_this_inventory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is no archive"):
         chosen(tmp_path, ONE)
     packed(tmp_path, "a", "broker")
@@ -117,7 +117,7 @@ def test_what_is_not_for_this_inventory_is_refused(tmp_path: Path) -> None:
         ({"../escaped": "x"}, {"../escaped": "x"}, "its manifest does not name ../escaped"),
     ],
 )
-def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
+def test_an_archive_that_is_not_what_its_manifest_says_is_rejected(
     tmp_path: Path, files: dict[str, str], named: dict[str, str], reason: str
 ) -> None:
     entries = {name: {"size": 1, "sha256": archive.digest(io.BytesIO(text.encode()))} for name, text in named.items()}

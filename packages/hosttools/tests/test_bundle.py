@@ -60,9 +60,9 @@ def _has_main(file: Path) -> bool:
 
 
 def test_a_command_that_is_none_is_answered_with_those_there_are(empty: Path) -> None:
-    refused = run(empty, "doctors")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("hosttools has no command doctors: write one of aof, backup, ")
+    rejected = run(empty, "doctors")
+    assert rejected.returncode == 1
+    assert rejected.stderr.startswith("hosttools has no command doctors: write one of aof, backup, ")
     assert "doctor " in run(empty).stdout
 
 

@@ -68,7 +68,7 @@ def test_a_name_without_an_address() -> None:
 
 
 @pytest.mark.parametrize("text", ["lots", "512", "900000gb"])
-def test_a_size_that_cannot_be_is_refused(text: str) -> None:
+def test_a_size_that_cannot_be_is_rejected(text: str) -> None:
     with pytest.raises(SystemExit, match="maxmemory is"):
         memory.size(text)
 
@@ -105,7 +105,7 @@ def below(root: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("content", ["", "redis://", "redis://worker:x@host:none/0"])
 def test_a_secret_that_is_no_url_is_supplied_again(content: str, tmp_path: Path) -> None:
-    """A name that has no address would be mended by hand."""
+    """A name that has no address would be repaired by hand."""
     for file in connection.URLS:
         (tmp_path / file).write_text(content)
     assert {cause.cause for cause in connection.service("h", "worker", tmp_path)} == {"auth"}

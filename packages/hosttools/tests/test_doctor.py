@@ -599,7 +599,7 @@ def test_an_address_of_etc_hosts_is_called_so(monkeypatch: pytest.MonkeyPatch) -
     assert "redis1:1 (127.0.0.9, says /etc/hosts) cannot be reached" in found.what
 
 
-def test_a_silent_name_server_costs_no_more_than_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_name_server_costs_no_more_than_our_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "read", lambda _: "nameserver 192.0.2.1\n")
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "it did not end within 3 s"))
     (found,) = connections.reach("redis://api:x@redis1:1/0", "api", "redis1", [1])
@@ -644,7 +644,9 @@ def test_a_drop_in_our_own_table_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("packets", "told"), [(0, []), (3, ["the firewall has refused 3 packets of tasks"])])
-def test_refused_connections_of_tasks_are_told(monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]) -> None:
+def test_denied_connections_of_tasks_are_reported(
+    monkeypatch: pytest.MonkeyPatch, packets: int, told: list[str]
+) -> None:
     listing = f"table inet platform {{\n\tcounter egress_refused {{\n\t\tpackets {packets} bytes 180\n\t}}\n}}"
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, listing))
     assert [finding.what.partition(":")[0] for finding in network.egress()] == told

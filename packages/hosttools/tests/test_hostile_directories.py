@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.attack("root acts as the serv
 
 PROGRAM = program()
 SENTENCE = "a line that only root may read"
-PATIENCE = 20  # seconds for a program; one that waits for a pipe never ends
+TIMEOUT = 20  # seconds for a program; one that waits for a pipe never ends
 AS_REDIS = ["setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--"]
 CONFIG = """
 port 0
@@ -110,7 +110,7 @@ class Host:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             errors="replace",
         )
 
@@ -235,8 +235,8 @@ def test_an_archive_leaves_the_host_encrypted(host: Host, tmp_path: Path) -> Non
     names = subprocess.run(["tar", "--list", "--gzip"], input=clear, capture_output=True, check=True).stdout.decode()
     assert names.splitlines()[:1] == ["manifest.json"]
     assert "dump.rdb" in names
-    refused = host.program("backup", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x")
-    assert "age has not encrypted the archive" in refused.stderr
+    rejected = host.program("backup", "take", "main", "--host=h", f"--archive={tmp_path}/x", "--recipient=age1x")
+    assert "age has not encrypted the archive" in rejected.stderr
 
 
 def test_a_link_of_a_service_is_no_way_to_roots_files(host: Host) -> None:
@@ -252,7 +252,7 @@ def test_a_link_of_a_service_is_no_way_to_roots_files(host: Host) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         answer: dict[str, object] = json.loads(ran.stdout)
         return answer

@@ -101,7 +101,7 @@ def test_nothing_is_started_while_redis_is_away() -> None:
         ("release", "release"),
     ],
 )
-def test_what_keeps_it_from_starting_is_mended_not_started(kind: str, remedy: str) -> None:
+def test_what_keeps_it_from_starting_is_repaired_not_started(kind: str, remedy: str) -> None:
     obstacle = {"kind": kind, "says": "TASK_TIME_LIMIT is wrong"}
     found = judge(host(worker("crashing", ends=5), obstacle=obstacle), redis({}))
     assert found["remedy"] == remedy

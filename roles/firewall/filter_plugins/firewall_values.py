@@ -29,7 +29,7 @@ def firewall_sources(networks: list[str]) -> dict[str, list[str]]:
     return {"ip": [str(network) for network in version_4], "ip6": [str(network) for network in version_6]}
 
 
-def refusals_of_ssh(port: int, networks: list[str], connection: str) -> Iterator[str]:
+def ssh_errors(port: int, networks: list[str], connection: str) -> Iterator[str]:
     """Say what would lock Ansible out; ``connection`` is SSH_CONNECTION, empty when Ansible came in another way."""
     if not 1 <= int(port) <= 65535:
         yield f"firewall_ssh_port is {port}, but a port is a number from 1 to 65535."
@@ -51,32 +51,32 @@ def refusals_of_ssh(port: int, networks: list[str], connection: str) -> Iterator
         yield f"Ansible came in from {client}, which firewall_ssh_from ({shown}) would lock out: add that address."
 
 
-def firewall_refusals(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], connection: str) -> list[str]:
+def firewall_errors(allow: list[dict[str, Any]], ssh_port: int, ssh_from: list[str], connection: str) -> list[str]:
     """Say in one sentence each what is wrong."""
-    refusals = list(refusals_of_ssh(ssh_port, ssh_from, connection))
+    errors = list(ssh_errors(ssh_port, ssh_from, connection))
     for rule in allow:
         name = str(rule["name"])
         if not re.fullmatch(r"[A-Za-z0-9 ._/-]{1,64}", name):
-            refusals.append(
+            errors.append(
                 f"A rule of firewall_allow is named '{name}', but a name must be up to 64 letters, digits, spaces,"
                 " dots, slashes, hyphens and underscores."
             )
         if rule.get("protocol") != "vrrp" and not 1 <= int(rule.get("port", 0)) <= 65535:
             given = rule.get("port", "not given")
-            refusals.append(f"The port of '{name}' is {given}, but a port is a number from 1 to 65535.")
+            errors.append(f"The port of '{name}' is {given}, but a port is a number from 1 to 65535.")
         if "connections" in rule and (int(rule["connections"]) < 1 or rule.get("protocol", "tcp") != "tcp"):
-            refusals.append(
+            errors.append(
                 f"'{name}' has connections: {rule['connections']}, but it must be at least 1, and there are connections"
                 " with the protocol tcp alone."
             )
         if not isinstance(rule.get("from", []), list | tuple):
-            refusals.append(f"'{name}' may be reached from {rule['from']}, but that must be a list, like [10.0.0.5].")
+            errors.append(f"'{name}' may be reached from {rule['from']}, but that must be a list, like [10.0.0.5].")
         elif wrong := malformed(rule.get("from", [])):
-            refusals.append(
+            errors.append(
                 f"'{name}' may be reached from {', '.join(wrong)}, but that must be IP addresses and networks like"
                 " 10.0.0.5 or 10.0.0.0/24."
             )
-    return refusals
+    return errors
 
 
 class FilterModule:
@@ -84,4 +84,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        return {"firewall_refusals": firewall_refusals, "firewall_sources": firewall_sources}
+        return {"firewall_errors": firewall_errors, "firewall_sources": firewall_sources}

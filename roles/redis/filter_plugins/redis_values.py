@@ -73,7 +73,7 @@ def is_strong(password: object) -> bool:
     )
 
 
-def refusals_of_users(instance: dict[str, Any]) -> Iterator[str]:
+def user_errors(instance: dict[str, Any]) -> Iterator[str]:
     """Say in one sentence each what is wrong with the further users of one instance."""
     variable = f"redis_users of instance {instance['name']}"
     names = [str(user["name"]) for user in instance["users"]]
@@ -111,10 +111,10 @@ def is_option(name: object, value: object) -> bool:
     return line and re.fullmatch(r"[A-Za-z0-9-]+", str(name)) is not None
 
 
-def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator[str]:
+def instance_errors(instance: dict[str, Any], host_memory: int) -> Iterator[str]:
     """Say in one sentence each what is wrong with one instance's settings."""
 
-    def refuse(option: str, rule: str, shown: object = None) -> str:
+    def error(option: str, rule: str, shown: object = None) -> str:
         value = json.dumps(instance[option] if shown is None else shown, default=str)
         place = FROM_THE_PLATFORM.get(option, "")
         return f"redis_{option} of instance {instance['name']} is {value}, and it must be {rule}{place}."
@@ -128,36 +128,36 @@ def refusals_of_instance(instance: dict[str, Any], host_memory: int) -> Iterator
             "least 16 printable ASCII characters, 8 of them distinct, without space, quotes and backslash, and not an "
             "example's."
         )
-    yield from refusals_of_users(instance)
+    yield from user_errors(instance)
     # A worker, an API process, Flower and an exporter have some ten connections each.
     for option, least, most in (("port", 1, 65535), ("maxclients", 64, 65000), ("databases", 1, 1024)):
         if not least <= int(instance[option]) <= most:
-            yield refuse(option, f"from {least} to {most}")
+            yield error(option, f"from {least} to {most}")
     if not instance["bind"] or malformed("bind", r"\*|-?[0-9A-Za-z:._%-]*[0-9A-Za-z:*]"):
-        yield refuse("bind", "a list of at least one address")
+        yield error("bind", "a list of at least one address")
     try:
         limit = redis_bytes(instance["maxmemory"], host_memory)
     except ValueError:
-        yield refuse(
+        yield error(
             "maxmemory", "bytes (2147483648), Redis notation (512mb, 2gb) or a share of the host's memory (25%)"
         )
     else:
         if not MEGABYTE <= limit <= host_memory:
-            yield refuse(
+            yield error(
                 "maxmemory", f"from 1mb to the host's memory, {host_memory // MEGABYTE}mb (0 would mean no limit)"
             )
     if wrong := malformed("save", r"[1-9][0-9]* [1-9][0-9]*"):
-        yield refuse("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
+        yield error("save", 'a list of "SECONDS CHANGES", such as "900 1"', wrong)
     if wrong := malformed("disabled_commands", r"[a-z]+([|][a-z-]+)?"):
-        yield refuse("disabled_commands", "a list of commands in lower case", wrong)
+        yield error("disabled_commands", "a list of commands in lower case", wrong)
     # Redis reads names of options in any case.
     if reserved := sorted(str(name) for name in instance["extra_settings"] if str(name).lower() in RESERVED_SETTINGS):
-        yield refuse("extra_settings", "without what the role or Debian's unit sets itself", reserved)
+        yield error("extra_settings", "without what the role or Debian's unit sets itself", reserved)
     if odd := {name: value for name, value in instance["extra_settings"].items() if not is_option(name, value)}:
-        yield refuse("extra_settings", "options by their names, each with a number, a switch or one line of text", odd)
+        yield error("extra_settings", "options by their names, each with a number, a switch or one line of text", odd)
 
 
-def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], host_memory: int) -> list[str]:
+def redis_errors(instances: list[dict[str, Any]], defaults: dict[str, Any], host_memory: int) -> list[str]:
     """Say in one sentence each what is wrong with the values of all instances: variable, value, rule."""
     if not instances:
         return ["redis_instances is empty, and it must be a list of at least one instance."]
@@ -168,23 +168,23 @@ def redis_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], ho
             f'redis_instances has the names {", ".join(names)}, and each must be unique and made of a-z, 0-9 and "-".'
         ]
 
-    refusals = [sentence for instance in complete for sentence in refusals_of_instance(instance, host_memory)]
+    errors = [sentence for instance in complete for sentence in instance_errors(instance, host_memory)]
     ports = [int(instance["port"]) for instance in complete]
     if len(set(ports)) < len(ports):
         shown = ", ".join(f"{name} on {port}" for name, port in zip(names, ports, strict=True))
-        refusals.append(f"redis_instances has {shown} (port, else redis_port), and each must have a port of its own.")
-    if not refusals:
+        errors.append(f"redis_instances has {shown} (port, else redis_port), and each must have a port of its own.")
+    if not errors:
         total = sum(redis_bytes(instance["maxmemory"], host_memory) for instance in complete)
         if total > host_memory:
-            refusals.append(
+            errors.append(
                 f"redis_instances may use {total // MEGABYTE}mb together (maxmemory, else redis_maxmemory or "
                 f"stack_redis_maxmemory), and it must "
                 f"be at most the host's memory, {host_memory // MEGABYTE}mb."
             )
-    return refusals
+    return errors
 
 
-def redis_tls_refusals(certificate: str, key: str, ca: str) -> list[str]:
+def redis_tls_errors(certificate: str, key: str, ca: str) -> list[str]:
     """Say in one sentence each what is wrong with certificate and key; Redis itself tries whether they fit."""
     given = {"redis_tls_certificate": certificate, "redis_tls_key": key, "redis_tls_ca": ca}
     missing = [name for name, value in given.items() if not value.strip()]
@@ -221,8 +221,8 @@ class FilterModule:
         return {
             "redis_bytes": redis_bytes,
             "redis_password_rules": redis_password_rules,
-            "redis_refusals": redis_refusals,
+            "redis_errors": redis_errors,
             "redis_rules": redis_rules,
             "redis_script_files": redis_script_files,
-            "redis_tls_refusals": redis_tls_refusals,
+            "redis_tls_errors": redis_tls_errors,
         }

@@ -153,7 +153,7 @@ def _is_rule(word: str, words: Mapping[str, Any], everything: set[str]) -> bool:
     return command[1] == "+" and bool(command[4]) and command[3] in words["commands"] and not has_subcommands
 
 
-def word_refusals(instance: Mapping[str, Any], version: str) -> Iterator[str]:
+def word_errors(instance: Mapping[str, Any], version: str) -> Iterator[str]:
     """Say in one sentence each which words of one instance's settings Redis would not know, or which it needs."""
     words, of = known_words(version), f"of instance {instance['name']}"
     commands = set(words["commands"])
@@ -189,9 +189,9 @@ def word_refusals(instance: Mapping[str, Any], version: str) -> Iterator[str]:
             yield f"redis_extra_settings {of} gives {name} the value {shown}, and it must be {rule}."
 
 
-def redis_word_refusals(instances: list[dict[str, Any]], defaults: dict[str, Any], version: str) -> list[str]:
+def redis_word_errors(instances: list[dict[str, Any]], defaults: dict[str, Any], version: str) -> list[str]:
     """Say it of all instances."""
-    return [sentence for instance in instances for sentence in word_refusals(defaults | instance, version)]
+    return [sentence for instance in instances for sentence in word_errors(defaults | instance, version)]
 
 
 class FilterModule:
@@ -199,4 +199,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Tell Ansible about it."""
-        return {"redis_word_refusals": redis_word_refusals}
+        return {"redis_word_errors": redis_word_errors}

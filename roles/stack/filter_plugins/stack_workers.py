@@ -12,7 +12,7 @@ SILENT_SECONDS, STARTING_SECONDS = 15, 20
 # A child shares most of its memory with the main process. One that has this much and twice the main one's has grown;
 # one of the pool asyncio may hold what hundreds of runs need.
 GROWN_MIB = 200
-# What mends what keeps a worker from starting.
+# What repairs what keeps a worker from starting.
 REMEDIES = {
     "secrets": "deploy",
     "settings": "deploy",
@@ -50,7 +50,7 @@ def worker_findings(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each worker with ``host``, ``state``, ``remedy`` (maybe empty), ``plan``, and what it ``says``.
 
     Remedies: start, restart, install (the unit), deploy (settings and secrets again), rebuild (the virtual
-    environment), release (another one), redis (must be mended first), memory, and examine (nobody knows).
+    environment), release (another one), redis (must be repaired first), memory, and examine (nobody knows).
 
     Args:
         hosts: the variables of each host, with ``workers_examined``, what examining it has returned.

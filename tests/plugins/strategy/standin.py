@@ -102,7 +102,7 @@ def parents_value(task: Any, attribute: str, omit: bool = False) -> Any:
 
 
 def always(block: Any) -> None:
-    """Let what mends come in any case."""
+    """Let what repairs come in any case."""
     for entry in [*block.block, *block.rescue, *block.always]:
         if isinstance(entry, Block):
             always(entry)

@@ -19,7 +19,7 @@ from hosttools.findings import Cause, show
 from hosttools.redis_client import DATA, Instance, RedisError
 
 ENOUGH = 32 * 1024**2  # bytes that must be free for Redis to write
-PATIENCE = 300  # seconds: gigabytes are read
+TIMEOUT = 300  # seconds: gigabytes are read
 ANSWER = 10  # seconds in which a Redis that runs answers
 MANIFEST_SIZE = 1 << 20  # bytes; Redis' has a line for each file
 AS_REDIS = ("setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--")
@@ -81,7 +81,7 @@ def look(host: str, name: str) -> Iterator[Cause]:
     foreign = [(path, owner(seen.st_uid)) for path, seen in found.items() if owner(seen.st_uid) != "redis"]
     if foreign:
         yield Cause("rights", f"{host}: {str(foreign[0][0])!a} belongs to {foreign[0][1]}, not to redis", name, 2)
-    if systemd.active(Instance(name).unit, PATIENCE) == "active":
+    if systemd.active(Instance(name).unit, TIMEOUT) == "active":
         status = re.findall(r"^(\w+_status):err", client(name, "INFO", "persistence"), re.MULTILINE)
         if status and not foreign:
             what = f"{host}: Redis {name} could not write ({', '.join(status)}); its disk can now"
@@ -99,7 +99,7 @@ def check(host: str, name: str, append_only: Path) -> Iterator[Cause]:
         what = f"{host}: {str(manifests[0])!a} is longer than {MANIFEST_SIZE >> 20} MB, and no manifest of Redis"
         yield Cause("strange", what, name, 0)
         return
-    checked = process.run(*AS_REDIS, "redis-check-aof", str(manifests[0]), timeout=PATIENCE, merge=True)
+    checked = process.run(*AS_REDIS, "redis-check-aof", str(manifests[0]), timeout=TIMEOUT, merge=True)
     if checked.ok:
         return
     if checked.code == process.TIMED_OUT:

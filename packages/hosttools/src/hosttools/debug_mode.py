@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hosttools import process
 
-PATIENCE = 3600  # seconds: workers end their tasks before they restart
+TIMEOUT = 3600  # seconds: workers end their tasks before they restart
 DROP_IN = "90-debug-mode.conf"
 LEVEL = re.compile(r"--loglevel=\S+")
 DEBUG = "--loglevel=debug --task-events"
@@ -24,7 +24,7 @@ def run(*command: str) -> str:
     Raises:
         SystemExit: it failed; the message is its own.
     """
-    done = process.run(*command, timeout=PATIENCE)
+    done = process.run(*command, timeout=TIMEOUT)
     if not done.ok:
         sys.exit(f"{shlex.join(command)}: {done.errors or done.output}")
     return done.output
@@ -93,7 +93,7 @@ def main() -> None:
     workers = Supervisor(arguments.prefix) if arguments.supervisor else Systemd(arguments.prefix, arguments.pool)
     on = any(file.exists() for file in workers.files)
     if arguments.minutes is not None:
-        process.run("systemctl", "stop", f"{timer}.timer", timeout=PATIENCE)
+        process.run("systemctl", "stop", f"{timer}.timer", timeout=TIMEOUT)
         if arguments.minutes:
             # First of all, so that nothing can come between its beginning and its end.
             until = [f"--on-active={arguments.minutes}min", "--timer-property=AccuracySec=1s"]

@@ -21,7 +21,7 @@ PSEUDO = ("proc", "sysfs", "devtmpfs", "overlay", "cgroup2", "devpts", "mqueue",
 PASSING = re.compile(r"/(run|tmp|dev|proc|sys|etc)(/.*)?|/var/tmp")
 # Where the installation writes; these are looked at even on a file system in memory.
 OURS = ("/", "/var", "/var/log", "/var/lib/redis", "/var/lib/redis/broker", "/var/lib/prometheus", "/opt")
-PATIENCE = 60
+TIMEOUT = 60
 COPIES_KEPT = 7 * 24 * 3600  # seconds; aof_broken.yml makes them
 JOURNAL_KEPT = "200M"
 
@@ -68,7 +68,7 @@ def biggest(place: str) -> str:
 def du(place: str, *options: str) -> list[tuple[int, str]]:
     """Return numbers and names that du finds, the smallest first; a name may hold line breaks and whatever else."""
     entries = process.run(
-        "du", "--null", "--one-file-system", "--max-depth=4", *options, place, timeout=PATIENCE
+        "du", "--null", "--one-file-system", "--max-depth=4", *options, place, timeout=TIMEOUT
     ).output.split("\0")[:-1]
     found = (entry.split("\t", 1) for entry in entries)
     return sorted((int(number), ascii(path)[1:-1]) for number, path in found if path != place)
@@ -115,8 +115,8 @@ def repair(prefix: str, keep: int) -> Iterator[str]:
     for path in removable(prefix, keep):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         yield f"removed {ascii(str(path))[1:-1]}"
-    process.run("journalctl", "--rotate", f"--vacuum-size={JOURNAL_KEPT}", timeout=PATIENCE)
-    process.run("apt-get", "clean", timeout=PATIENCE)
+    process.run("journalctl", "--rotate", f"--vacuum-size={JOURNAL_KEPT}", timeout=TIMEOUT)
+    process.run("apt-get", "clean", timeout=TIMEOUT)
     yield f"the journal is cut to {JOURNAL_KEPT}, the packages' cache is empty"
     for place, free in before.items():
         if (gained := shutil.disk_usage(place).free - free) > 1 << 20:

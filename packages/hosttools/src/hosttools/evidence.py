@@ -10,7 +10,7 @@ from pathlib import Path
 from hosttools import files, findings, masking, process
 from hosttools.redis_client import Instance, RedisError
 
-PATIENCE = 10  # seconds for each command
+TIMEOUT = 10  # seconds for each command
 LINES = 300  # of each log
 # Shorter values may be ordinary words.
 SHORTEST_SECRET = 8
@@ -30,7 +30,7 @@ ASKED_OF_BROKER = {
 
 def output(*command: str) -> str:
     """Return what a command prints, errors included."""
-    ended = process.run(*command, timeout=PATIENCE, merge=True)
+    ended = process.run(*command, timeout=TIMEOUT, merge=True)
     return f"{ended.output or ended.errors}\n"
 
 
@@ -57,11 +57,11 @@ def redis(name: str) -> dict[str, str]:
     asked = ASKED | (ASKED_OF_BROKER if name == "broker" else {})
     shown = {}
     try:
-        with instance.connect(PATIENCE) as connection:
+        with instance.connect(TIMEOUT) as connection:
             for title, question in asked.items():
                 shown[title] = "\n".join(map(str, _flat(connection.call(*question.split()))))
     except (OSError, RedisError) as error:
-        # One that hangs would take PATIENCE for each question.
+        # One that hangs would take TIMEOUT for each question.
         shown["no answer"] = str(error)
     return {f"Redis {instance.config.name}: {title}": text for title, text in shown.items()}
 

@@ -16,7 +16,7 @@ from hosttools import files, process, systemd
 from hosttools.findings import tell
 from hosttools.redis_client import Instance, RedisError
 
-PATIENCE = 60
+TIMEOUT = 60
 RECURRING = 10  # times a week
 DISK, MEMORY = 0.4, 0.7  # left of a disk, used of Redis' limit
 CERTIFICATE_DAYS = 30
@@ -26,7 +26,7 @@ Point = tuple[bool, str]  # whether it is good, and a sentence
 
 def errors(prefix: str) -> Iterator[Point]:
     """Count what the services' logs repeat: numbers and ids left out, so that the same message is one."""
-    journal = systemd.journal(f"--unit={prefix}-*", "--since=-7 days", timeout=PATIENCE)
+    journal = systemd.journal(f"--unit={prefix}-*", "--since=-7 days", timeout=TIMEOUT)
     logs = [journal, *(files.read(file) for file in Path(f"/var/log/{prefix}").glob("*.log"))]
     counts: Counter[str] = Counter()
     for line in "\n".join(logs).splitlines():
@@ -47,7 +47,7 @@ def message(line: str) -> str:
 def redis(name: str) -> dict[str, str]:
     """Return what an instance says of itself, nothing when it does not answer."""
     try:
-        with Instance(name).connect(PATIENCE) as connection:
+        with Instance(name).connect(TIMEOUT) as connection:
             return connection.info()
     except (OSError, RedisError):
         return {}
@@ -76,7 +76,7 @@ def persistence(name: str) -> Iterator[Point]:
 
 def updates() -> Iterator[Point]:
     """Look for updates that wait."""
-    told = process.run("apt-get", "--simulate", "--quiet", "dist-upgrade", timeout=PATIENCE).output
+    told = process.run("apt-get", "--simulate", "--quiet", "dist-upgrade", timeout=TIMEOUT).output
     waiting = re.findall(r"^Inst (\S+) .*?\((\S+) ([^\s]*)", told, re.MULTILINE)
     security = [package for package, _, source in waiting if "ecurity" in source]
     what = f"{len(waiting)} updates wait, {len(security)} of them for security"
@@ -101,7 +101,7 @@ def certificates() -> Iterator[Point]:
 
 def package(name: str) -> Iterator[Point]:
     """Look whether the distribution has a newer version of a package."""
-    told = process.run("apt-cache", "policy", name, timeout=PATIENCE).output
+    told = process.run("apt-cache", "policy", name, timeout=TIMEOUT).output
     versions = dict(re.findall(r"^  (Installed|Candidate): (\S+)", told, re.MULTILINE))
     if versions.get("Installed", "(none)") != "(none)":
         newest = versions["Installed"] == versions["Candidate"]

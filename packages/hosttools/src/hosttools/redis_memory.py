@@ -23,7 +23,7 @@ FRAGMENTED, FRAGMENTED_FROM = 1.5, 64 * 1024**2
 SCANNED = 20_000
 BATCH = 500
 RESULT = "celery-task-meta-"
-PATIENCE = 60  # seconds for each command
+TIMEOUT = 60  # seconds for each command
 # Of the host's memory: what all instances may take together.
 SHARE_OF_HOST = 0.75
 
@@ -41,7 +41,7 @@ class Server:
         self.name, self.is_broker = name, broker
         self.wanted_policy = instance.setting("maxmemory-policy") or "noeviction"
         try:
-            self._redis = instance.connect(PATIENCE, errors="surrogateescape")
+            self._redis = instance.connect(TIMEOUT, errors="surrogateescape")
         except (OSError, RedisError) as error:
             sys.exit(f"Redis {name} does not answer: {error}.")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from hosttools import files, masking, process, systemd
 from hosttools.findings import Cause, show
 
-PATIENCE = 60
+TIMEOUT = 60
 # Restarts without anybody's doing since the last start by hand: more is a loop.
 RESTARTS = 3
 
@@ -31,7 +31,7 @@ def checksum(release: Path) -> str:
 def starts(release: Path, prefix: str) -> str:
     """Return nothing when a release's programs can be loaded, else the last line of the reason."""
     command = [f"/usr/local/sbin/{prefix}-admin", f"--release={release}", "--check"]
-    tried = process.run(*command, timeout=PATIENCE, merge=True, cwd="/")
+    tried = process.run(*command, timeout=TIMEOUT, merge=True, cwd="/")
     return "" if tried.ok else masking.last_line(tried.output or tried.errors) or "no reason"
 
 
@@ -56,14 +56,14 @@ def look(host: str, prefix: str, units: list[str], programs: list[str]) -> Itera
         yield Cause("settings", f"{host}: /etc/{prefix}/backend.env is missing", host, 3)
     settings = file.stat().st_mtime if file.exists() else 0.0
     for unit in units:
-        shown = systemd.properties(unit, "ActiveState", "NRestarts", "MainPID", timeout=PATIENCE)
+        shown = systemd.properties(unit, "ActiveState", "NRestarts", "MainPID", timeout=TIMEOUT)
         state, restarts = shown.get("ActiveState", ""), shown.get("NRestarts", "")
         if state != "active" or int(restarts or 0) > RESTARTS:
             yield Cause("unit", f"{host}: {unit} is {state}, restarted {restarts} times", host, 2)
         else:
             yield from running(host, unit, shown.get("MainPID", ""), live, settings)
     for name in programs:
-        pid = process.run("supervisorctl", "pid", name, timeout=PATIENCE).output
+        pid = process.run("supervisorctl", "pid", name, timeout=TIMEOUT).output
         if re.fullmatch(r"[1-9]\d*", pid):
             yield from running(host, name, pid, live, settings)
         else:

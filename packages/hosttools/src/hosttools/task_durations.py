@@ -16,7 +16,7 @@ from typing import Any
 from hosttools import files, systemd, web
 from hosttools.findings import tell
 
-PATIENCE = 20
+TIMEOUT = 20
 HOUR = 3600
 # What Celery raises in a task or says of it (celery_durable/worker/task_logs.py logs the name).
 LIMITS = ("SoftTimeLimitExceeded", "TimeLimitExceeded")
@@ -29,7 +29,7 @@ def from_logs(prefix: str, supervisor: bool) -> Counter[str]:
         files = sorted(Path(f"/var/log/{prefix}").glob("celery-worker*.log"))
         lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
     else:
-        lines = systemd.journal("--since=-1h", f"--unit={prefix}-celery*", timeout=PATIENCE).splitlines()
+        lines = systemd.journal("--since=-1h", f"--unit={prefix}-celery*", timeout=TIMEOUT).splitlines()
     found: Counter[str] = Counter()
     since = datetime.fromtimestamp(time.time() - HOUR, tz=UTC).isoformat()
     for line in lines:
@@ -50,7 +50,7 @@ def from_logs(prefix: str, supervisor: bool) -> Counter[str]:
 
 def from_api(url: str, key_file: str) -> dict[str, dict[str, Any]]:
     """Return for each task its runs by outcome, and how many took at most how long."""
-    status, page = web.ask(f"{url}/metrics", {"X-API-Key": files.keys(key_file)[0]}, timeout=PATIENCE)
+    status, page = web.ask(f"{url}/metrics", {"X-API-Key": files.keys(key_file)[0]}, timeout=TIMEOUT)
     if status != 200:  # the doctor says what is wrong with the API
         return {}
     tasks: dict[str, dict[str, Any]] = {}

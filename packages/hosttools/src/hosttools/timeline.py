@@ -24,7 +24,7 @@ from hosttools.findings import tell
 
 # Seconds that clocks of different hosts may differ.
 CLOCKS = 5
-PATIENCE = 5
+TIMEOUT = 5
 # Ids of this version begin with the time (RFC 9562).
 TIMED_VERSION = 7
 LEVELS = ["EMERGENCY", "ALERT", "CRITICAL", "ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]  # syslog's priorities
@@ -166,7 +166,7 @@ def created(task: str) -> float | None:
 def state(url: str, key_file: Path, task: str) -> str:
     """Return what the API says about the task, in one sentence."""
     address = f"{url}/tasks/status/{quote(task, safe='')}"
-    status, body = web.ask(address, {"X-API-Key": files.keys(key_file)[0]}, timeout=PATIENCE)
+    status, body = web.ask(address, {"X-API-Key": files.keys(key_file)[0]}, timeout=TIMEOUT)
     if not status:
         return f"The API does not answer: {body}"
     answer = json.loads(body)

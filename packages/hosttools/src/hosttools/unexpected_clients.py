@@ -13,7 +13,7 @@ from hosttools import systemd
 from hosttools.findings import Cause, show
 from hosttools.redis_client import Instance, RedisError
 
-PATIENCE = 20
+TIMEOUT = 20
 # Of the journal.
 SINCE = "-24 hours"
 # Failed logins within that time which are nobody's slip.
@@ -25,7 +25,7 @@ LOGIN = re.compile(r'HTTP/1\.1\\" 401|"message": "401 ')
 def redis(host: str, name: str, known: set[str]) -> Iterator[Cause]:
     """Look at one instance's refusals and clients."""
     try:
-        with Instance(name).connect(PATIENCE) as connection:
+        with Instance(name).connect(TIMEOUT) as connection:
             log, clients = connection.call("ACL", "LOG", "100"), connection.call("CLIENT", "LIST")
     except (OSError, RedisError) as error:
         sys.exit(f"Redis {name} does not answer: {error}.")
@@ -45,7 +45,7 @@ def redis(host: str, name: str, known: set[str]) -> Iterator[Cause]:
 def logins(host: str, prefix: str) -> Iterator[Cause]:
     """Count failed logins in the journals of API, console and Flower."""
     for service in ("api", "console", "flower"):
-        journal = systemd.journal(f"--unit={prefix}-{service}", f"--since={SINCE}", timeout=PATIENCE)
+        journal = systemd.journal(f"--unit={prefix}-{service}", f"--since={SINCE}", timeout=TIMEOUT)
         failed = len(LOGIN.findall(journal))
         if failed > FAILED:
             yield Cause("logins", f"{host}: {failed} failed logins at {service} within 24 h", service, 2)

@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
+from celery_durable.aio.errors import BrokerFullError, QueueFullError
 from celery_durable.entries import expected, leases
 from celery_durable.keys import ACCEPTED, DEAD_LETTERS, LEASES, deferred_list
 from celery_durable.options import Options
@@ -24,14 +25,6 @@ MAX_SHARE_BESIDE_RESULTS = 0.5
 # Memory for a message on top of its text: the allocator rounds up, and there are entries in other keys.
 ALLOCATION_FACTOR = 1.25
 ENTRY_BYTES = 512
-
-
-class QueueFullError(Exception):
-    """The queue is as long as it may get."""
-
-
-class BrokerFullError(Exception):
-    """The broker has little memory left."""
 
 
 @dataclass

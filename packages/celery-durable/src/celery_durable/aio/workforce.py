@@ -5,16 +5,13 @@ import time
 from redis.asyncio import Redis
 
 from celery_durable import entries
+from celery_durable.aio.errors import WorkersAbsentError
 from celery_durable.metrics import WORKERS
 from celery_durable.options import Options
 
 # Seconds between two looks, and seconds without a report after which a worker counts as gone; it reports every second.
 LOOK_INTERVAL = 5.0
 ALIVE_SECONDS = 15
-
-
-class WorkersAbsentError(Exception):
-    """No worker has been there for longer than the inventory allows."""
 
 
 class Workforce:

@@ -8,6 +8,7 @@ from celery.result import AsyncResult
 from celery_durable import snapshot
 from celery_durable.connection import broker_client
 from celery_durable.entries import printable
+from durable_console.admin.diagnosis import TIMEOUT
 from durable_console.application import celery_app, options
 
 # Celery's own task, which every worker has: returns its arguments.
@@ -74,7 +75,7 @@ def _one_ran(node: str, deadline: float, tasks: list[AsyncResult[object]]) -> bo
 
 def _queue(node: str) -> str:
     """Return a queue that a worker takes from."""
-    answers = celery_app.control.inspect(destination=[node], timeout=snapshot.TIMEOUT).active_queues() or {}
+    answers = celery_app.control.inspect(destination=[node], timeout=TIMEOUT).active_queues() or {}
     names = [str(queue["name"]) for queue in answers.get(node) or []]
     if not names:
         raise click.ClickException(printable(f"{node} does not answer, or takes tasks of no queue."))

@@ -24,6 +24,7 @@ from celery_durable.entries import asked, printable
 from celery_durable.redelivery import LEASE_MARGIN
 from celery_durable.scripts import run
 from celery_durable.worker.redelivery import Redelivery
+from durable_console.admin.diagnosis import dead_workers, queue_backlog, stuck_tasks, task_search
 from durable_console.application import celery_app, options
 
 # Messages that one step reads or moves: they may be large, and Redis does nothing else meanwhile.
@@ -59,7 +60,7 @@ def examine(seconds: float) -> None:
     client = _connect()
     first = snapshot.look(options, client)
     time.sleep(seconds)
-    click.echo(json.dumps(snapshot.backlog(first, snapshot.look(options, client), celery_app)))
+    click.echo(json.dumps(queue_backlog.backlog(first, snapshot.look(options, client), celery_app)))
 
 
 @group.command()
@@ -68,21 +69,21 @@ def examine(seconds: float) -> None:
 @click.option("--declared", default="", metavar="NODE", help="A worker that is known to be dead.")
 def gone(hosts: tuple[str, ...], running: tuple[str, ...], declared: str) -> None:
     """Say, as JSON, which workers are dead and hold tasks."""
-    click.echo(json.dumps(snapshot.gone(snapshot.held(options, _connect()), hosts, running, declared)))
+    click.echo(json.dumps(dead_workers.gone(snapshot.held(options, _connect()), hosts, running, declared)))
 
 
 @group.command()
 @click.argument("task_id", metavar="[ID]", default="")
 def stuck(task_id: str) -> None:
     """Say, as JSON, which tasks run for too long or kill their workers, or what one task does."""
-    click.echo(json.dumps(snapshot.stuck(snapshot.look(options, _connect()), celery_app, task_id)))
+    click.echo(json.dumps(stuck_tasks.stuck(snapshot.look(options, _connect()), celery_app, task_id)))
 
 
 @group.command()
 @click.argument("task_id", metavar="ID")
 def find(task_id: str) -> None:
     """Say in one sentence what became of a task, as JSON."""
-    found = snapshot.find(_connect(), results_client(options), celery_app, task_id)
+    found = task_search.find(_connect(), results_client(options), celery_app, task_id)
     click.echo(json.dumps(found))
 
 

@@ -9,12 +9,13 @@ from redis.asyncio import Redis
 
 from celery_durable.aio.inspector import Inspector
 from celery_durable.options import Options
-from durable_console.web import alerts, health, metrics, status
+from durable_console.web import alerts, health, metrics
 from durable_console.web.prometheus import Prometheus
+from durable_console.web.status import page
 
-ROUTERS = (metrics.scraped, health.router, metrics.router, status.router, alerts.router)
+ROUTERS = (metrics.scraped, health.router, metrics.router, page.router, alerts.router)
 # Content security policies of pages, by their path, for ``SecurityHeaders``.
-POLICIES = {status.PATH: status.POLICY}
+POLICIES = {page.PATH: page.POLICY}
 
 
 def prepare(state: Any, options: Options, broker: Redis, results: Redis, *, name: str) -> None:
@@ -28,4 +29,4 @@ def prepare(state: Any, options: Options, broker: Redis, results: Redis, *, name
         name: what the status page calls the service that makes it.
     """
     state.broker, state.inspector, state.prometheus = broker, Inspector(options, broker), Prometheus(options, broker)
-    state.observer = status.Observer(state.prometheus, broker, results, name=name)
+    state.observer = page.Observer(state.prometheus, broker, results, name=name)

@@ -1,7 +1,7 @@
 """Backups of Redis instances: look at them, take one, try one, put data in place, count what is there.
 
 Started on the host as root. It opens what root alone may open, then is the redis user for good: whatever that user has
-put in the place of its data leads to nothing that is not its own. What it finds it prints as JSON; what it refuses it
+put in the place of its data leads to nothing that is not its own. What it finds it prints as JSON; what it rejects it
 says in one sentence on standard error.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     try:
         print(answer(arguments, [Instance(name) for name in arguments.instances]))
     except OSError as error:
-        host.refuse(f"{error.strerror}: {error.filename!a}.")
+        host.reject(f"{error.strerror}: {error.filename!a}.")
 
 
 def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
@@ -59,7 +59,7 @@ def answer(arguments: argparse.Namespace, instances: list[Instance]) -> str:
     if arguments.verb == "put":
         aside = Path(arguments.aside)
         if aside.exists():
-            host.refuse(f"{aside} is there already.")
+            host.reject(f"{aside} is there already.")
         host.make_for_redis(aside)
         if not DATA.exists():
             host.make_for_redis(DATA)

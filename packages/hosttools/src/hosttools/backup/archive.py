@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hosttools.backup.host import AOF_MANIFEST, need_disk, open_file, refuse
+from hosttools.backup.host import AOF_MANIFEST, need_disk, open_file, reject
 from hosttools.masking import last_line
 
 # Nothing else is taken out of an archive.
@@ -45,7 +45,7 @@ def encrypted(archive: BinaryIO, recipient: str) -> Iterator[BinaryIO]:
             yield age.stdin
             age.stdin.close()
         if age.wait() != 0:
-            refuse(f"age has not encrypted the archive: {last_line(age.stderr.read().decode(errors='replace'))}.")
+            reject(f"age has not encrypted the archive: {last_line(age.stderr.read().decode(errors='replace'))}.")
 
 
 def pack(archive: BinaryIO, manifest: dict[str, Any], directory: Path) -> None:
@@ -87,7 +87,7 @@ def first(file: Path, identity: str) -> dict[str, Any]:
         with tarfile.open(file, "r:gz") as tar:
             return head(tar)
     if not identity:
-        refuse(f"{file.name} is encrypted, and the inventory has no backup_key: it is in the vault file of that time.")
+        reject(f"{file.name} is encrypted, and the inventory has no backup_key: it is in the vault file of that time.")
     command = ["age", "--decrypt", "--identity", "-", str(file)]
     age: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with age:
@@ -98,7 +98,7 @@ def first(file: Path, identity: str) -> dict[str, Any]:
                 return head(tar)
         except tarfile.ReadError:
             said = next(iter(age.stderr.read().decode(errors="replace").splitlines()), "it says nothing")
-            refuse(f"{file.name} cannot be decrypted with backup_key: {said}.")
+            reject(f"{file.name} cannot be decrypted with backup_key: {said}.")
         finally:
             age.kill()
 
@@ -115,31 +115,31 @@ def choose(path: Path, instance: str, host: str, known: dict[str, list[str]], id
     """
     files = [path] if path.is_file() else sorted([*path.glob("*.tar.gz"), *path.glob(f"*.tar.gz{ENCRYPTED}")])
     if not files:
-        refuse(f"{path} is no archive, and no directory with archives.")
+        reject(f"{path} is no archive, and no directory with archives.")
     found = []
     for file in files:
         try:
             manifest = first(file, identity)
             found.append({"file": str(file), "host": manifest["host"], "instance": manifest["instance"]})
         except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-            refuse(f"{file.name} is damaged, or no backup: {error}.")
+            reject(f"{file.name} is damaged, or no backup: {error}.")
     wanted = [archive for archive in found if instance in ("", archive["instance"])]
     there = ", ".join(sorted({archive["instance"] for archive in found}))
     if not wanted:
-        refuse(f"{path} is of instance {there}, not of {instance}.")
+        reject(f"{path} is of instance {there}, not of {instance}.")
     if foreign := {archive["instance"] for archive in wanted} - set(known["instances"]):
-        refuse(
+        reject(
             f"{path} is of instance {', '.join(sorted(foreign))}, and Redis here has {', '.join(known['instances'])}."
         )
     hosts, origins = known["hosts"], {archive["host"] for archive in wanted}
     target = host or (hosts[0] if len(hosts) == 1 else next(iter(origins)) if len(origins) == 1 else "")
     if target not in hosts:
         came = ", ".join(sorted(origins))
-        refuse(f"Write -e host=NAME, one of {', '.join(hosts)}: the backup is of {came}.")
+        reject(f"Write -e host=NAME, one of {', '.join(hosts)}: the backup is of {came}.")
     # A run may have several hosts' data.
     own = [archive for archive in wanted if archive["host"] == target] or wanted
     if len({archive["instance"] for archive in own}) < len(own):
-        refuse(f"{path} has an instance of several hosts ({', '.join(sorted(origins))}): name one archive of it.")
+        reject(f"{path} has an instance of several hosts ({', '.join(sorted(origins))}): name one archive of it.")
     return {"host": target, "archives": own}
 
 
@@ -155,17 +155,17 @@ def unpack(archive: BinaryIO, directory: Path) -> dict[str, Any]:
             while member := tar.next():
                 content = tar.extractfile(member)
                 if content is None or not FILE.fullmatch(member.name) or member.name not in missing:
-                    refuse(f"{damaged}: its manifest does not name {member.name}.")
+                    reject(f"{damaged}: its manifest does not name {member.name}.")
                 named = missing.pop(member.name)
                 if member.size != named["size"]:
-                    refuse(f"{damaged}: {member.name} is not what its manifest says.")
+                    reject(f"{damaged}: {member.name} is not what its manifest says.")
                 with (directory / member.name).open("xb") as target:
                     if digest(content, target) != named["sha256"]:  # type: ignore[arg-type]
-                        refuse(f"{damaged}: {member.name} is not what its manifest says.")
+                        reject(f"{damaged}: {member.name} is not what its manifest says.")
     except (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-        refuse(f"{damaged}: {error}.")
+        reject(f"{damaged}: {error}.")
     if missing:
-        refuse(f"{damaged}: {', '.join(missing)} is missing.")
+        reject(f"{damaged}: {', '.join(missing)} is missing.")
     if not (directory / AOF_MANIFEST).exists():
         (directory / "appendonlydir").rmdir()
     return manifest

@@ -14,7 +14,7 @@ from typing import BinaryIO, NoReturn
 from hosttools import files
 from hosttools.redis_client import Instance
 
-PATIENCE = 1800  # seconds: gigabytes are written and read
+TIMEOUT = 1800  # seconds: gigabytes are written and read
 SPARE = 32 * 1024**2  # bytes of disk and memory that stay free
 STATE = Path("/var/lib")  # in which nobody but root makes directories
 AOF_MANIFEST = "appendonlydir/appendonly.aof.manifest"
@@ -27,17 +27,17 @@ def data_of(instance: Instance) -> list[Path]:
     return [path for name in DATA if os.path.lexists(path := instance.data / name)]
 
 
-def refuse(sentence: str) -> NoReturn:
+def reject(sentence: str) -> NoReturn:
     """End with one sentence."""
     sys.exit(sentence)
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition is true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            refuse(f"{what}: not within {PATIENCE} s.")
+            reject(f"{what}: not within {TIMEOUT} s.")
         time.sleep(0.1)
 
 
@@ -52,7 +52,7 @@ def need_disk(place: Path | int, wanted: int) -> None:
     free = shutil.disk_usage(place).free
     if free < wanted + SPARE:
         name = place if isinstance(place, Path) else "The archive's directory"
-        refuse(f"{name} has {free >> 20} MB left, and {(wanted + SPARE) >> 20} MB are needed.")
+        reject(f"{name} has {free >> 20} MB left, and {(wanted + SPARE) >> 20} MB are needed.")
 
 
 def need_memory(wanted: int) -> None:
@@ -60,7 +60,7 @@ def need_memory(wanted: int) -> None:
     found = re.search(r"^MemAvailable: +(\d+) kB", files.read("/proc/meminfo"), re.MULTILINE)
     available = int(found[1]) * 1024 if found else 0
     if available < wanted + SPARE:
-        refuse(f"{available >> 20} MB of memory are available, and trying the data needs {(wanted + SPARE) >> 20} MB.")
+        reject(f"{available >> 20} MB of memory are available, and trying the data needs {(wanted + SPARE) >> 20} MB.")
 
 
 def make_for_redis(directory: Path) -> None:
@@ -96,10 +96,10 @@ def open_file(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except OSError as error:
-        refuse(f"{str(path)!a} cannot be read as a file of Redis: {error.strerror}.")
+        reject(f"{str(path)!a} cannot be read as a file of Redis: {error.strerror}.")
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        refuse(f"{str(path)!a} is not a file, as Redis' data is.")
+        reject(f"{str(path)!a} is not a file, as Redis' data is.")
     return os.fdopen(handle, "rb")
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from hosttools import process
 from hosttools.backup.archive import unpack
 from hosttools.backup.figures import described, differences, figures
-from hosttools.backup.host import DATA, copy, data_of, need_memory, open_file, refuse, size
+from hosttools.backup.host import DATA, copy, data_of, need_memory, open_file, reject, size
 from hosttools.backup.trial import ANSWER, broken, trial
 from hosttools.redis_client import Instance, RedisError
 
@@ -25,18 +25,18 @@ def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
     name = Path(archive.name).name
     manifest = unpack(archive, directory)
     if manifest["instance"] != instance.name:
-        refuse(f"{name} is of instance {manifest['instance']}, not of {instance.name}.")
+        reject(f"{name} is of instance {manifest['instance']}, not of {instance.name}.")
     (directory / "manifest.json").write_text(json.dumps(manifest))
     program = process.run("redis-server", "--version").output
     installed = next(iter(re.findall(r"v=([0-9.]+)", program)), "")
     if reason := broken(directory):
         if version(manifest["redis_version"]) > version(installed):
             written = f"{name} was written by Redis {manifest['redis_version']}"
-            refuse(f"{written}, and the installed {installed} cannot read it ({reason}).")
-        refuse(f"{name} is damaged: {reason}.")
+            reject(f"{written}, and the installed {installed} cannot read it ({reason}).")
+        reject(f"{name} is damaged: {reason}.")
     need_memory(size([directory]))
     if difference := differences(manifest["figures"], trial(directory)):
-        refuse(f"{name} is damaged: loaded, it has {difference}.")
+        reject(f"{name} is damaged: loaded, it has {difference}.")
     now: dict[str, Any] | None = None
     replicated = False
     with contextlib.suppress(OSError, RedisError):
@@ -45,7 +45,7 @@ def attempt(instance: Instance, archive: BinaryIO, directory: Path) -> str:
         replicated = replication["role"] != "master" or replication["connected_slaves"] != "0"
     if replicated:
         single = "this restores a single server only: see docs/operations/backup.md"
-        refuse(f"Redis {instance.name} is replicated here, and {single}.")
+        reject(f"Redis {instance.name} is replicated here, and {single}.")
     present = described(now) if now else "it does not answer"
     origin = f"{instance.name} of {manifest['taken']} from {manifest['host']}, Redis {manifest['redis_version']}"
     return f"{origin}, can be loaded: {described(manifest['figures'])}. What is there now: {present}."
@@ -75,9 +75,9 @@ def verify(instance: Instance, directory: Path) -> str:
     try:
         found = figures(instance.connect(ANSWER, errors="surrogateescape"))
     except (OSError, RedisError) as error:
-        refuse(f"Redis {instance.name} does not answer: {error}.")
+        reject(f"Redis {instance.name} does not answer: {error}.")
     with open_file(directory / "manifest.json") as content:
         wanted = json.load(content)["figures"]
     if difference := differences(wanted, found):
-        refuse(f"Redis {instance.name} has {difference}.")
+        reject(f"Redis {instance.name} has {difference}.")
     return f"{instance.name} holds {described(found)}, as the backup says."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hosttools.backup.archive import FILE, digest, encrypted, pack
-from hosttools.backup.host import AOF_MANIFEST, copy, data_of, need_disk, need_memory, open_file, refuse, size, wait
+from hosttools.backup.host import AOF_MANIFEST, copy, data_of, need_disk, need_memory, open_file, reject, size, wait
 from hosttools.backup.trial import ANSWER, settle
 from hosttools.redis_client import DATA, Instance, Redis, RedisError
 
@@ -47,11 +47,11 @@ def save_snapshot(redis: Redis) -> None:
             redis.call("BGSAVE")
         except RedisError as error:
             if "in progress" not in str(error):
-                refuse(f"Redis refuses to write a snapshot: {error}.")
+                reject(f"Redis refuses to write a snapshot: {error}.")
             continue
         wait(lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", "The snapshot")
         if redis.info("persistence")["rdb_saves"] == saves:
-            refuse("Redis could not write its snapshot; its log says why.")
+            reject("Redis could not write its snapshot; its log says why.")
         return
 
 
@@ -68,7 +68,7 @@ def named(lines: list[str]) -> list[str]:
     """
     names = [line.removeprefix("file ").partition(" seq ")[0].strip('"') for line in lines]
     if wrong := [name for name in names if not APPEND_ONLY_FILE.fullmatch(name)]:
-        refuse(f"{AOF_MANIFEST} names {wrong[0][:200]!a}, which is not a file that Redis writes.")
+        reject(f"{AOF_MANIFEST} names {wrong[0][:200]!a}, which is not a file that Redis writes.")
     return names
 
 
@@ -96,7 +96,7 @@ def copy_append_only(data: Path, target: Path) -> None:
             for name, file in zip(names, opened, strict=True):
                 copy(file, target / name)
             return
-    refuse(f"{source} names files that are not there.")
+    reject(f"{source} names files that are not there.")
 
 
 def read_manifest(path: Path) -> str:
@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> str:
     with open_file(path) as file:
         text = file.read(MANIFEST_SIZE + 1)
     if len(text) > MANIFEST_SIZE:
-        refuse(f"{path} is longer than {MANIFEST_SIZE >> 20} MB, and not a manifest that Redis writes.")
+        reject(f"{path} is longer than {MANIFEST_SIZE >> 20} MB, and not a manifest that Redis writes.")
     return text.decode(errors="replace")
 
 
@@ -115,7 +115,7 @@ def take(instance: Instance, host: str, archive: BinaryIO, recipient: str = "") 
         redis = instance.connect(ANSWER)
         memory = redis.info("memory")
     except (OSError, RedisError) as error:
-        refuse(f"Redis {instance.name} does not answer: {error}.")
+        reject(f"Redis {instance.name} does not answer: {error}.")
     need_memory(int(memory["used_memory"]))
     save_snapshot(redis)
     # Beside the copy there will be the archive, which is smaller.

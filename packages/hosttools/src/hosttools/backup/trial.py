@@ -9,7 +9,7 @@ from typing import Any
 
 from hosttools import process
 from hosttools.backup.figures import figures
-from hosttools.backup.host import AOF_MANIFEST, PATIENCE, open_file, refuse, wait
+from hosttools.backup.host import AOF_MANIFEST, TIMEOUT, open_file, reject, wait
 from hosttools.masking import last_line
 from hosttools.redis_client import Redis, RedisError, local
 
@@ -21,7 +21,7 @@ def broken(directory: Path) -> str:
     checks = [("redis-check-rdb", "dump.rdb"), ("redis-check-aof", AOF_MANIFEST)]
     for program, name in checks:
         if (directory / name).exists():
-            checked = process.run(program, name, cwd=str(directory), timeout=PATIENCE, merge=True)
+            checked = process.run(program, name, cwd=str(directory), timeout=TIMEOUT, merge=True)
             if not checked.ok:
                 return f"{program} says: {last_line(checked.output or checked.errors) or 'nothing'}"
     return ""
@@ -59,7 +59,7 @@ def loaded(directory: Path) -> Iterator[Redis]:
             try:
                 wait(lambda: server.poll() is not None or ready(path), "A server with the copy")
                 if server.poll() is not None:
-                    refuse(f"Redis cannot load the data: {last_line(read(log)) or 'nothing'}.")
+                    reject(f"Redis cannot load the data: {last_line(read(log)) or 'nothing'}.")
                 yield local(path, ANSWER, errors="surrogateescape")
             finally:
                 server.terminate()
@@ -86,7 +86,7 @@ def settle(directory: Path) -> dict[str, Any]:
     # the tool cuts that off, and has nothing else to cut any more.
     found = trial(directory)
     if (directory / AOF_MANIFEST).exists():
-        process.run("redis-check-aof", "--fix", AOF_MANIFEST, cwd=str(directory), stdin="y\n", timeout=PATIENCE)
+        process.run("redis-check-aof", "--fix", AOF_MANIFEST, cwd=str(directory), stdin="y\n", timeout=TIMEOUT)
     if reason := broken(directory):
-        refuse(f"The copy is not sound: {reason}.")
+        reject(f"The copy is not sound: {reason}.")
     return found

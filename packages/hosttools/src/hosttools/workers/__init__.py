@@ -49,7 +49,7 @@ def memory() -> dict[str, Any]:
     sizes = dict(re.findall(r"^(\w+): +(\d+) kB", files.read("/proc/meminfo"), re.MULTILINE))
     kernel = supervision.journal("--dmesg", "--since=-24hours")
     largest = process.run(
-        "ps", "-eo", "rss=,pid=,comm=", "--sort=-rss", timeout=supervision.PATIENCE
+        "ps", "-eo", "rss=,pid=,comm=", "--sort=-rss", timeout=supervision.TIMEOUT
     ).output.splitlines()[:3]
     words = [line.split(maxsplit=2) for line in largest]
     return {
@@ -63,7 +63,7 @@ def memory() -> dict[str, Any]:
 def heartbeats(instance: str) -> dict[str, int] | None:
     """Return the seconds since each worker's last heartbeat; None when the broker does not answer."""
     try:
-        with Instance(instance).connect(supervision.PATIENCE) as redis:
+        with Instance(instance).connect(supervision.TIMEOUT) as redis:
             now, answer = int(redis.call("TIME")[0]), redis.call("HGETALL", "workers")
     except (OSError, RedisError):
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from hosttools import process
 from hosttools.masking import last_words
 
-PATIENCE = 20  # seconds for each command
+TIMEOUT = 20  # seconds for each command
 # As pip sees it: markers judged, versions compared, nothing installed.
 CHECK_PACKAGES = ["-m", "pip", "--isolated", "install", "--dry-run", "--quiet", "--disable-pip-version-check"]
 CHECK_PACKAGES += ["--no-index", "--no-deps", "--require-hashes", "--requirement", "requirements.txt"]
@@ -48,7 +48,7 @@ def slow(complaint: str) -> dict[str, str]:
 def _not_loaded(prefix: str, user: str) -> dict[str, str]:
     release, settings = Path(f"/opt/{prefix}/backend"), f"/etc/{prefix}/backend.env"
     python, admin = str(release / "venv/bin/python"), f"/usr/local/sbin/{prefix}-admin"
-    loaded = process.run(admin, "--as=worker", "--check", timeout=PATIENCE)
+    loaded = process.run(admin, "--as=worker", "--check", timeout=TIMEOUT)
     failed, errors = loaded.code, loaded.errors
     if failed == process.TIMED_OUT:
         return slow(errors)
@@ -61,7 +61,7 @@ def _not_loaded(prefix: str, user: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     for check in (CHECK_PACKAGES, CHECK_DEPENDENCIES):
-        seen = process.run(python, *check, cwd=str(release), account=user, environment=environment, timeout=PATIENCE)
+        seen = process.run(python, *check, cwd=str(release), account=user, environment=environment, timeout=TIMEOUT)
         if seen.code == process.TIMED_OUT:
             return slow(seen.errors)
         if not seen.ok:
@@ -81,7 +81,7 @@ def _broken(errors: str) -> dict[str, str]:
 def _not_connected(prefix: str) -> dict[str, str]:
     python = f"/opt/{prefix}/platform/venv/bin/python"
     command = [f"/usr/local/sbin/{prefix}-admin", "--as=worker", "--run", python, "-IBc", TRY_REDIS]
-    tried = process.run(*command, timeout=PATIENCE)
+    tried = process.run(*command, timeout=TIMEOUT)
     errors = tried.errors
     if tried.ok:
         return {}

@@ -10,7 +10,7 @@ from typing import Any
 from hosttools import files, process, procfs, systemd
 from hosttools.masking import last_words
 
-PATIENCE = 20  # seconds for each command
+TIMEOUT = 20  # seconds for each command
 # The alert's (roles/monitoring/templates/alerts.yml.j2): more ends than that within that many seconds are a loop.
 LOOP_ENDS, LOOP_SECONDS = 3, 15 * 60
 SETTLED_SECONDS = 60  # a process that is older has outlived its start
@@ -20,14 +20,14 @@ RESTART_SCHEDULED, PROCESS_EXIT = "5eb03494b6584870a536b337290809b3", "98e322203
 
 def journal(*options: str) -> str:
     """Return messages of the journal."""
-    return systemd.journal(*options, timeout=PATIENCE)
+    return systemd.journal(*options, timeout=TIMEOUT)
 
 
 def under_systemd(unit: str) -> dict[str, Any]:
     """Return how a unit is."""
     names = "LoadState ActiveState UnitFileState MainPID NRestarts ControlGroup MemoryMax StatusText"
     names += " StateChangeTimestampMonotonic"
-    is_now = systemd.properties(f"{unit}.service", *names.split(), timeout=PATIENCE)
+    is_now = systemd.properties(f"{unit}.service", *names.split(), timeout=TIMEOUT)
     own = f"UNIT={unit}.service"
     scheduled = journal(own, f"MESSAGE_ID={RESTART_SCHEDULED}", "--since=-15min")
     # systemd counts anew when somebody starts the unit.
@@ -57,7 +57,7 @@ def under_systemd(unit: str) -> dict[str, Any]:
 
 def under_supervisor(program: str, prefix: str) -> dict[str, Any]:
     """Return how a program is."""
-    told = process.run("supervisorctl", "status", program, timeout=PATIENCE).output
+    told = process.run("supervisorctl", "status", program, timeout=TIMEOUT).output
     word = [*told.split(), "", ""][1]
     states = {
         "RUNNING": "running",
@@ -71,21 +71,21 @@ def under_supervisor(program: str, prefix: str) -> dict[str, Any]:
     state = "missing" if "no such process" in told else states.get(word, "stopped")
     return {
         # supervisor starts its programs with itself.
-        "enabled": process.run("systemctl", "is-enabled", "supervisor", timeout=PATIENCE).ok,
+        "enabled": process.run("systemctl", "is-enabled", "supervisor", timeout=TIMEOUT).ok,
         "pid": int(found[1]) if (found := re.search(r"pid (\d+)", told)) else 0,
         "ends": len(ends),
         "status": " ".join(told.split()[1:]),
         "memory_max": 0,
         "oom_kills": 0,
         "last_exit": ends[-1] if ends else "",
-        "last_log": last_words(process.run("tail", "--lines=20", str(log), timeout=PATIENCE).output),
+        "last_log": last_words(process.run("tail", "--lines=20", str(log), timeout=TIMEOUT).output),
         "state": "crashing" if state == "starting" and ends else state,
     }
 
 
 def _exits(program: str) -> Iterator[str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - LOOP_SECONDS))
-    log = process.run("tail", "--lines=500", "/var/log/supervisor/supervisord.log", timeout=PATIENCE).output
+    log = process.run("tail", "--lines=500", "/var/log/supervisor/supervisord.log", timeout=TIMEOUT).output
     for line in log.splitlines():
         if line > since and f"exited: {program} " in line:
             yield line

@@ -1,4 +1,4 @@
-"""A Redis that is busy with a script, or is demoted under its blocked clients: an outage, and nobody ends of it."""
+"""A Redis that is busy with a script, or is demoted under its blocked clients: an outage that ends no process."""
 
 import signal
 import threading

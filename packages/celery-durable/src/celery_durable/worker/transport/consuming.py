@@ -1,37 +1,19 @@
-"""Kombu's Redis transport with an atomic delivery.
-
-Kombu pops a message from its queue and then writes down that it is unacknowledged; a worker that dies in between takes
-it along. It also puts back what runs when a connection breaks, and what has been unacknowledged for a fixed time. Here
-one command moves a message from its queue to the worker's own list, where the worker keeps it
-(docs/decisions/0010-atomic-delivery.md).
-"""
+"""What a worker does on a channel: it takes messages by moving them to its own list."""
 
 import logging
 import time
-from functools import cache
 from typing import Any
 
 import redis
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
-from celery_durable import keys, scripts, signing
-from celery_durable.address import RedisAddress
-from celery_durable.connection import (
-    Connection,
-    SentinelConnection,
-    SentinelSslConnection,
-    SslConnection,
-    limits,
-    sentinel_options,
-)
-from celery_durable.options import Options, options_of
-from celery_durable.redelivery import REDELIVERIES
-from celery_durable.scripts import digest, load, run
-from celery_durable.task_ids import MADE, created, task_of, write_out
+from celery_durable import scripts, signing
+from celery_durable.scripts import digest, load
+from celery_durable.task_ids import task_of
 from celery_durable.worker.delivery import Deliveries
-from celery_durable.worker.purging import purge
 from celery_durable.worker.runtime import Runtime, runtime_of
+from celery_durable.worker.transport.publishing import PublishingChannel
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +25,10 @@ RECLAIM_INTERVAL = 5.0
 # Seconds after a connection was made in which a message may be one that was done already: Redis may have been killed
 # with the end of its append-only file unwritten.
 DOUBT = 60.0
-# Queues of answers to questions, and of events.
-NO_TASKS, EVENTS = ".pidbox", "celeryev"
 # Messages that are taken in one round trip, at most: each may be as large as MAX_MESSAGE_BYTES.
 TAKEN_AT_ONCE = 16
 # A list that is always empty: waiting for it is waiting without a write.
 NOTHING = "unacked_nothing"
-
-
-@cache
-def _warn_of_priorities(task: str) -> None:
-    logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
 
 
 class QoS(kombu_redis.QoS):
@@ -86,19 +61,13 @@ class QoS(kombu_redis.QoS):
         """No message comes back because of its age alone."""
 
 
-class Channel(kombu_redis.Channel):
-    """Takes messages by moving them, and counts accepted tasks when it publishes."""
+class Channel(PublishingChannel):
+    """Takes messages by moving them."""
 
     QoS = QoS
-    connection_class: type[redis.Connection] = Connection
-    connection_class_ssl: type[redis.Connection] = SslConnection
-    # Batches would bypass _put.
-    supports_batch_publish = False
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         """Connect; the arguments are the base class's."""
-        # A task that ends later is acknowledged by its channel, which has lost its connection then.
-        self._app = connection.client.app
         super().__init__(connection, *args, **kwargs)
         self._connected = time.monotonic()
         self._taken_from: list[str] = []
@@ -110,13 +79,6 @@ class Channel(kombu_redis.Channel):
         self._full = False  # Redis has no memory left and rejects BLMOVE
         self._acknowledged_queues: set[str] = set()
         self._reclaimed: dict[str, float] = {}  # list -> time
-
-    @property
-    def _options(self) -> Options:
-        return options_of(self._app)
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        return {**super()._connparams(asynchronous), **limits(self._options)}
 
     def _worker(self, queue: str) -> Runtime:
         if runtime := runtime_of(self._app):
@@ -269,83 +231,3 @@ class Channel(kombu_redis.Channel):
             self.deliveries.dead_letter(tag, signing.MALFORMED)
             return
         self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
-
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Write down the bindings of tasks' queues alone.
-
-        Commands arrive on a channel and answers go straight to their list: nobody reads those bindings, but whoever may
-        ask questions may write them, and one of another type would end each worker that starts.
-        """
-        if not queue.endswith(NO_TASKS):
-            super()._queue_bind(exchange, routing_key, pattern, queue)
-        elif self.typeof(exchange).type == "fanout":
-            self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
-
-    def _refresh_bindings(self, queues: list[str]) -> None:
-        super()._refresh_bindings([queue for queue in queues if not queue.endswith(NO_TASKS)])
-
-    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        if not queue.endswith(NO_TASKS):
-            super()._delete(queue, *args, **kwargs)
-            return
-        self.auto_delete_queues.discard(queue)
-        with self.conn_or_acquire(client=kwargs.get("client")) as client:
-            client.delete(queue)
-
-    def sweep_bindings(self, limit: int = 100) -> int:
-        """Remove bindings of expired queues, in workers alone: others may not remove those of tasks' queues."""
-        return super().sweep_bindings(limit) if runtime_of(self._app) else 0
-
-    def _purge(self, queue: str) -> int:
-        """Delete what waits, and tell the ledger.
-
-        Raises:
-            PurgeError: Redis rejects it. Celery takes its own errors for an empty queue.
-        """
-        with self.conn_or_acquire() as client:
-            return purge(client, queue)
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        write_out(message)
-        # Answers and events hold no task; they are read by who knows no signatures.
-        task_id = "" if queue.endswith(NO_TASKS) or queue.startswith(EVENTS) else task_of(message)
-        if not task_id:
-            super()._put(queue, message, **kwargs)
-            return
-        # A retry inherits the headers of the run before.
-        message["headers"].pop(REDELIVERIES, None)
-        if created(task_id) is None:
-            message["headers"].setdefault(MADE, time.time())
-        if message["properties"].get("priority"):
-            _warn_of_priorities(message["headers"].get("task", ""))
-        entry = signing.new_entry(self._options, queue, message)
-        with self.conn_or_acquire() as client:
-            run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
-
-
-class Transport(kombu_redis.Transport):
-    """The transport that ``install`` puts in the place of kombu's."""
-
-    Channel = Channel
-
-
-class SentinelChannel(Channel, kombu_redis.SentinelChannel):
-    """The same channel to the server that sentinels call the primary."""
-
-    connection_class = SentinelConnection
-    connection_class_ssl = SentinelSslConnection
-    # Flower wants them among the options, too; they are not to be set from there.
-    from_transport_options = tuple(
-        name for name in kombu_redis.SentinelChannel.from_transport_options if name != "sentinel_kwargs"
-    )
-
-    @property
-    def sentinel_kwargs(self) -> dict[str, Any]:
-        """How sentinels are reached. Not among the transport's options: `celery inspect stats` shows those, as JSON."""
-        return sentinel_options(RedisAddress.parse(self._options.broker_url), self._options.sentinel_password)
-
-
-class SentinelTransport(kombu_redis.SentinelTransport):
-    """The transport for ``sentinel://``."""
-
-    Channel = SentinelChannel

@@ -31,12 +31,12 @@ class Case:
 
     def judge(self, message: str) -> None:
         """Fail unless the message holds the words and no secret; without words it must be empty."""
-        assert bool(message) == bool(self.words), message or "nothing was refused"
+        assert bool(message) == bool(self.words), message or "nothing was rejected"
         assert all(word in message for word in self.words), message
         assert not self.hidden or self.hidden not in message
 
 
-def refusals(
+def preflight_errors(
     cases: dict[str, Case],
     directory: Path,
     *,
@@ -82,9 +82,9 @@ def refusals(
     return messages
 
 
-def refusals_of_many(cases: dict[str, Case], directory: Path) -> dict[str, str]:
-    """Return what ``refusals`` does, for cases that have nothing to do with one another."""
+def preflight_errors_of_many(cases: dict[str, Case], directory: Path) -> dict[str, str]:
+    """Return what ``preflight_errors`` does, for cases that have nothing to do with one another."""
     messages: dict[str, str] = {}
     for first in range(0, len(cases), HOSTS_AT_ONCE):
-        messages |= refusals(dict(list(cases.items())[first : first + HOSTS_AT_ONCE]), directory)
+        messages |= preflight_errors(dict(list(cases.items())[first : first + HOSTS_AT_ONCE]), directory)
     return messages

@@ -47,7 +47,7 @@ def inventory(tmp_path: Path) -> Path:
         "runbooks/drift",
     ],
 )
-def test_what_keeps_ansible_out_is_the_verdict(playbook: str, inventory: Path, tmp_path: Path) -> None:
+def test_the_verdict_names_what_keeps_ansible_out(playbook: str, inventory: Path, tmp_path: Path) -> None:
     evidence = f"--extra-vars=evidence_directory={tmp_path / 'evidence'}"
     run = subprocess.run(
         ["ansible-playbook", f"--inventory={inventory}", evidence, f"playbooks/{playbook}.yml"],
@@ -84,7 +84,7 @@ PLAYS = """
 """
 
 
-def test_a_failure_after_the_verdict_stands_below_it_once(tmp_path: Path) -> None:
+def test_a_failure_after_the_verdict_is_printed_below_it_once(tmp_path: Path) -> None:
     (tmp_path / "plays.yml").write_text(PLAYS)
     (tmp_path / "hosts.ini").write_text("a ansible_connection=local\nb ansible_connection=local\n")
     run = subprocess.run(

@@ -1,0 +1,102 @@
+"""What every process of the application does on a channel: it declares queues, publishes and purges."""
+
+import logging
+import time
+from functools import cache
+from typing import Any
+
+import redis
+from kombu.transport import redis as kombu_redis
+
+from celery_durable import keys, scripts, signing
+from celery_durable.connection import Connection, SslConnection, limits
+from celery_durable.options import Options, options_of
+from celery_durable.redelivery import REDELIVERIES
+from celery_durable.scripts import run
+from celery_durable.task_ids import MADE, created, task_of, write_out
+from celery_durable.worker.purging import purge
+from celery_durable.worker.runtime import runtime_of
+
+logger = logging.getLogger(__name__)
+
+# Queues of answers to questions, and of events.
+NO_TASKS, EVENTS = ".pidbox", "celeryev"
+
+
+@cache
+def _warn_of_priorities(task: str) -> None:
+    logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
+
+
+class PublishingChannel(kombu_redis.Channel):
+    """Counts accepted tasks when it publishes."""
+
+    connection_class: type[redis.Connection] = Connection
+    connection_class_ssl: type[redis.Connection] = SslConnection
+    # Batches would bypass _put.
+    supports_batch_publish = False
+
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        """Connect; the arguments are the base class's."""
+        # A task that ends later is acknowledged by its channel, which has lost its connection then.
+        self._app = connection.client.app
+        super().__init__(connection, *args, **kwargs)
+
+    @property
+    def _options(self) -> Options:
+        return options_of(self._app)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        return {**super()._connparams(asynchronous), **limits(self._options)}
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Write down the bindings of tasks' queues alone.
+
+        Commands arrive on a channel and answers go straight to their list: nobody reads those bindings, but whoever may
+        ask questions may write them, and one of another type would end each worker that starts.
+        """
+        if not queue.endswith(NO_TASKS):
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        elif self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
+
+    def _refresh_bindings(self, queues: list[str]) -> None:
+        super()._refresh_bindings([queue for queue in queues if not queue.endswith(NO_TASKS)])
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if not queue.endswith(NO_TASKS):
+            super()._delete(queue, *args, **kwargs)
+            return
+        self.auto_delete_queues.discard(queue)
+        with self.conn_or_acquire(client=kwargs.get("client")) as client:
+            client.delete(queue)
+
+    def sweep_bindings(self, limit: int = 100) -> int:
+        """Remove bindings of expired queues, in workers alone: others may not remove those of tasks' queues."""
+        return super().sweep_bindings(limit) if runtime_of(self._app) else 0
+
+    def _purge(self, queue: str) -> int:
+        """Delete what waits, and tell the ledger.
+
+        Raises:
+            PurgeError: Redis rejects it. Celery takes its own errors for an empty queue.
+        """
+        with self.conn_or_acquire() as client:
+            return purge(client, queue)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        write_out(message)
+        # Answers and events hold no task; they are read by who knows no signatures.
+        task_id = "" if queue.endswith(NO_TASKS) or queue.startswith(EVENTS) else task_of(message)
+        if not task_id:
+            super()._put(queue, message, **kwargs)
+            return
+        # A retry inherits the headers of the run before.
+        message["headers"].pop(REDELIVERIES, None)
+        if created(task_id) is None:
+            message["headers"].setdefault(MADE, time.time())
+        if message["properties"].get("priority"):
+            _warn_of_priorities(message["headers"].get("task", ""))
+        entry = signing.new_entry(self._options, queue, message)
+        with self.conn_or_acquire() as client:
+            run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
