@@ -18,8 +18,8 @@ from tests.chaos.host import ChaosError, Host
 # What is sent in each cycle, in this order, and how many tasks each is. A chord's last is its callback.
 CYCLE = {"chord": 3, "chain": 2, "rejecting": 1, "limited": 2, "countdown": 1, "revoked": 1}
 # Seconds from one cycle to the next, and from the first to the fault: some of its tasks run then, others wait.
-PERIOD = 6.0
-LEAD = 1.5
+PERIOD = 8.0
+LEAD = 0.6
 # Seconds until the client on the host has followed a command; with the first it may still be starting.
 ANSWER = 30.0
 SUCCESS, REVOKED = "SUCCESS", "REVOKED"

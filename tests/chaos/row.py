@@ -138,7 +138,11 @@ def _recovery(host: Host, over: float, born: float) -> float | None:
 
 
 def _finished(events: list[dict[str, Any]]) -> set[str]:
-    return {event["id"] for event in events if event["event"] == "end" and event["state"] == "SUCCESS"}
+    """Return the tasks that ended with success, and those of other kinds that did their work.
+
+    The process of a chord's part may die when its success is stored and its callback sent, but its end is not written.
+    """
+    return {event["id"] for event in events if event["event"] == "done" or event.get("state") == "SUCCESS"}
 
 
 def _drain(host: Host, ends: dict[str, frozenset[str]]) -> dict[str, str]:

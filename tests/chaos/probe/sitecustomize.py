@@ -16,7 +16,7 @@ from typing import Any
 # Of the ten seconds that a run of the pool asyncio waits: it takes two, as other tasks do.
 SHORTER = 5
 # Of the tasks that it adds to those of the application: seconds of work, and the rate of those with a limit.
-SECONDS = 0.4
+SECONDS = 0.7
 RATE_LIMIT = "20/m"
 LEDGER = Path("/var/lib/chaos/ledger/ledger.jsonl")
 
