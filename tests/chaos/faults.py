@@ -86,7 +86,8 @@ def _busy_child(host: Host) -> int:
     """Return a child of the pool that runs a task at this moment."""
     running = {}
     for event in host.ledger():
-        running[event["id"]] = event["pid"] if event["event"] == "start" else 0
+        if event["event"] != "done":
+            running[event["id"]] = event["pid"] if event["event"] == "start" else 0
     return next((pid for pid in reversed(running.values()) if pid), 0)
 
 

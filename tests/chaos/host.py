@@ -87,8 +87,23 @@ class Host:
 
     def enter(self, *words: str, stdin: str, check: bool = True, seconds: float = 60) -> str:
         """Run a program in namespaces of the host; much faster than ``podman exec``, and needs nothing inside."""
+        return command(*self._inside(*words), stdin=stdin, check=check, seconds=seconds)
+
+    def start_client(self) -> subprocess.Popen[str]:
+        """Start a Celery client with an operator's rights (tests/chaos/probe/client.py); it ends with its input."""
+        code = (PROJECT / "tests/chaos/probe/client.py").read_text()
+        client = ("env", "CELERY_CLIENT_PROFILE=web", "typesafe-admin", "--as=operator", "--run", "venv/bin/python")
+        return subprocess.Popen(
+            [*self._inside("--all", *client, "-c", code, "app.agents.worker")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def _inside(self, *words: str) -> tuple[str, ...]:
         as_root = () if os.geteuid() == 0 else ("sudo", "--non-interactive")
-        return command(*as_root, "nsenter", "--target", self._pid(), *words, stdin=stdin, check=check, seconds=seconds)
+        return (*as_root, "nsenter", "--target", self._pid(), *words)
 
     def _pid(self) -> str:
         """Return the host's process 1 as this machine numbers it."""

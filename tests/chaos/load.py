@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -86,14 +86,14 @@ class Load:
         self.given_up += 1
 
 
-def not_successful(url: str, key: str, ids: Iterable[str]) -> dict[str, str]:
-    """Return what the API answers about each task that it does not call SUCCESS; one that is down knows of none."""
-    left = dict.fromkeys(ids, "no answer")
+def not_ended(url: str, key: str, ends: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """Return what the API answers about each task that has none of its ends; one that is down knows of none."""
+    left = dict.fromkeys(ends, "no answer")
     with ApiClient(url, key) as client, suppress(httpx.TransportError):
-        for task_id in tuple(left):
+        for task_id, states in ends.items():
             answer = client.get(f"/tasks/status/{task_id}")
             left[task_id] = answer.text
-            if answer.status_code == 200 and answer.json()["status"] == "SUCCESS":
+            if answer.status_code == 200 and answer.json()["status"] in states:
                 del left[task_id]
             time.sleep(1 / QUESTIONS)
     return left

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tests.chaos.faults import FAULTS, RECOVERY_LIMIT
 from tests.chaos.host import PROJECT, Host, command
+from tests.chaos.kinds import CYCLE, LEAD, PERIOD
+from tests.chaos.probe.client import COUNTDOWN, REVOKED_COUNTDOWN
+from tests.chaos.probe.sitecustomize import SECONDS
 from tests.chaos.row import LONGEST_STALL, Pace, Result
 
 HEAD = """# What becomes of accepted tasks when something breaks
@@ -20,6 +23,11 @@ Each row sends {rate} tasks per second, two seconds of work each, to a host with
 coroutines): {before:.0f} s before the fault, through it, and {after:.0f} s after the recovery. The client repeats a
 request that got no answer, 429 or 503, with the same `Idempotency-Key`. A probe in the worker writes every start and
 end of a task to a ledger outside Redis.
+
+Beside them a plain Celery client sends {cycle} tasks at once, {lead} s before the fault and every {period:.0f} s until
+the recovery: a chord of two parts with its callback, a chain of two links, a task that rejects its message once, two
+with a rate limit, one with a countdown of {countdown} s, and one that is revoked while its countdown of {revoked} s
+runs. Each does {seconds} s of work. The client repeats nothing: a task is accepted when it was sent without an error.
 
 ## Hosts
 
@@ -34,12 +42,16 @@ playbook had ended. Where the fault ends the worker, a task of the new one count
 
 ## How to read the tables
 
-- **Accepted**: answered with 202. **Lost**: accepted, but without SUCCESS or without an end in the ledger {drain:.0f} s
-  after the load.
+- **Accepted**: answered with 202, or sent by the Celery client: those of other kinds in brackets. **Lost**: accepted,
+  but without SUCCESS or without an end in the ledger {drain:.0f} s after the load. What is revoked ends as REVOKED.
+  Where no worker confirmed it, because none listened or Redis did not answer, it may end either way.
+- A row is also broken by a revoked task that starts after a worker's confirmation, and by a callback or link that
+  starts before the work in front of it is done. A chord without its callback is lost. Where the end of the append-only
+  file is cut off, one chord, chain or task of the Celery client may be lost: it repeats nothing.
 - **Twice**: tasks that were started more than once; the last column says why. A task whose process died must run again.
 - **At once**: started while the process of an earlier run still lived and had not ended it. **For nothing**: started
   again although it had been done. Both must be 0, the second except where the fault makes Redis forget. **Twice** must
-  be 0 too where the fault ends no process that runs tasks.
+  be 0 too where the fault ends no process that runs tasks. The second run of a task that rejected its message is none.
 - **Stall**: longest time without a start, beyond the usual one; at most {stall:.0f} s on top of the fault's length.
   **Recovery**: as above, at most {limit:.0f} s.
 - **Refused**: answers 429 and 503. **Unanswered**: nobody listened, or no answer came within 5 s. **Slowest**: answer
@@ -83,6 +95,12 @@ def write(path: Path, hosts: list[Host], results: list[Result], pace: Pace, drai
             drain=drain,
             limit=RECOVERY_LIMIT,
             stall=LONGEST_STALL,
+            cycle=sum(CYCLE.values()),
+            lead=LEAD,
+            period=PERIOD,
+            countdown=COUNTDOWN,
+            revoked=REVOKED_COUNTDOWN,
+            seconds=SECONDS,
             hosts=table(
                 ("Supervision", "Pool", "Versions"),
                 ((host.supervision, host.pool, host.versions()) for host in hosts),
@@ -128,7 +146,7 @@ COLUMNS = (
 def _cells(result: Result) -> tuple[object, ...]:
     return (
         f"**{result.fault}**" if result.problems else result.fault,
-        result.accepted,
+        f"{result.accepted} ({result.others})",
         result.finished,
         result.lost,
         result.repeated,

@@ -12,7 +12,8 @@ from typing import Any
 from celery_durable.testing import wait_for
 from tests.chaos.faults import Fault
 from tests.chaos.host import ChaosError, Host
-from tests.chaos.load import Load, not_successful
+from tests.chaos.kinds import LEAD, SUCCESS, OtherKinds, Sent, began_too_early, ran_although_revoked
+from tests.chaos.load import Load, not_ended
 
 # Seconds that a row waits for the first task after the fault before it gives up on it.
 LONGEST_RECOVERY = 120.0
@@ -45,12 +46,16 @@ class Result:
     seconds: float = 0
     proof: str = ""
     accepted: int = 0
+    others: int = 0  # of the accepted: those of other kinds than the load
     finished: int = 0
     lost: int = 0
     repeated: int = 0
     overlapping: int = 0
     unexplained: int = 0
     forgotten: int = 0  # repeats because Redis forgot that the task had been done, as the fault makes it do
+    unconfirmed: int = 0  # revocations that no worker has confirmed
+    ran_revoked: int = 0
+    early: int = 0  # tasks of a canvas that began before those in front of them were done
     strays: int = 0
     stall: float = 0
     recovery: float | None = None
@@ -78,15 +83,21 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
     fault.prepare(host)
     try:
         host.forget_ledger()
-        with Load(host.url, host.api_key, pace.rate, host.task) as load:
-            time.sleep(pace.before)  # this long the load lasts; there is nothing to wait for
+        with OtherKinds(host) as others, Load(host.url, host.api_key, pace.rate, host.task) as load:
+            # This long the load lasts; there is nothing to wait for.
+            time.sleep(pace.before - LEAD)
+            others.begin()
+            time.sleep(max(0.0, load.began + pace.before - time.time()))
             issued = time.clock_gettime(time.CLOCK_BOOTTIME)
             over = _inject(host, fault, result)
             result.recovery = _recovery(host, over, issued if fault.replaces_worker else 0)
+            # What waits meanwhile has its time until the load ends.
+            others.end()
             if result.recovery is not None:
                 time.sleep(pace.after)
-        unfinished = _drain(host, load)
-        _judge(host, fault, load, unfinished, result, slack=pace.slack)
+        ends = dict.fromkeys(load.accepted, frozenset({SUCCESS})) | others.ends()
+        unfinished = _drain(host, ends)
+        _judge(host, fault, load, others.sent, unfinished, result=result, slack=pace.slack)
         if not host.flower_answers():
             result.problems.append("Flower does not answer.")
     finally:
@@ -127,27 +138,45 @@ def _recovery(host: Host, over: float, born: float) -> float | None:
 
 
 def _finished(events: list[dict[str, Any]]) -> set[str]:
-    return {event["id"] for event in events if event["event"] == "end" and event["state"] == "SUCCESS"}
+    """Return the tasks that ended with success, and those of other kinds that did their work.
+
+    The process of a chord's part may die when its success is stored and its callback sent, but its end is not written.
+    """
+    return {event["id"] for event in events if event["event"] == "done" or event.get("state") == "SUCCESS"}
 
 
-def _drain(host: Host, load: Load) -> dict[str, str]:
+def _drain(host: Host, ends: dict[str, frozenset[str]]) -> dict[str, str]:
     """Wait until all tasks are done and the broker holds none; return those that are not done in time, and why."""
-    left = dict.fromkeys(load.accepted, "")
+    left = dict.fromkeys(ends, "")
     deadline = time.monotonic() + DRAIN
     while time.monotonic() < deadline:
         finished = _finished(host.ledger())
-        unended = {task_id: "SUCCESS, without its end in the ledger" for task_id in left if task_id not in finished}
-        left = unended | not_successful(host.url, host.api_key, left)
+        unended = {
+            task_id: "SUCCESS, without its end in the ledger"
+            for task_id in left
+            if ends[task_id] == {SUCCESS} and task_id not in finished
+        }
+        left = unended | not_ended(host.url, host.api_key, {task_id: ends[task_id] for task_id in left})
         if not left and host.queue_is_empty():
             break
         time.sleep(0.5)
     return left
 
 
-def _judge(host: Host, fault: Fault, load: Load, unfinished: dict[str, str], result: Result, *, slack: float) -> None:
+def _judge(
+    host: Host,
+    fault: Fault,
+    load: Load,
+    others: list[Sent],
+    unfinished: dict[str, str],
+    *,
+    result: Result,
+    slack: float,
+) -> None:
     events = host.ledger()
-    ids = set(load.accepted)
-    result.accepted = len(ids)
+    result.others = sum(len(sent.accepted) for sent in others)
+    result.accepted = len(load.accepted) + result.others
+    judge_other_kinds(fault, others, events, unfinished, result)
     result.lost = len(unfinished)
     result.finished = result.accepted - result.lost
     result.refused, result.unanswered, result.slowest = load.refused, load.unanswered, load.slowest
@@ -155,7 +184,9 @@ def _judge(host: Host, fault: Fault, load: Load, unfinished: dict[str, str], res
     during = [start for start in _starts(events) if load.began <= start <= load.ended]
     gaps = [later - earlier for earlier, later in pairwise([load.began, *during, load.ended])]
     result.stall = max(0.0, max(gaps) - 1 / load.rate)
-    strays = {event["id"] for event in events} - ids
+    # A canvas that was not accepted may be there in part.
+    known = load.accepted.keys() | {task_id for sent in others for task_id in sent.ids}
+    strays = {event["id"] for event in events} - known
     result.strays = len(strays)
 
     problems = result.problems
@@ -182,16 +213,42 @@ def _judge(host: Host, fault: Fault, load: Load, unfinished: dict[str, str], res
         problems.append(f"The recovery took {result.recovery:.1f} s, more than {limit:.0f} s.")
 
 
+def judge_other_kinds(
+    fault: Fault, others: list[Sent], events: list[dict[str, Any]], unfinished: dict[str, str], result: Result
+) -> None:
+    """Judge what no other task knows, and take out of ``unfinished`` what Redis may have forgotten."""
+    result.unconfirmed = sum(
+        sent.kind == "revoked" and sent.ids == sent.accepted and not sent.confirmed for sent in others
+    )
+    result.ran_revoked = len(ran_although_revoked(others, events))
+    result.early = len(began_too_early(others, events))
+    if result.ran_revoked:
+        result.problems.append(f"{result.ran_revoked} tasks ran although a worker had confirmed that they are revoked.")
+    if result.early:
+        result.problems.append(f"{result.early} tasks of a canvas ran before those in front of them were done.")
+    forgotten = [sent for sent in others if unfinished.keys() & sent.ids]
+    # The API sends again what Redis forgot; a plain Celery client and a worker do not. The end that was cut off holds
+    # one command of theirs at most.
+    if fault.forgets and len(forgotten) == 1:
+        for task_id in forgotten[0].ids:
+            unfinished.pop(task_id, None)
+        result.explanations.append(f"1 x Redis forgot a {forgotten[0].kind}")
+
+
 def count_repeats(events: list[dict[str, Any]], fault: Fault, result: Result) -> None:
     """Say of each further start of a task why it came."""
     by_task = defaultdict(list)
     for event in events:
-        by_task[event["id"]].append(event)
+        if event["event"] != "done":
+            by_task[event["id"]].append(event)
     reasons: dict[str, int] = defaultdict(int)
     for history in by_task.values():
         starts = [number for number, event in enumerate(history) if event["event"] == "start"]
-        result.repeated += len(starts) > 1
-        for number in starts[1:]:
+        # A task that has rejected its message wants to run again.
+        wanted = [number for number in starts[1:] if history[number - 1].get("state") == "REJECTED"]
+        again = [number for number in starts[1:] if number not in wanted or history[number]["alive"]]
+        result.repeated += bool(again)
+        for number in again:
             states = [event["state"] for event in history[:number] if event["event"] == "end"]
             if history[number]["alive"]:
                 result.overlapping += 1
@@ -204,4 +261,4 @@ def count_repeats(events: list[dict[str, Any]], fault: Fault, result: Result) ->
             else:
                 result.unexplained += 1
                 reasons["unexplained: it was done"] += 1
-    result.explanations = [f"{count} x {reason}" for reason, count in reasons.items()]
+    result.explanations += [f"{count} x {reason}" for reason, count in reasons.items()]

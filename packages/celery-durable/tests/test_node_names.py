@@ -159,6 +159,42 @@ def test_what_was_revoked_stays_so_when_workers_are_killed(stack: Stack) -> None
     wait_for(lambda: f"id:{by_id}" not in broker.zrange(KEY, 0, -1))
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_revocation_that_is_confirmed_outlives_a_worker_that_is_killed_at_once(stack: Stack, pool: str) -> None:
+    worker = stack.start_worker(f"--pool={pool}")
+    revoked, other = stack.send(
+        f"recorded.apply_async(('revoked', '{stack.ledger}', 0), countdown=15)",
+        f"recorded.apply_async(('other', '{stack.ledger}', 0), countdown=15)",
+    )
+    wait_for(lambda: all(f"{name}] received" in worker.output() for name in (revoked, other)))
+    code = (
+        "import os; from faulty_worker import celery_app as app;"
+        f"print(app.control.revoke({revoked!r}, reply=True, limit=1, timeout=10)); os.kill({worker.process.pid}, 9)"
+    )
+    sender = Program([sys.executable, "-c", code], stack.directory / "revoke.log", stack.env)
+    assert sender.process.wait(20) == 0
+    assert "flagged as revoked" in sender.output()
+    stack.start_worker(f"--pool={pool}")
+    stack.result(other)
+    wait_for(stack.nothing_waits)
+    assert stack.events("end") == ["other"]
+    assert stack.result(revoked, "REVOKED")["status"] == "REVOKED"
+
+
+def test_a_revocation_that_redis_does_not_take_is_not_confirmed(stack: Stack) -> None:
+    stack.start_worker()
+    broker = stack.redis.client(0)
+    broker.set(KEY, "of a wrong type")
+    revoke = "print(app.control.revoke('some-id', reply=True, limit=1, timeout=10))"
+    command = [sys.executable, "-c", f"from faulty_worker import celery_app as app; {revoke}"]
+    sender = Program(command, stack.directory / "revoke.log", stack.env)
+    assert sender.process.wait(20) == 0
+    assert "Redis does not know it yet" in sender.output()
+    # It is kept for when Redis takes it.
+    broker.delete(KEY)
+    wait_for(lambda: broker.zrange(KEY, 0, -1) == ["id:some-id"])
+
+
 def test_a_process_that_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ProtectProc=invisible the processes of other users are not in /proc."""
     sleeper = subprocess.Popen(["sleep", "60"])

@@ -165,3 +165,31 @@ def test_the_largest_message_may_come_back() -> None:
     message["body"] += "x"
     with pytest.raises(signing.MessageTooLargeError):
         signing.new_entry(options, DEFAULT_QUEUE, message)
+
+
+@pytest.mark.parametrize("outage", ["full", "gone"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_what_follows_a_task_is_sent_when_redis_is_back(stack: Stack, pool: str, outage: str) -> None:
+    """Celery tries for less than a second, calls a task that has succeeded a failure, and drops its chain or chord."""
+    if pool == "asyncio":
+        stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
+    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
+    part = f"recorded.si('part', '{stack.ledger}', 2)"
+    last = f"recorded.si('last', '{stack.ledger}', 0)"
+    ends = stack.send(f"({part} | {last}).delay()", f"chord([{part}, {part}])({last})")
+    wait_for(lambda: len(stack.events("start")) == 3)
+    broker = stack.redis.client(0)
+    if outage == "full":
+        broker.config_set("maxmemory", "1mb")
+    else:
+        stack.redis.stop()
+    wait_for(lambda: len(stack.events("end")) == 3)
+    time.sleep(4)
+    if outage == "full":
+        broker.config_set("maxmemory", "0")
+    else:
+        stack.redis.start()
+    for task_id in ends:
+        stack.result(task_id)
+    wait_for(stack.nothing_waits)
+    assert Counter(stack.events("start")) == {"part": 3, "last": 2}

@@ -15,6 +15,9 @@ from typing import Any
 
 # Of the ten seconds that a run of the pool asyncio waits: it takes two, as other tasks do.
 SHORTER = 5
+# Of the tasks that it adds to those of the application: seconds of work, and the rate of those with a limit.
+SECONDS = 0.7
+RATE_LIMIT = "20/m"
 LEDGER = Path("/var/lib/chaos/ledger/ledger.jsonl")
 
 
@@ -34,7 +37,7 @@ def _unfinished_elsewhere(task_id: str) -> list[int]:
     for event in map(json.loads, lines):
         if event["id"] == task_id:
             process = (event["pid"], event["birth"])
-            running[process] = running.get(process, 0) + (1 if event["event"] == "start" else -1)
+            running[process] = running.get(process, 0) + {"start": 1, "end": -1}.get(event["event"], 0)
     return [pid for (pid, birth), runs in running.items() if runs > 0 and _birth(pid) == birth]
 
 
@@ -60,11 +63,45 @@ def ended(task_id: str, task: Any, state: str | None, **_: Any) -> None:
         _write("end", task_id, state=state)
 
 
+def _has_rejected(task_id: str) -> bool:
+    events = map(json.loads, LEDGER.read_text().splitlines())
+    return any(event["id"] == task_id and event.get("state") == "REJECTED" for event in events)
+
+
+async def work(task: Any, *_: Any) -> None:
+    """Work for a moment, and write that the work is done: its end is written when Celery has stored it."""
+    await wait(SECONDS)
+    _write("done", task.request.id)
+
+
+async def rejecting(task: Any, *_: Any) -> None:
+    """Reject the message once, then work."""
+    if not _has_rejected(task.request.id):
+        await wait(SECONDS)
+        raise Reject("once", requeue=True)
+    await work(task)
+
+
+def _add_task(body: Any, name: str, **options: Any) -> None:
+    """Add a task to every application: a coroutine in the pool that is for them, a function in the others."""
+
+    def function(*arguments: Any) -> None:
+        asyncio.run(body(*arguments))
+
+    task: Any = shared_task(bind=True, name=name, **options)
+    task(body if "CELERY_CUSTOM_WORKER_POOL" in os.environ else function)
+
+
 # Other Python programs of the unit import nothing more.
 if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
-    from celery import signals
+    from celery import shared_task, signals
+    from celery.exceptions import Reject
 
     wait = asyncio.sleep
     asyncio.sleep = lambda seconds: wait(seconds / SHORTER)  # type: ignore[assignment]  # no task wants a result of it
     signals.task_prerun.connect(started, weak=False)
     signals.task_postrun.connect(ended, weak=False)
+    # What tests/chaos/probe/client.py sends.
+    _add_task(work, "chaos.work")
+    _add_task(rejecting, "chaos.rejecting")
+    _add_task(work, "chaos.limited", rate_limit=RATE_LIMIT)

@@ -17,7 +17,7 @@ from celery.app import control
 from kombu import pidbox
 from kombu.matcher import match
 from kombu.utils.json import dumps, loads
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from celery_durable.options import Options, options_of
 from celery_durable.task_ids import as_text
@@ -130,11 +130,15 @@ class Node(pidbox.Node):
     def _answer(self, method: str, arguments: dict[str, Any]) -> Any:
         try:
             answer = self.handle(method, arguments)
-            self._app.durable_worker.revocations.followed(method, arguments)
-            return answer
         except Exception as error:  # noqa: BLE001 - whatever a handler makes of the arguments
             logger.warning("The command %.100r failed: %.200r", method, error)
             return {"error": repr(error)}
+        try:
+            self._app.durable_worker.followed(method, arguments)
+        except RedisError as error:
+            logger.warning("Redis does not know yet what %.100r revokes: %s", method, type(error).__name__)
+            return {"error": f"This worker follows it, but Redis does not know it yet: {type(error).__name__}"}
+        return answer
 
     def _reply(self, answer: Any, reply_to: dict[str, Any], ticket: str | None) -> None:
         # Not by way of the exchange: what is bound to it would say which list gets the answer.

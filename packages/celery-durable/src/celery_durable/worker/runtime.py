@@ -91,6 +91,15 @@ class Runtime:
         self.leases.claim_name()
         self.revocations.load(self._client)
 
+    def followed(self, method: str, arguments: dict[str, Any]) -> None:
+        """Take note of a command that this worker has followed, one of Celery's, before its answer is sent.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not know yet what was revoked; it will, once it takes it.
+        """
+        if self.revocations.followed(method, arguments):
+            self.revocations.save(self._client)
+
     def unacked_list(self, queue: str) -> str:
         """Return the list for messages of ``queue``; with the first one the jobs begin."""
         unacked = self.deliveries.unacked_list(queue)

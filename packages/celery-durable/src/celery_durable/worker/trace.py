@@ -7,7 +7,8 @@ from typing import Any
 
 import redis
 from billiard.einfo import ExceptionWithTraceback
-from celery import current_app
+from celery import current_app, signals
+from celery.app.amqp import _callback_publish_retry
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.backends.redis import RedisBackend
@@ -19,6 +20,8 @@ from celery_durable.masking import mask
 
 logger = logging.getLogger(__name__)
 
+# How often it is tried to send what follows a task, most often a second apart: the hard limit comes before.
+PUBLISH_RETRIES = 1_000_000
 # Seconds between two looks at a claim, which ends within 25 s by Celery's defaults.
 CLAIM_INTERVAL = 0.5
 
@@ -43,6 +46,17 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         wrapper.exc = _portable(wrapper.exc)
         ended[1].type = type(wrapper.exc)
     return ended
+
+
+@signals.before_task_publish.connect
+def _wait_for_the_broker(retry_policy: dict[str, Any] | None = None, **_: Any) -> None:
+    """Send a link, a chord's callback or the next of a chain however long the broker is down.
+
+    The task in front of it is done. Celery tries for less than a second, then stores that the task failed and drops the
+    rest of the chain, or ends the chord with an error.
+    """
+    if retry_policy is not None and _callback_publish_retry.get() and hasattr(current_app, "durable_options"):
+        retry_policy["max_retries"] = PUBLISH_RETRIES
 
 
 def _portable(error: Exception) -> Exception:
