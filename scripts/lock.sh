@@ -33,10 +33,15 @@ case ${1:--} in
   *) false ;;
   esac || die "$1 has no list of requirements that can be locked: write a requirements.in, like 'poetry export --without-hashes' or 'uv export --no-hashes' does."
   overrides=$2.overrides
-  trap 'rm -f "$overrides"' EXIT
+  pinned=$2.pinned
+  trap 'rm -f "$overrides" "$pinned"' EXIT
   # An application may pin older ones, also of what Celery itself needs. The library works with these; its tests run with them.
   sed -nE 's/^((amqp|async-timeout|billiard|click(-[a-z]+)?|prompt-toolkit|python-dateutil|redis|vine)==\S+).*/\1/p; s/^(celery|kombu)(==\S+).*/\1[redis]\2/p' \
     "$root/requirements/app.txt" >"$overrides"
+  # So is a uvicorn without --timeout-graceful-shutdown, which the API's unit uses. An override replaces the extras, too.
+  if (lock "$1" "$pinned" "${@:3}" --overrides "$overrides" --no-strip-extras) 2>/dev/null; then
+    sed -nE 's/^(uvicorn(\[[^]]+\])?)==0\.([0-9]|1[0-9]|2[01])\..*/\1>=0.22/p' "$pinned" >>"$overrides"
+  fi
   lock "$@" --overrides "$overrides" ||
     die "$1 is not locked, for the reason above: name another version, or another package, in a file beside it (docs/start/your-app.md)."
   ;;

@@ -2,6 +2,7 @@
 """Stands in for API and Flower: backend ADDRESS PORT... Files in /run/backend say how it behaves.
 
 not-ready: /health/ready answers 503. drop: every other request is read, and its connection closed without an answer.
+Like Django, /health/ready answers 400 to a Host that is neither 127.0.0.1 nor the backend's address.
 /run/backend/requests holds one JSON object for each request that is no health check.
 """
 
@@ -26,8 +27,11 @@ class Handler(BaseHTTPRequestHandler):
         """Answer any path."""
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         if path.startswith(("/health", "/flower/healthcheck")):
-            ready = path != "/health/ready" or not (STATE / "not-ready").exists()
-            self.answer(200 if ready else 503, {})
+            status = 200
+            if path == "/health/ready":
+                known = self.headers.get("Host", "").split(":")[0] in ("127.0.0.1", sys.argv[1])
+                status = 400 if not known else 503 if (STATE / "not-ready").exists() else 200
+            self.answer(status, {})
             return
         length = len(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         seen = {"method": self.command, "path": self.path, "length": length, "headers": dict(self.headers.items())}

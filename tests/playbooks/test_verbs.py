@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support import REPOSITORY, ansible_report
 
@@ -31,7 +32,7 @@ def run(directory: Path, playbook: str, *arguments: str, **variables: object) ->
     extra = f"--extra-vars={json.dumps(variables)}"
     report = ansible_report(f"--inventory={inventory}", extra, *arguments, REPOSITORY / f"playbooks/{playbook}.yml")
     messages = [
-        " ".join(str(outcome.get("msg", "")).split())
+        " ".join(f"{outcome.get('msg', '')} {outcome.get('stderr', '')}".split())
         for play in report["plays"]
         for task in play["tasks"]
         for outcome in task["hosts"].values()
@@ -44,6 +45,15 @@ def run(directory: Path, playbook: str, *arguments: str, **variables: object) ->
     ("playbook", "variables", "words"),
     [
         ("ops/deploy", {"app_name": "nowhere"}, "w1 has no release yet: run site.yml first."),
+        (
+            "site/release",
+            {
+                "app_release_source": "/nowhere/shop",
+                "app_celery": "shop.jobs",
+                "app_release_requirements": "/nowhere/lock",
+            },
+            "app_release_requirements is /nowhere/lock, but there is no such file.",
+        ),
         ("ops/remove_worker", {}, "host is '', but it must be one of w1, w2"),
         ("ops/remove_worker", {"host": "a1"}, "host is 'a1', but it must be one of w1, w2"),
         ("ops/remove_api", {"host": "a1"}, "a1 is the only host of the group api"),
@@ -88,6 +98,11 @@ def test_what_cannot_go_well_is_rejected(tmp_path: Path, playbook: str, variable
     assert words in said
     assert [host["changed"] for host in counts.values() if host["changed"]] == []
     assert any(host["failures"] for host in counts.values())
+
+
+def test_a_release_that_cannot_be_packed_stops_the_installation_before_a_host_is_changed() -> None:
+    plays = [play["ansible.builtin.import_playbook"] for play in yaml.safe_load((REPOSITORY / "site.yml").read_text())]
+    assert plays.index("playbooks/site/release.yml") < plays.index("playbooks/site/hosts.yml")
 
 
 @pytest.mark.parametrize("playbook", ["ops/rotate_secrets", "ops/retire_secrets"])

@@ -81,6 +81,20 @@ def test_an_applications_requirements_are_locked_with_the_hashes_of_its_wheels(t
     wanted.write_text("shop>=1\nredis<5\npackaging\nclick==8.1.3\n")
     assert lock(wanted, locked, *only_these).returncode == 0
     assert locked.read_text() == "".join(locked_lines)
+    # The API's unit needs a later uvicorn. Its extras stay, and so does a locked version.
+    server = [wheel("uvicorn", "0.30", "Provides-Extra: standard", 'Requires-Dist: websockets ; extra == "standard"')]
+    wheel("uvicorn", "0.18.2", "Provides-Extra: standard", 'Requires-Dist: websockets ; extra == "standard"')
+    server.append(wheel("websockets", "9"))
+    wanted.write_text("uvicorn[standard]==0.18.2\n")
+    for _ in range(2):
+        assert lock(wanted, served := tmp_path / "served.lock", *only_these).returncode == 0
+        assert served.read_text() == "".join(server)
+        wheel("uvicorn", "0.31")
+    # A host has CPython: what lacks wheels for PyPy, like msgpack, is locked.
+    wheel("msgpack", "1", tag="cp311-abi3-manylinux_2_17_x86_64")
+    pypy = "platform_python_implementation {} 'PyPy'".format
+    wanted.write_text(f"msgpack\npackaging==1; {pypy('==')}\npackaging==2; {pypy('!=')}\n")
+    assert lock(wanted, tmp_path / "channels.lock", *only_these).returncode == 0
     wanted.write_text("shop>=2\n")
     failed = lock(wanted, locked, *only_these)
     assert failed.returncode != 0
