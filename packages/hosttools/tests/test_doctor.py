@@ -697,6 +697,20 @@ def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
     assert f"the package other is missing in {packages}" in {found.what for found in release.packages(tmp_path)}
 
 
+def test_a_package_file_of_the_same_size_is_compared_when_it_is_newer(tmp_path: Path) -> None:
+    packages = made_release(tmp_path)
+    (packages / "other-1.0.dist-info/RECORD").write_text(f"other.py,{release.sha256(packages / 'other.py')},4\n")
+    (packages / "other.py").write_text("fail")
+    assert list(release.packages(tmp_path)) == []
+    os.utime(packages / "other.py", (9e9, 9e9))
+    assert [found.what for found in release.packages(tmp_path)] == [
+        f"{packages}/other.py, of the package other, was changed by hand"
+    ]
+    (packages / "other.py").write_text("pass")
+    os.utime(packages / "other.py", (9e9, 9e9))
+    assert list(release.packages(tmp_path)) == []
+
+
 def test_what_is_wrong_with_the_platforms_tools_comes_with_its_repair(tmp_path: Path) -> None:
     live, version = tmp_path / "platform", tmp_path / "platform-releases/1"
     repair = f": rm -r {version} {live}; then site.yml installs the platform's tools again"

@@ -164,6 +164,14 @@ def test_data_that_is_gone_is_never_made_anew(given: argparse.Namespace) -> None
         (("mounts", "/etc/typesafe", None, "ext4 of x ro"), "umount /etc/typesafe"),
         (("mounts", "/home", None, "ext4 of x ro"), ""),
         (
+            ("attributes", "the access list of /etc/redis", None, "0" * 16),
+            "the access list of /etc/redis is new: removed",
+        ),
+        (
+            ("attributes", "the attribute immutable of /opt", None, "there"),
+            "the attribute immutable of /opt is new: removed",
+        ),
+        (
             ("units", "typesafe-api.service as a unit file", "enabled", "masked"),
             "systemctl unmask typesafe-api.service",
         ),

@@ -25,7 +25,7 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
     """Return what brings this host back to its recorded state, from the ground."""
     repair = Repair(given, before.get("texts", {}))
     verbs = {"files": repair.file, "release": repair.file, "mounts": repair.mount, "network": repair.network}
-    verbs |= {"units": repair.unit, "redis": repair.redis}
+    verbs |= {"units": repair.unit, "redis": repair.redis, "attributes": repair.attribute}
     now = look(given.app, given, list(compare.PARTS))
     for part, state in now.items():
         for name, was, is_now in compare.different(part, before, state):

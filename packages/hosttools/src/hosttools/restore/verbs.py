@@ -150,6 +150,15 @@ class Repair:
         else:
             self.left.append(compare.sentence("network", name, was, now))
 
+    def attribute(self, name: str, was: str | None, _: str | None) -> None:
+        """Plan the end of flags and access lists that a healthy file did not have."""
+        what, _, place = name.removeprefix("the ").partition(" of ")
+        if was is None and what == "access list":
+            self.steps[f"{name} is new: removed"] = lambda: os.removexattr(place, contents.ACCESS_LIST)
+        elif was is None:
+            flag = contents.FLAGS[what.removeprefix("attribute ")]
+            self.steps[f"{name} is new: removed"] = lambda: contents.change_flags(place, flag)
+
     def unit(self, name: str, was: str | None, now: str | None) -> None:
         """Plan what systemd knows of a unit."""
         unit, _, what = name.partition(" ")

@@ -20,6 +20,7 @@ SYSCTLS = "vm net/core net/ipv4 net/ipv6/conf/all net/ipv4/conf/all net/unix ker
 STEADY = re.compile(
     r"random/|/ns_last_pid|entropy|dentry|inode|file-nr|aio-nr|/tainted|cad_pid|sched_domain|pty/nr|_ctr|epoch"
 )
+STATES = ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", "linked", "static")
 UNITS = "systemd-journald dbus cron ssh systemd-logind"
 # Of a process, and of its control group.
 STATUS = "Uid Gid Groups CapEff NoNewPrivs Seccomp Cpus_allowed_list Mems_allowed_list"
@@ -51,7 +52,9 @@ def units(_: str, given: Any) -> State:
             found[key] = short(f"{found[key]} {steady}" if key in found else steady)
     for line in process.output("systemctl", "list-unit-files", "--plain", "--no-legend").splitlines():
         unit, state = [*line.split(), "", ""][:2]
-        if state in ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", "linked", "static"):
+        # systemd-run numbers what has no name.
+        named = state == "transient" and unit.endswith((".service", ".timer")) and not re.match(r"run-", unit)
+        if named or state in STATES:
             found[f"{unit} as a unit file"] = state
     return found
 
