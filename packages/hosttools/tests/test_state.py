@@ -131,8 +131,8 @@ def test_files_of_debians_packages_that_are_gone_or_written_later_are_told(
     shutil.rmtree(tmp_path / "lib/json")
     os.utime(tmp_path / "lib/hmac.py", (9e9, 9e9))
     assert told(before, {"debian files": contents.debian_files("", GIVEN)}) == [
-        f"{tmp_path}/lib/hmac.py is changed by hand, of Debian's package python3",
-        f"{tmp_path}/lib/json is gone, of Debian's package python3",
+        f"{tmp_path}/lib/hmac.py is changed by hand: apt-get install --reinstall python3",
+        f"{tmp_path}/lib/json is gone: apt-get install --reinstall python3",
     ]
 
 
@@ -396,8 +396,15 @@ def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None
     assert (found.layer, found.suspect, found.difference) == (findings.RIGHTS, True, True)
 
 
-def test_what_does_not_answer_in_time_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_answer_in_time_is_no_difference_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "systemctl did not end"))
     now = state.look("typesafe", GIVEN, ["units", "network", "manager"])
     assert now == dict.fromkeys(now, "TimeoutError: systemctl did not end")
     assert told({part: {"x": "y"} for part in now}, now) == []
+    state.write(tmp_path, {"manager": {}})
+    monkeypatch.setattr(state, "look", lambda *_: now)
+    said = state.differences(tmp_path, argparse.Namespace(app="typesafe"))
+    assert {found.severity for found in said} == {findings.NOTE}
+    assert "the part units cannot be compared with the healthy state: TimeoutError: systemctl did not" in said[0].what

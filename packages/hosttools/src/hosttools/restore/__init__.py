@@ -35,6 +35,8 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
                 repair.run("systemctl", "unset-environment", name.rpartition(" ")[2])
             elif part == "sysctls" and was and len(was) < LONGEST:
                 repair.run("sysctl", "--write", f"{name}={was}")
+            elif part == "processes" and name.startswith("/") and was and is_now:
+                repair.limit(name, was, is_now)
             elif part == "processes":
                 repair.units.add(name.partition(":")[0].rpartition("/")[2].removesuffix(".service"))
             elif what := compare.sentence(part, name, was, is_now):

@@ -51,7 +51,7 @@ def different(part: str, before: dict[str, Any], state: State | str) -> Iterator
         # What lies below a directory that is gone, or a link that leads elsewhere, follows from it.
         if old == new or name.startswith(tuple(roots)):
             continue
-        below = old and (new is None or "leads to" in old) if part in ("files", "release") else "gone," in (new or "")
+        below = old and (new is None or "leads to" in old) if part in ("files", "release") else "gone:" in (new or "")
         if below:
             roots.append(f"{name.rstrip('/')}/")
         yield name, old, new

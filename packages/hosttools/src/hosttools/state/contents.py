@@ -82,7 +82,7 @@ def all_files(app: str, _: Any) -> State:
 def attributes(app: str, _: Any) -> State:
     """Return what else than owner and mode decides about files: flags and access lists."""
     found: State = {}
-    places = f"{' '.join(CONTENT.values())} {RIGHTS_OF} {RELEASE} {RELEASE_RIGHTS} /var/lib/redis/** /var/log/redis/*"
+    places = f"{' '.join(CONTENT.values())} {RIGHTS_OF} /var/lib/redis/** /var/log/redis/*"
     for name in dict.fromkeys(expand(places, app)):
         with contextlib.suppress(OSError):  # none, or a file system that has none, or it has just gone
             found[f"the access list of {name}"] = digest(os.getxattr(name, ACCESS_LIST, follow_symlinks=False))
@@ -184,7 +184,8 @@ def debian_files(_: str, __: Any) -> State:
             seen = files.lstat(Path(name))
             if seen is None or (stat.S_ISREG(seen.st_mode) and seen.st_mtime > installed + 1):
                 what = "gone" if seen is None else "changed by hand"
-                found.setdefault(name, f"{what}, of Debian's package {listing.stem.partition(':')[0]}")
+                package = listing.stem.partition(":")[0]
+                found.setdefault(name, f"{what}: apt-get install --reinstall {package}")
     return found
 
 

@@ -24,6 +24,7 @@ STATES = ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", 
 UNITS = "systemd-journald dbus cron ssh systemd-logind"
 # Of a process, and of its control group.
 STATUS = "Uid Gid Groups CapEff NoNewPrivs Seccomp Cpus_allowed_list Mems_allowed_list"
+CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = "memory.max memory.high pids.max cpu.max cpu.weight cpuset.cpus cgroup.freeze"
 # Names that systemd or a start gives anew.
 OWN_VARIABLES = re.compile(
@@ -94,7 +95,7 @@ def processes(_: str, given: Any) -> State:
                 found[f"{unit}: the variable {name}"] = digest(value)
         for part in [Path(group), *Path(group).parents]:
             for name in LIMITS.split() if str(part) != "/" else ():
-                if value := files.read(Path("/sys/fs/cgroup") / str(part).lstrip("/") / name).strip():
+                if value := files.read(CGROUPS / str(part).lstrip("/") / name).strip():
                     found[f"{part}: {name}"] = value
     return found
 
