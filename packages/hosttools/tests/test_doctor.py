@@ -353,8 +353,18 @@ def test_a_worker_that_is_silent_for_a_second_is_no_failure(monkeypatch: pytest.
 def test_the_debug_mode_is_no_change_by_hand(tmp_path: Path) -> None:
     drop_in = tmp_path / "90-debug-mode.conf"
     drop_in.write_text("[Service]\nExecStart=celery --loglevel=debug\n")
-    (found,) = units.drop_ins("typesafe-celery", findings.WORKERS, [str(drop_in)])
+    (found,) = units.drop_in(str(drop_in), ["typesafe-celery"], findings.WORKERS)
     assert (found.severity, found.runbook) == (findings.NOTE, "debug-mode")
+
+
+def test_a_drop_in_of_several_units_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "10-all.conf").write_text("[Service]\nMemoryMax=20M\n")
+    shown = f"ActiveState=active\nDropInPaths={tmp_path}/10-all.conf"
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, f"{shown}\n\n{shown}" * (words[1] == "show")))
+    said = units.check({"redis-server": "RedisDown", "typesafe-api": "ApiDown"})
+    (found,) = [each for each in said if "not ours" in each.what]
+    assert found.what == f"{tmp_path}/10-all.conf, not ours, changes redis-server, typesafe-api: MemoryMax=20M"
+    assert found.layer == findings.REDIS
 
 
 def test_what_differs_is_a_finding_and_a_broken_record_is_one_too(tmp_path: Path) -> None:

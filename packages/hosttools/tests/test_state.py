@@ -139,7 +139,7 @@ def test_files_of_debians_packages_that_are_gone_or_written_later_are_told(
 def test_what_redis_and_all_units_run_with_explains_what_redis_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     slice_ = "/system.slice/system-redis\\x2dserver.slice: cgroup.freeze"
     before: dict[str, Any] = {"processes": {slice_: "0"}, "units": {}, "manager": {}}
-    now = {
+    now: dict[str, Any] = {
         "processes": {slice_: "1"},
         "units": {"redis-server@broker MemoryMax": "9"},
         "manager": {"systemd's DefaultLimitNOFILE": "9"},
@@ -407,4 +407,4 @@ def test_what_does_not_answer_in_time_is_no_difference_and_told(
     monkeypatch.setattr(state, "look", lambda *_: now)
     said = state.differences(tmp_path, argparse.Namespace(app="typesafe"))
     assert {found.severity for found in said} == {findings.NOTE}
-    assert "the part units cannot be compared with the healthy state: TimeoutError: systemctl did not" in said[0].what
+    assert "the part manager cannot be compared with the healthy state: TimeoutError: systemctl did not" in said[0].what

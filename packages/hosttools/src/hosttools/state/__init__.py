@@ -72,7 +72,7 @@ def differences(place: Path, given: Any) -> list[Finding]:
     """Return how this host differs from its recorded state, and what of it cannot be seen; nothing without a record."""
     before = recorded(place)
     now = look(given.app, given, list(compare.PARTS)) if before else {}
-    unseen = {part: why for part, why in now.items() if isinstance(why, str)}
+    unseen = {part: why for part, why in now.items() if part in before and isinstance(why, str)}
     what = "cannot be compared with the healthy state"
     notes = [Finding(NOTE, f"the part {part} {what}: {why}", "") for part, why in unseen.items()]
     return [*compare.compare(before, now, given.app), *notes]
