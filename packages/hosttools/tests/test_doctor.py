@@ -353,8 +353,18 @@ def test_a_worker_that_is_silent_for_a_second_is_no_failure(monkeypatch: pytest.
 def test_the_debug_mode_is_no_change_by_hand(tmp_path: Path) -> None:
     drop_in = tmp_path / "90-debug-mode.conf"
     drop_in.write_text("[Service]\nExecStart=celery --loglevel=debug\n")
-    (found,) = units.drop_ins("typesafe-celery", findings.WORKERS, [str(drop_in)])
+    (found,) = units.drop_in(str(drop_in), ["typesafe-celery"], findings.WORKERS)
     assert (found.severity, found.runbook) == (findings.NOTE, "debug-mode")
+
+
+def test_a_drop_in_of_several_units_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "10-all.conf").write_text("[Service]\nMemoryMax=20M\n")
+    shown = f"ActiveState=active\nDropInPaths={tmp_path}/10-all.conf"
+    monkeypatch.setattr(process, "run", lambda *words, **_: Result(0, f"{shown}\n\n{shown}" * (words[1] == "show")))
+    said = units.check({"redis-server": "RedisDown", "typesafe-api": "ApiDown"})
+    (found,) = [each for each in said if "not ours" in each.what]
+    assert found.what == f"{tmp_path}/10-all.conf, not ours, changes redis-server, typesafe-api: MemoryMax=20M"
+    assert found.layer == findings.REDIS
 
 
 def test_what_differs_is_a_finding_and_a_broken_record_is_one_too(tmp_path: Path) -> None:
@@ -697,6 +707,20 @@ def test_packages_that_are_not_whole_are_named(tmp_path: Path) -> None:
     (packages / "other-1.0.dist-info/RECORD").unlink()
     (packages / "other-1.0.dist-info").rmdir()
     assert f"the package other is missing in {packages}" in {found.what for found in release.packages(tmp_path)}
+
+
+def test_a_package_file_of_the_same_size_is_compared_when_it_is_newer(tmp_path: Path) -> None:
+    packages = made_release(tmp_path)
+    (packages / "other-1.0.dist-info/RECORD").write_text(f"other.py,{release.sha256(packages / 'other.py')},4\n")
+    (packages / "other.py").write_text("fail")
+    assert list(release.packages(tmp_path)) == []
+    os.utime(packages / "other.py", (9e9, 9e9))
+    assert [found.what for found in release.packages(tmp_path)] == [
+        f"{packages}/other.py, of the package other, was changed by hand"
+    ]
+    (packages / "other.py").write_text("pass")
+    os.utime(packages / "other.py", (9e9, 9e9))
+    assert list(release.packages(tmp_path)) == []
 
 
 def test_what_is_wrong_with_the_platforms_tools_comes_with_its_repair(tmp_path: Path) -> None:

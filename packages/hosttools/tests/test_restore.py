@@ -17,7 +17,7 @@ from hosttools import files, findings, process, restore, state
 from hosttools.process import Result
 from hosttools.redis_client import Redis, local
 from hosttools.restore import verbs
-from hosttools.state import compare, contents
+from hosttools.state import compare, contents, system
 
 
 @pytest.fixture
@@ -164,6 +164,14 @@ def test_data_that_is_gone_is_never_made_anew(given: argparse.Namespace) -> None
         (("mounts", "/etc/typesafe", None, "ext4 of x ro"), "umount /etc/typesafe"),
         (("mounts", "/home", None, "ext4 of x ro"), ""),
         (
+            ("attributes", "the access list of /etc/redis", None, "0" * 16),
+            "the access list of /etc/redis is new: removed",
+        ),
+        (
+            ("attributes", "the attribute immutable of /opt", None, "there"),
+            "the attribute immutable of /opt is new: removed",
+        ),
+        (
             ("units", "typesafe-api.service as a unit file", "enabled", "masked"),
             "systemctl unmask typesafe-api.service",
         ),
@@ -185,6 +193,21 @@ def test_each_kind_of_difference_has_its_verb_or_is_left(
     planned = restore.plan({part: {name: was} if was else {}}, given)
     assert [told.startswith(step) for told in planned.steps] == ([True] if step else [])
     assert len(planned.left) == (0 if step else 1)
+
+
+def test_a_control_group_gets_back_what_it_had(
+    given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "system.slice").mkdir()
+    frozen = tmp_path / "system.slice/cgroup.freeze"
+    frozen.write_text("1")
+    monkeypatch.setattr(system, "CGROUPS", tmp_path)
+    name = "/system.slice: cgroup.freeze"
+    monkeypatch.setattr(restore, "look", lambda *_: {"processes": {name: "1"}})
+    planned = restore.plan({"processes": {name: "0"}}, given)
+    assert list(planned.steps) == [f"{name} is 1 instead of 0: written"]
+    planned.steps[f"{name} is 1 instead of 0: written"]()
+    assert frozen.read_text() == "0"
 
 
 def test_a_mount_ends_before_what_it_hides_is_looked_at(

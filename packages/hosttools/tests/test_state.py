@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import glob
 import json
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -94,6 +98,55 @@ def test_files_that_come_and_go_are_no_difference(etc: Path) -> None:
     (etc / "data/aof").unlink()
     (etc / "typesafe-celery~debug-mode.conf").symlink_to("/run/x")
     assert told(before, {"files": contents.all_files("typesafe", GIVEN)}) == []
+
+
+def test_what_else_closes_a_file_is_told(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getxattr", lambda *_, **__: _raise(OSError()))
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: bytes(8))
+    before = {"attributes": contents.attributes("typesafe", GIVEN)}
+    monkeypatch.setattr(os, "getxattr", lambda name, *_, **__: b"x" if name.endswith("opened") else _raise(OSError()))
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: b"\x10" + bytes(7))
+    said = told(before, {"attributes": contents.attributes("typesafe", GIVEN)})
+    assert f"the access list of {etc}/opened is new" in said
+    assert f"the attribute immutable of {etc}/data is new" in said
+
+
+def _raise(error: OSError) -> Any:
+    raise error
+
+
+def test_files_of_debians_packages_that_are_gone_or_written_later_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lib/json").mkdir(parents=True)
+    names = ("lib/json", "lib/json/decoder.py", "lib/hmac.py", "lib/hmac.pyc", "lib/same.py", "share/doc")
+    for name in names[1:-1]:
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / "python3:amd64.list").write_text("".join(f"{tmp_path}/{name}\n" for name in names))
+    monkeypatch.setattr(contents, "INFO", tmp_path)
+    monkeypatch.setattr(contents, "PROGRAMS", re.compile(rf"{tmp_path}/lib"))
+    before = {"debian files": contents.debian_files("", GIVEN)}
+    assert before == {"debian files": {}}
+    shutil.rmtree(tmp_path / "lib/json")
+    os.utime(tmp_path / "lib/hmac.py", (9e9, 9e9))
+    assert told(before, {"debian files": contents.debian_files("", GIVEN)}) == [
+        f"{tmp_path}/lib/hmac.py is changed by hand: apt-get install --reinstall python3",
+        f"{tmp_path}/lib/json is gone: apt-get install --reinstall python3",
+    ]
+
+
+def test_what_redis_and_all_units_run_with_explains_what_redis_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    slice_ = "/system.slice/system-redis\\x2dserver.slice: cgroup.freeze"
+    before: dict[str, Any] = {"processes": {slice_: "0"}, "units": {}, "manager": {}}
+    now: dict[str, Any] = {
+        "processes": {slice_: "1"},
+        "units": {"redis-server@broker MemoryMax": "9"},
+        "manager": {"systemd's DefaultLimitNOFILE": "9"},
+    }
+    assert {found.layer for found in compare.compare(before, now, "typesafe")} == {findings.REDIS}
+    monkeypatch.setattr(process, "run", says(list_unit_files="cleanup.timer transient -\nrun-u7.service transient -"))
+    assert told({"units": {}}, {"units": system.units("typesafe", GIVEN)})[0].startswith("cleanup.timer as a unit file")
 
 
 def test_devices_are_compared() -> None:
@@ -214,9 +267,13 @@ def test_a_link_that_is_down_is_told_and_its_routes(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(process, "run", says(address=link("UP"), route="10.0.0.0/8 dev lo"))
     before = {"network": services.network("typesafe", GIVEN)}
-    monkeypatch.setattr(process, "run", says(address=link()))
+    blocked = (
+        "src 127.0.0.1/32 dst 127.0.0.1/32 proto tcp \n\tdir out action block priority 0 \nsrc 10.0.0.1/32 \n\tdir out"
+    )
+    monkeypatch.setattr(process, "run", says(address=link(), xfrm=blocked))
     assert told(before, {"network": services.network("typesafe", GIVEN)}) == [
         "the link lo is down, mtu 65536 instead of up, mtu 65536",
+        "the policy src 127.0.0.1/32 dst 127.0.0.1/32 proto tcp dir out action block priority 0 is new",
         "the route 10.0.0.0/8 dev lo is gone",
     ]
 
@@ -339,8 +396,15 @@ def test_a_key_of_another_kind_is_told(asked: tuple[RedisServer, Redis]) -> None
     assert (found.layer, found.suspect, found.difference) == (findings.RIGHTS, True, True)
 
 
-def test_what_does_not_answer_in_time_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_answer_in_time_is_no_difference_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "run", lambda *_, **__: Result(process.TIMED_OUT, "", "systemctl did not end"))
     now = state.look("typesafe", GIVEN, ["units", "network", "manager"])
     assert now == dict.fromkeys(now, "TimeoutError: systemctl did not end")
     assert told({part: {"x": "y"} for part in now}, now) == []
+    state.write(tmp_path, {"manager": {}})
+    monkeypatch.setattr(state, "look", lambda *_: now)
+    said = state.differences(tmp_path, argparse.Namespace(app="typesafe"))
+    assert {found.severity for found in said} == {findings.NOTE}
+    assert "the part manager cannot be compared with the healthy state: TimeoutError: systemctl did not" in said[0].what

@@ -1,5 +1,6 @@
 """The release, its settings and its secrets."""
 
+import base64
 import dataclasses
 import hashlib
 import pwd
@@ -133,14 +134,19 @@ def packages(live: Path, page: str = "failed-deploy") -> Iterator[Finding]:
             name, _, version = package.name.removesuffix(".dist-info").partition("-")
             name = re.sub(r"[-_.]+", "-", name).lower()
             installed[name] = version
+            record = files.lstat(package / "RECORD")
             for line in files.read(package / "RECORD").splitlines():
-                file, _, size = line.rsplit(",", 2) if line.count(",") > 1 else (line, "", "")
+                file, content, size = line.rsplit(",", 2) if line.count(",") > 1 else (line, "", "")
                 seen = files.lstat(place / file.strip('"'))
                 if seen is None and not file.endswith(".pyc"):
                     what = f"{place / file} is missing, of the package {name}"
                     yield Finding(CRITICAL, what, page, FILES, certain=True)
                     break
-                if seen is not None and size.isdigit() and seen.st_size != int(size):
+                if seen is None or not size.isdigit():
+                    continue
+                # pip writes the list last.
+                newer = record is not None and seen.st_mtime > record.st_mtime + 1
+                if seen.st_size != int(size) or (newer and sha256(place / file.strip('"')) != content):
                     what = f"{place / file}, of the package {name}, was changed by hand"
                     yield Finding(WARNING, what, page, FILES, suspect=True)
                     break
@@ -152,6 +158,12 @@ def packages(live: Path, page: str = "failed-deploy") -> Iterator[Finding]:
             elif here != version:
                 what = f"the package {name} in {place} is {here}, the lock names {version}"
                 yield Finding(WARNING, what, page, FILES, suspect=True)
+
+
+def sha256(file: Path) -> str:
+    """Return a file's digest as a list of a package's files has it."""
+    told = hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest()
+    return f"sha256={base64.urlsafe_b64encode(told).decode().rstrip('=')}"
 
 
 @apart

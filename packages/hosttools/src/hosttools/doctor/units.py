@@ -27,8 +27,15 @@ def check(wanted: dict[str, str]) -> Iterator[Finding]:
         what = f"systemd does not answer: {quote(asked.errors) or 'systemctl says nothing'}"
         yield Finding(CRITICAL, what, "", HOST)
         return
-    for (unit, runbook), properties in zip(wanted.items(), shown, strict=False):
-        yield from state(unit, runbook, dict(line.split("=", 1) for line in properties.splitlines() if "=" in line))
+    changed: dict[str, list[str]] = {}
+    for (unit, runbook), told in zip(wanted.items(), shown, strict=False):
+        properties = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+        yield from state(unit, runbook, properties)
+        for file in foreign(properties.get("DropInPaths", "").split()):
+            changed.setdefault(file, []).append(unit)
+    for file, names_here in changed.items():
+        layer = min(LAYERS.get(wanted[unit], LATER) for unit in names_here)
+        yield from drop_in(file, names_here, layer)
     if systemd.active("systemd-journald") in ("inactive", "failed"):
         yield Finding(CRITICAL, "systemd-journald does not run: nobody's logs are kept", "UnitRestartLoop", LATER)
     for line in process.run("systemctl", "list-units", "--failed", "--plain", "--no-legend").output.splitlines():
@@ -43,7 +50,6 @@ def state(unit: str, runbook: str, properties: dict[str, str]) -> Iterator[Findi
     active, result = properties.get("ActiveState", "unknown"), properties.get("Result", "")
     since = time.monotonic() - int(properties.get("StateChangeTimestampMonotonic") or 0) / 1e6
     restarts = int(properties.get("NRestarts") or 0)
-    yield from drop_ins(unit, layer, properties.get("DropInPaths", "").split())
     if properties.get("LoadState") == "masked":
         what = f"{unit} is masked, it cannot start{' again' if active == 'active' else ''}: systemctl unmask {unit}"
         yield Finding(CRITICAL, what, "drift", layer, certain=True)
@@ -84,15 +90,15 @@ def how(properties: dict[str, str]) -> str:
 
 
 @apart
-def drop_ins(unit: str, layer: int, paths: list[str]) -> Iterator[Finding]:
-    """Name what somebody has changed about a unit besides us and Debian."""
-    for file in foreign(paths):
-        if file.endswith("/90-debug-mode.conf"):
-            yield Finding(NOTE, f"{unit} is in debug mode, which ends by itself", "debug-mode")
-            continue
-        lines = [line for line in files.read(file).splitlines() if "=" in line and not line.startswith(("#", ";"))]
-        what = f"{file}, not ours, changes {unit}: {quote(', '.join(lines[:4]))}"
-        yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
+def drop_in(file: str, units: list[str], layer: int) -> Iterator[Finding]:
+    """Name what somebody has changed about units besides us and Debian."""
+    changes = ", ".join(units)
+    if file.endswith("/90-debug-mode.conf"):
+        yield Finding(NOTE, f"{changes} is in debug mode, which ends by itself", "debug-mode")
+        return
+    lines = [line for line in files.read(file).splitlines() if "=" in line and not line.startswith(("#", ";"))]
+    what = f"{file}, not ours, changes {changes}: {quote(', '.join(lines[:4]))}"
+    yield Finding(WARNING, what, "drift", min(layer, FILES), suspect=True)
 
 
 def foreign(paths: list[str]) -> list[str]:

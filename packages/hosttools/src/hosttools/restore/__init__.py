@@ -25,7 +25,7 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
     """Return what brings this host back to its recorded state, from the ground."""
     repair = Repair(given, before.get("texts", {}))
     verbs = {"files": repair.file, "release": repair.file, "mounts": repair.mount, "network": repair.network}
-    verbs |= {"units": repair.unit, "redis": repair.redis}
+    verbs |= {"units": repair.unit, "redis": repair.redis, "attributes": repair.attribute}
     now = look(given.app, given, list(compare.PARTS))
     for part, state in now.items():
         for name, was, is_now in compare.different(part, before, state):
@@ -35,6 +35,8 @@ def plan(before: dict[str, Any], given: Any) -> Repair:
                 repair.run("systemctl", "unset-environment", name.rpartition(" ")[2])
             elif part == "sysctls" and was and len(was) < LONGEST:
                 repair.run("sysctl", "--write", f"{name}={was}")
+            elif part == "processes" and name.startswith("/") and was and is_now:
+                repair.limit(name, was, is_now)
             elif part == "processes":
                 repair.units.add(name.partition(":")[0].rpartition("/")[2].removesuffix(".service"))
             elif what := compare.sentence(part, name, was, is_now):

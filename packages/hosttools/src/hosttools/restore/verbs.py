@@ -150,6 +150,24 @@ class Repair:
         else:
             self.left.append(compare.sentence("network", name, was, now))
 
+    def limit(self, name: str, was: str, now: str) -> None:
+        """Plan what a control group had: a service that is frozen or starved cannot even end."""
+        group, _, limit = name.partition(": ")
+        told = compare.sentence("processes", name, was, now)
+        self.steps[f"{told}: written"] = lambda: (system.CGROUPS / group.lstrip("/") / limit).write_text(was)
+        self.units.add(group.rpartition("/")[2].removesuffix(".service"))
+
+    def attribute(self, name: str, was: str | None, now: str | None) -> None:
+        """Plan the end of flags and access lists that a healthy file did not have."""
+        what, _, place = name.removeprefix("the ").partition(" of ")
+        if was is not None:
+            self.left.append(compare.sentence("attributes", name, was, now))
+        elif what == "access list":
+            self.steps[f"{name} is new: removed"] = lambda: os.removexattr(place, contents.ACCESS_LIST)
+        else:
+            flag = contents.FLAGS[what.removeprefix("attribute ")]
+            self.steps[f"{name} is new: removed"] = lambda: contents.change_flags(place, flag)
+
     def unit(self, name: str, was: str | None, now: str | None) -> None:
         """Plan what systemd knows of a unit."""
         unit, _, what = name.partition(" ")

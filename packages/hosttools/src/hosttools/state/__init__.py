@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hosttools.findings import Finding, tell
+from hosttools.findings import NOTE, Finding, tell
 from hosttools.state import compare, contents
 from hosttools.state.values import ENTRIES, State, digest
 
@@ -69,9 +69,13 @@ def write(place: Path, now: dict[str, State | str]) -> None:
 
 
 def differences(place: Path, given: Any) -> list[Finding]:
-    """Return how this host differs from its recorded state; nothing where there is no record."""
+    """Return how this host differs from its recorded state, and what of it cannot be seen; nothing without a record."""
     before = recorded(place)
-    return list(compare.compare(before, look(given.app, given, list(compare.PARTS)), given.app)) if before else []
+    now = look(given.app, given, list(compare.PARTS)) if before else {}
+    unseen = {part: why for part, why in now.items() if part in before and isinstance(why, str)}
+    what = "cannot be compared with the healthy state"
+    notes = [Finding(NOTE, f"the part {part} {what}: {why}", "") for part, why in unseen.items()]
+    return [*compare.compare(before, now, given.app), *notes]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def compare(before: dict[str, Any], now: dict[str, State | str], app: str) -> It
         _, severity, layer = PARTS[part]
         told = []
         for name, was, is_now in different(part, before, state):
-            at = layer_of(name, app) if part == "files" else _layer(part, name, layer)
+            at = _layer(part, name, layer, app)
             told += [(at, what)] if (what := sentence(part, name, was, is_now)) else []
         more = [(LATER, f"{len(told) - NAMED} more of the {part} differ from the healthy state")]
         for at, what in sorted(told, key=lambda pair: pair[0])[:NAMED] + (more if len(told) > NAMED else []):
@@ -51,14 +51,23 @@ def different(part: str, before: dict[str, Any], state: State | str) -> Iterator
         # What lies below a directory that is gone, or a link that leads elsewhere, follows from it.
         if old == new or name.startswith(tuple(roots)):
             continue
-        if part in ("files", "release") and old and (new is None or "leads to" in old):
+        below = old and (new is None or "leads to" in old) if part in ("files", "release") else "gone:" in (new or "")
+        if below:
             roots.append(f"{name.rstrip('/')}/")
         yield name, old, new
 
 
-def _layer(part: str, name: str, layer: int) -> int:
+def _layer(part: str, name: str, layer: int, app: str) -> int:
+    if part == "files":
+        return layer_of(name, app)
+    if part == "attributes":
+        return layer_of(name.partition(" of ")[2], app)
+    if part == "debian files":
+        return FILES if "/python3" in name else HOST
     # A kind of key stops who uses it, not the server.
-    return RIGHTS if part == "redis" and re.search(": the (?:key|user) ", name) else layer
+    if part == "redis" and re.search(": the (?:key|user) ", name):
+        return RIGHTS
+    return REDIS if part in ("units", "processes") and re.search(r"redis(?:-|\\x2d)se", name) else layer
 
 
 def layer_of(name: str, app: str) -> int:
@@ -81,6 +90,8 @@ def sentence(part: str, name: str, before: str | None, now: str | None) -> str:
         # Other keys come and go.
         told = f"{name} is {'gone' if now is None else f'a {now}'} instead of a {before}: every use of it fails"
         return told if before is not None and (now is not None or persists) else ""
+    if part == "debian files":
+        return f"{name} is {now}" if now else ""
     if "packages" in part:
         place, _, name = name.rpartition("/")
         venv = f"in the {place or 'release'}'s venv the package"
@@ -137,8 +148,10 @@ PARTS: dict[str, tuple[Callable[[str, Any], State], int, int]] = {
     "redis": (services.redis, WARNING, REDIS),
     "files": (contents.all_files, WARNING, FILES),
     "release": (contents.release, WARNING, FILES),
+    "attributes": (contents.attributes, WARNING, FILES),
+    "debian files": (contents.debian_files, WARNING, FILES),
     "packages": (contents.packages, WARNING, FILES),
-    "manager": (system.manager, WARNING, FILES),
+    "manager": (system.manager, WARNING, REDIS),
     "units": (system.units, WARNING, FILES),
     "processes": (system.processes, WARNING, FILES),
     # What other differences have an effect on goes after them.

@@ -1,10 +1,12 @@
 """Files: content, owner, mode and kind; the release's and Debian's packages."""
 
 import contextlib
+import fcntl
 import glob
 import grp
 import os
 import pwd
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +16,16 @@ from hosttools import files, process
 from hosttools.findings import FILES, LATER, NETWORK, REDIS
 from hosttools.state.values import ENTRIES, State, digest
 
+# Of linux/fs.h.
+GET_FLAGS, SET_FLAGS, FLAGS = 0x80086601, 0x40086602, {"immutable": 0x10, "append-only": 0x20}
+ACCESS_LIST = "system.posix_acl_access"
 # Files whose content is ours or decides what our programs do, by the layer of what they can explain.
 CONTENT = {
     NETWORK: "/etc/nftables*.conf /etc/systemd/system/platform-firewall.service* /etc/hosts /etc/resolv.conf"
     " /etc/nsswitch.conf /etc/gai.conf /etc/host.conf /etc/hostname",
     REDIS: "/etc/redis/redis*.conf /etc/redis/*tls/* /etc/systemd/system/redis-se*",
     FILES: "/etc/{app}/** /etc/{app}-flower/** /etc/systemd/system/{app}-* /etc/supervisor/** /etc/ld.so.preload"
-    " /etc/environment /etc/passwd /etc/group /etc/security/** /etc/pam.d/** /etc/ssl/openssl.cnf",
+    " /etc/environment /etc/passwd /etc/group /etc/security/** /etc/pam.d/** /etc/ssl/openssl.cnf /etc/python3*/*",
     LATER: "/etc/systemd/*.conf.d/* /etc/systemd/*.conf /etc/logrotate.d/* /etc/ssh/** /etc/sysctl.d/* /etc/sysctl.conf"
     " /etc/modprobe.d/* /etc/tmpfiles.d/* /etc/apt/apt.conf.d/* /etc/profile.d/* /etc/sudoers /etc/sudoers.d/*"
     " /etc/cron*/** /etc/prometheus/** /etc/prometheus-*/** /etc/default/prometheus* /etc/systemd/system/*.d/*"
@@ -72,6 +77,31 @@ def all_files(app: str, _: Any) -> State:
         owners = {_owner(entry.path) for entry in os.scandir(name) if entry.is_file(follow_symlinks=False)}
         found[f"{name}*"] = ", ".join(sorted(filter(None, owners)))
     return found
+
+
+def attributes(app: str, _: Any) -> State:
+    """Return what else than owner and mode decides about files: flags and access lists."""
+    found: State = {}
+    places = f"{' '.join(CONTENT.values())} {RIGHTS_OF} /var/lib/redis/** /var/log/redis/*"
+    for name in dict.fromkeys(expand(places, app)):
+        with contextlib.suppress(OSError):  # none, or a file system that has none, or it has just gone
+            found[f"the access list of {name}"] = digest(os.getxattr(name, ACCESS_LIST, follow_symlinks=False))
+        with contextlib.suppress(OSError):
+            flags = change_flags(name) if _kind(name) in ("file", "directory") else 0
+            found |= {f"the attribute {word} of {name}": "there" for word, bit in FLAGS.items() if flags & bit}
+    return found
+
+
+def change_flags(name: str, without: int = 0) -> int:
+    """Return a file's flags; take some away."""
+    opened = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(opened, GET_FLAGS, bytes(8)), "little")
+        if without:
+            fcntl.ioctl(opened, SET_FLAGS, (flags & ~without).to_bytes(8, "little"))
+        return flags
+    finally:
+        os.close(opened)
 
 
 def release(app: str, _: Any) -> State:
@@ -137,6 +167,25 @@ def packages(app: str, _: Any) -> State:
             found[f"{where}/{name}".removeprefix("backend/")] = (
                 f"{version} ({digest(files.read(place / 'RECORD').strip())})"
             )
+    return found
+
+
+# Where programs of Debian's packages and what they load lie; the interpreter writes its own caches there.
+INFO = Path("/var/lib/dpkg/info")
+PROGRAMS = re.compile(r"/(?:usr/)?(?:s?bin|lib\w*)/(?!.*(?:/__pycache__|\.pyc$))")
+
+
+def debian_files(_: str, __: Any) -> State:
+    """Return the files of Debian's packages that are gone, or newer than their package: what dpkg writes is older."""
+    found: State = {}
+    for listing in sorted(INFO.glob("*.list")):
+        installed = listing.stat().st_mtime
+        for name in filter(PROGRAMS.match, files.read(listing).splitlines()):
+            seen = files.lstat(Path(name))
+            if seen is None or (stat.S_ISREG(seen.st_mode) and seen.st_mtime > installed + 1):
+                what = "gone" if seen is None else "changed by hand"
+                package = listing.stem.partition(":")[0]
+                found.setdefault(name, f"{what}: apt-get install --reinstall {package}")
     return found
 
 

@@ -35,6 +35,8 @@ def network(_: str, __: Any) -> State:
             if line.strip() and not re.search(r"table local|local |broadcast |linkdown|veth|docker|podman", line):
                 kept = re.sub(r" (?:expires|metric) \S+| linkdown| proto \w+", "", line)
                 found[f"the {command[0]} {' '.join(kept.split())}"] = "there"
+    blocks = re.split(r"\n(?=\S)", process.output("ip", "xfrm", "policy"))
+    found |= {f"the policy {short(' '.join(each.split()))}": "there" for each in blocks if "action block" in each}
     for words in map(str.split, process.output("tc", "qdisc", "show").splitlines()):
         if "dev" in words and not words[words.index("dev") + 1].startswith("veth"):
             found[f"the queue of {words[words.index('dev') + 1]}, {words[1]}"] = "there"

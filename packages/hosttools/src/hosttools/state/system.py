@@ -20,9 +20,11 @@ SYSCTLS = "vm net/core net/ipv4 net/ipv6/conf/all net/ipv4/conf/all net/unix ker
 STEADY = re.compile(
     r"random/|/ns_last_pid|entropy|dentry|inode|file-nr|aio-nr|/tainted|cad_pid|sched_domain|pty/nr|_ctr|epoch"
 )
+STATES = ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", "linked", "static")
 UNITS = "systemd-journald dbus cron ssh systemd-logind"
 # Of a process, and of its control group.
 STATUS = "Uid Gid Groups CapEff NoNewPrivs Seccomp Cpus_allowed_list Mems_allowed_list"
+CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = "memory.max memory.high pids.max cpu.max cpu.weight cpuset.cpus cgroup.freeze"
 # Names that systemd or a start gives anew.
 OWN_VARIABLES = re.compile(
@@ -51,7 +53,9 @@ def units(_: str, given: Any) -> State:
             found[key] = short(f"{found[key]} {steady}" if key in found else steady)
     for line in process.output("systemctl", "list-unit-files", "--plain", "--no-legend").splitlines():
         unit, state = [*line.split(), "", ""][:2]
-        if state in ("enabled", "disabled", "masked", "enabled-runtime", "masked-runtime", "linked", "static"):
+        # systemd-run numbers what has no name.
+        named = state == "transient" and unit.endswith((".service", ".timer")) and not re.match(r"run-", unit)
+        if named or state in STATES:
             found[f"{unit} as a unit file"] = state
     return found
 
@@ -91,7 +95,7 @@ def processes(_: str, given: Any) -> State:
                 found[f"{unit}: the variable {name}"] = digest(value)
         for part in [Path(group), *Path(group).parents]:
             for name in LIMITS.split() if str(part) != "/" else ():
-                if value := files.read(Path("/sys/fs/cgroup") / str(part).lstrip("/") / name).strip():
+                if value := files.read(CGROUPS / str(part).lstrip("/") / name).strip():
                     found[f"{part}: {name}"] = value
     return found
 
