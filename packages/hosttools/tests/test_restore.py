@@ -195,6 +195,19 @@ def test_each_kind_of_difference_has_its_verb_or_is_left(
     assert len(planned.left) == (0 if step else 1)
 
 
+def test_a_redis_whose_file_is_written_anew_starts_anew(
+    given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given.redis = ["main=6379", "broker=6380"]
+    name = "/etc/redis/redis-broker.conf"
+    before = {"files": {name: "root:redis 0640 file a"}}
+    monkeypatch.setattr(restore, "look", lambda *_: {"files": {name: "root:redis 0640 file b"}})
+    monkeypatch.setattr(verbs.Repair, "servers", lambda _: None)
+    planned = restore.plan(before, given)
+    assert "redis" in planned.roles
+    assert planned.units == {"redis-server@broker"}
+
+
 def test_a_control_group_gets_back_what_it_had(
     given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

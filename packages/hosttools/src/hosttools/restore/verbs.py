@@ -96,6 +96,9 @@ class Repair:
         places = {f"/etc/{self.given.app}": "secrets", "/etc/redis": "redis", f"/opt/{self.given.app}": "release"}
         role = next((role for place, role in places.items() if name.startswith(place)), "")
         self.roles |= {role} - {""}
+        # The server reads its file when it starts.
+        servers = [Instance(pair.partition("=")[0]) for pair in self.given.redis]
+        self.units |= {server.unit for server in servers if str(server.config) == name}
         self.left += [] if role else [told]
 
     def aside(self, place: Path, put: Callable[[Path, Path], object] = shutil.move) -> None:

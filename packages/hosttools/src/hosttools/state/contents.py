@@ -25,7 +25,7 @@ CONTENT = {
     " /etc/nsswitch.conf /etc/gai.conf /etc/host.conf /etc/hostname",
     REDIS: "/etc/redis/redis*.conf /etc/redis/*tls/* /etc/systemd/system/redis-se*",
     FILES: "/etc/{app}/** /etc/{app}-flower/** /etc/systemd/system/{app}-* /etc/supervisor/** /etc/ld.so.preload"
-    " /etc/environment /etc/passwd /etc/group /etc/security/** /etc/pam.d/** /etc/ssl/openssl.cnf /etc/python3*/*",
+    " /etc/environment /etc/passwd /etc/group /etc/security/** /etc/pam.d/** /etc/ssl/openssl.cnf",
     LATER: "/etc/systemd/*.conf.d/* /etc/systemd/*.conf /etc/logrotate.d/* /etc/ssh/** /etc/sysctl.d/* /etc/sysctl.conf"
     " /etc/modprobe.d/* /etc/tmpfiles.d/* /etc/apt/apt.conf.d/* /etc/profile.d/* /etc/sudoers /etc/sudoers.d/*"
     " /etc/cron*/** /etc/prometheus/** /etc/prometheus-*/** /etc/default/prometheus* /etc/systemd/system/*.d/*"
@@ -172,7 +172,7 @@ def packages(app: str, _: Any) -> State:
 
 # Where programs of Debian's packages and what they load lie; the interpreter writes its own caches there.
 INFO = Path("/var/lib/dpkg/info")
-PROGRAMS = re.compile(r"/(?:usr/)?(?:s?bin|lib\w*)/(?!.*(?:/__pycache__|\.pyc$))")
+PROGRAMS = re.compile(r"/(?:(?:usr/)?(?:s?bin|lib\w*)|etc/python3[^/]*)/(?!.*(?:/__pycache__|\.pyc$))")
 
 
 def debian_files(_: str, __: Any) -> State:
@@ -185,7 +185,9 @@ def debian_files(_: str, __: Any) -> State:
             if seen is None or (stat.S_ISREG(seen.st_mode) and seen.st_mtime > installed + 1):
                 what = "gone" if seen is None else "changed by hand"
                 package = listing.stem.partition(":")[0]
-                found.setdefault(name, f"{what}: apt-get install --reinstall {package}")
+                # A reinstallation leaves what is under /etc.
+                remedy = f"of {package}" if name.startswith("/etc/") else f"apt-get install --reinstall {package}"
+                found.setdefault(name, f"{what}: {remedy}")
     return found
 
 
