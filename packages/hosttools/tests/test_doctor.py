@@ -136,6 +136,15 @@ def test_hosts_that_differ_are_told() -> None:
     assert "not the same as on a" in found[0]["what"]
 
 
+def test_a_file_that_was_changed_goes_before_the_setting_in_it_that_differs() -> None:
+    def says(value: str) -> dict[str, Any]:
+        return {"severity": 0, "what": "", "runbook": "", "facts": {"the setting ENVIRONMENT": value}}
+
+    changed = finding(2, "backend.env was changed by hand", findings.FILES, difference=True)
+    usual = [examined(name, says("production")) for name in ("a", "b")]
+    assert told(*usual, examined("c", changed, says("test")))[0] == changed["what"]
+
+
 def test_a_silent_host_goes_before_all() -> None:
     silent = {"inventory_hostname": "b", "doctor_examined": {"unreachable": True, "msg": "No route to host"}}
     sentences = filters.doctor_sentences(

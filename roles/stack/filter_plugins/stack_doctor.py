@@ -180,6 +180,8 @@ def _differences(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "runbook": "drift",
                     "layer": FILES,
                     "suspect": True,
+                    # The host's own difference from its healthy state says where it comes from: that one goes first.
+                    "difference": True,
                 }
                 for host, value in values.items()
                 if value != usual
