@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -97,3 +97,8 @@ def not_ended(url: str, key: str, ends: Mapping[str, frozenset[str]]) -> dict[st
                 del left[task_id]
             time.sleep(1 / QUESTIONS)
     return left
+
+
+def not_successful(url: str, key: str, ids: Iterable[str]) -> dict[str, str]:
+    """Return what the API answers about each task that it does not call SUCCESS."""
+    return not_ended(url, key, dict.fromkeys(ids, frozenset({"SUCCESS"})))
