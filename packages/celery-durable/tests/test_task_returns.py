@@ -193,3 +193,12 @@ def test_what_follows_a_task_is_sent_when_redis_is_back(stack: Stack, pool: str,
         stack.result(task_id)
     wait_for(stack.nothing_waits)
     assert Counter(stack.events("start")) == {"part": 3, "last": 2}
+
+
+def test_what_redis_rejects_for_good_is_not_sent_again_and_again(stack: Stack) -> None:
+    stack.start_worker("-c", "2")
+    stack.redis.client(0).set("other", "no list")
+    first = f"recorded.si('first', '{stack.ledger}', 0)"
+    (last,) = stack.send(f"({first} | recorded.si('last', '{stack.ledger}', 0).set(queue='other')).delay().parent")
+    assert "Redis rejects what follows the task" in str(stack.result(last, "FAILURE"))
+    assert stack.events("start") == ["first"]

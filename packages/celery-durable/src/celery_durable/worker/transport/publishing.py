@@ -2,14 +2,17 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import redis
+from celery.app.amqp import _callback_publish_retry
 from kombu.transport import redis as kombu_redis
 
 from celery_durable import keys, scripts, signing
-from celery_durable.connection import Connection, SslConnection, limits
+from celery_durable.connection import Connection, SslConnection, is_outage, limits
 from celery_durable.options import Options, options_of
 from celery_durable.redelivery import REDELIVERIES
 from celery_durable.scripts import run
@@ -48,6 +51,22 @@ class PublishingChannel(kombu_redis.Channel):
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         return {**super()._connparams(asynchronous), **limits(self._options)}
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Use a connection.
+
+        Raises:
+            RuntimeError: Redis rejects for good what follows a task. kombu would make an OperationalError of it, which
+                is tried again until it passes (``worker/trace.py``).
+        """
+        try:
+            with super().conn_or_acquire(client) as connection:
+                yield connection
+        except redis.ResponseError as error:
+            if not _callback_publish_retry.get() or is_outage(error):
+                raise
+            raise RuntimeError(f"Redis rejects what follows the task: {error}") from error
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Write down the bindings of tasks' queues alone.
