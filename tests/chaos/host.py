@@ -93,8 +93,10 @@ class Host:
         """Start a Celery client with an operator's rights (tests/chaos/probe/client.py); it ends with its input."""
         code = (PROJECT / "tests/chaos/probe/client.py").read_text()
         client = ("env", "CELERY_CLIENT_PROFILE=web", "typesafe-admin", "--as=operator", "--run", "venv/bin/python")
+        # Not by nsenter: it stops when the host's shutdown stops its child, and then lets neither child nor host go.
+        enter = (PROJECT / "scripts/podman.sh", "exec", "--interactive", self.name)
         return subprocess.Popen(
-            [*self._inside("--all", *client, "-c", code, "app.agents.worker")],
+            [*enter, *client, "-c", code, "app.agents.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
