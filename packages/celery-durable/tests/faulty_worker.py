@@ -198,6 +198,21 @@ def ends_early(self: Task[Any, Any], how: str, ledger: str) -> str:
 
 
 @celery_app.task(bind=True)
+def sending(self: Task[Any, Any], how: str, ledger: str, seconds: float) -> None:
+    """Work for a while, then send: itself once more as a retry, or another task."""
+    with Path(ledger).open("a") as file:
+        print("start", how, file=file, flush=True)
+    if self.request.retries:
+        return
+    time.sleep(seconds)
+    with Path(ledger).open("a") as file:
+        print("end", how, file=file, flush=True)
+    if how == "retry":
+        raise self.retry(countdown=0)
+    recorded.delay("other", ledger, 0)
+
+
+@celery_app.task(bind=True)
 def rejecting_once(self: Task[Any, Any], ledger: str) -> None:
     """Put the message back when it comes for the first time."""
     with Path(ledger).open("a") as file:

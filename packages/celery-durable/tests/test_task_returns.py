@@ -195,10 +195,35 @@ def test_what_follows_a_task_is_sent_when_redis_is_back(stack: Stack, pool: str,
     assert Counter(stack.events("start")) == {"part": 3, "last": 2}
 
 
+@pytest.mark.parametrize("outage", ["full", "gone"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_what_a_task_sends_is_sent_when_redis_is_back(stack: Stack, pool: str, outage: str) -> None:
+    if pool == "asyncio":
+        stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
+    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
+    ends = stack.send(*[f"sending.delay('{how}', '{stack.ledger}', 2)" for how in ("retry", "delay")])
+    wait_for(lambda: len(stack.events("start")) == 2)
+    broker = stack.redis.client(0)
+    if outage == "full":
+        broker.config_set("maxmemory", "1mb")
+    else:
+        stack.redis.stop()
+    wait_for(lambda: len(stack.events("end")) == 2)
+    time.sleep(4)
+    if outage == "full":
+        broker.config_set("maxmemory", "0")
+    else:
+        stack.redis.start()
+    for task_id in ends:
+        stack.result(task_id)
+    wait_for(stack.nothing_waits)
+    assert Counter(stack.events("start")) == {"retry": 2, "delay": 1, "other": 1}
+
+
 def test_what_redis_rejects_for_good_is_not_sent_again_and_again(stack: Stack) -> None:
     stack.start_worker("-c", "2")
     stack.redis.client(0).set("other", "no list")
     first = f"recorded.si('first', '{stack.ledger}', 0)"
     (last,) = stack.send(f"({first} | recorded.si('last', '{stack.ledger}', 0).set(queue='other')).delay().parent")
-    assert "Redis rejects what follows the task" in str(stack.result(last, "FAILURE"))
+    assert "Redis rejects what the task sends" in str(stack.result(last, "FAILURE"))
     assert stack.events("start") == ["first"]

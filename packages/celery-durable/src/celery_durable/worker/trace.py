@@ -20,7 +20,8 @@ from celery_durable.masking import mask
 
 logger = logging.getLogger(__name__)
 
-# How often it is tried to send what follows a task, most often a second apart: the hard limit comes before.
+# How often it is tried to send what a task sends or what follows it, most often a second apart: the hard limit comes
+# before.
 PUBLISH_RETRIES = 1_000_000
 # Seconds between two looks at a claim, which ends within 25 s by Celery's defaults.
 CLAIM_INTERVAL = 0.5
@@ -34,6 +35,7 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         logger.info("Task %s has succeeded already: it does not run again", task_id, extra={"task_id": task_id})
         return 0, "None", 0.0
     run = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
+    sending = _callback_publish_retry.set(True)
     try:
         ended = run(name, task_id, message, *args, **options)
     except Exception as error:
@@ -42,6 +44,8 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         if portable is error:
             raise
         raise portable from error
+    finally:
+        _callback_publish_retry.reset(sending)
     if ended[0] and isinstance(wrapper := ended[1].exception, ExceptionWithTraceback):
         wrapper.exc = _portable(wrapper.exc)
         ended[1].type = type(wrapper.exc)
@@ -50,12 +54,15 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
 
 @signals.before_task_publish.connect
 def _wait_for_the_broker(retry_policy: dict[str, Any] | None = None, **_: Any) -> None:
-    """Send a link, a chord's callback or the next of a chain however long the broker is down.
+    """Send what a task sends, its retry, links, a chord's callback or a chain's next, however long the broker is away.
 
-    The task in front of it is done. Celery tries for less than a second, then stores that the task failed and drops the
-    rest of the chain, or ends the chord with an error.
+    Celery tries for less than a second to send what follows a task, then stores that the task failed and drops the rest
+    of the chain. A retry, or what the task sends, fails at once where Redis answers that it is full. Who gives a number
+    of attempts of their own has these.
     """
-    if retry_policy is not None and _callback_publish_retry.get() and hasattr(current_app, "durable_options"):
+    if retry_policy is None or not _callback_publish_retry.get() or not hasattr(current_app, "durable_options"):
+        return
+    if retry_policy.get("max_retries") is None:
         retry_policy["max_retries"] = PUBLISH_RETRIES
 
 

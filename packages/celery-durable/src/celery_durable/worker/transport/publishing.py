@@ -57,8 +57,8 @@ class PublishingChannel(kombu_redis.Channel):
         """Use a connection.
 
         Raises:
-            RuntimeError: Redis rejects for good what follows a task. kombu would make an OperationalError of it, which
-                is tried again until it passes (``worker/trace.py``).
+            RuntimeError: Redis rejects for good what a task sends. kombu would make an OperationalError of it, which is
+                tried again until it passes (``worker/trace.py``).
         """
         try:
             with super().conn_or_acquire(client) as connection:
@@ -66,7 +66,7 @@ class PublishingChannel(kombu_redis.Channel):
         except redis.ResponseError as error:
             if not _callback_publish_retry.get() or is_outage(error):
                 raise
-            raise RuntimeError(f"Redis rejects what follows the task: {error}") from error
+            raise RuntimeError(f"Redis rejects what the task sends: {error}") from error
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Write down the bindings of tasks' queues alone.
