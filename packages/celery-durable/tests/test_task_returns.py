@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from celery.backends.redis import CHORD_CLAIM_EXTEND_LUA  # type: ignore[attr-defined]
 
 from app.agents.worker import celery_app
 from celery_durable import signing
@@ -16,6 +17,7 @@ from celery_durable.queue_names import DEFAULT_QUEUE
 from celery_durable.redelivery import MAX_REDELIVERIES, REDELIVERIES
 from celery_durable.testing import wait_for
 from celery_durable.worker.runtime import Runtime
+from durable_console.known_scripts import known
 from tests.support import Stack
 
 pytestmark = pytest.mark.integration
@@ -218,6 +220,37 @@ def test_what_a_task_sends_is_sent_when_redis_is_back(stack: Stack, pool: str, o
         stack.result(task_id)
     wait_for(stack.nothing_waits)
     assert Counter(stack.events("start")) == {"retry": 2, "delay": 1, "other": 1}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_a_chord_survives_a_restart_of_redis(stack: Stack, pool: str) -> None:
+    """After its start Redis has no scripts for a while, and a service may load none."""
+    if pool == "asyncio":
+        stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
+    stack.redis.stop()
+    stack.redis.settings["user"] = "worker on >secret ~* &* +@all -script|load"
+    stack.redis.start()
+    for script in known().values():
+        stack.redis.client(0).script_load(script)
+    of_worker = {"CELERY_BROKER_URL": 0, "CELERY_RESULT_BACKEND": 1}
+    stack.env |= {
+        name: stack.redis.url(db).replace(f"//:{stack.redis.password}", "//worker:secret")
+        for name, db in of_worker.items()
+    }
+    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
+    part, last = (f"recorded.si('{name}', '{stack.ledger}', {seconds})" for name, seconds in (("part", 2), ("last", 0)))
+    (end,) = stack.send(f"chord([{part}, {part}])({last})")
+    wait_for(lambda: len(stack.events("start")) == 2)
+    stack.redis.stop()
+    stack.redis.start()
+    wait_for(lambda: len(stack.events("end")) == 2)
+    # They come one after the other.
+    for script in sorted(known().values(), key=CHORD_CLAIM_EXTEND_LUA.__eq__):
+        if script == CHORD_CLAIM_EXTEND_LUA:
+            time.sleep(2)
+        stack.redis.client(0).script_load(script)
+    stack.result(end)
+    assert Counter(stack.events("start")) == {"part": 2, "last": 1}
 
 
 def test_what_redis_rejects_for_good_is_not_sent_again_and_again(stack: Stack) -> None:

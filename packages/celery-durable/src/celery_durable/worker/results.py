@@ -5,6 +5,7 @@ A run's start and its success take one round trip each; Celery reads what is sto
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -24,6 +25,7 @@ from celery_durable.connection import (
 )
 from celery_durable.masking import mask_all
 from celery_durable.options import options_of
+from celery_durable.worker.chords import ChordClient, patience
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,21 @@ class ResultStore(RedisBackend):
             return super().on_task_call(producer, task_id)
         except RuntimeError as error:
             raise OperationalError("The Redis with the results does not answer.") from error
+
+    def on_chord_part_return(self, *args: Any, **kwargs: Any) -> None:
+        """Count a part of a chord; the process or thread of a task waits for Redis, the main process does not."""
+        if self.max_retries != float("inf"):
+            super().on_chord_part_return(*args, **kwargs)
+            return
+        usual, self.client = self.client, self._chord_client
+        try:
+            super().on_chord_part_return(*args, **kwargs)
+        finally:
+            self.client = usual
+
+    @cached_property
+    def _chord_client(self) -> ChordClient:
+        return ChordClient(connection_pool=self._get_pool(**self.connparams, retry=patience()))
 
     def prepare_exception(self, *args: Any, **kwargs: Any) -> Any:
         """Make an error fit for storage. A client of a provider may have put its key into the message."""
