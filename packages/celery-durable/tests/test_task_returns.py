@@ -253,6 +253,29 @@ def test_a_chord_survives_a_restart_of_redis(stack: Stack, pool: str) -> None:
     assert Counter(stack.events("start")) == {"part": 2, "last": 1}
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_what_is_sent_while_redis_hangs_is_sent_once(stack: Stack, pool: str) -> None:
+    """What it did not answer in time it executes when it goes on, beside what was sent once more."""
+    if pool == "asyncio":
+        stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
+    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
+    part, last = (f"recorded.si('{name}', '{stack.ledger}', 1)" for name in ("part", "last"))
+    sending = f"sending.delay('delay', '{stack.ledger}', 1)"
+    calls = [f"({part} | {last}).delay()"] * 2 + [sending] * 2
+    # Each process has sent something before: it hangs in that, and not when it connects.
+    for times in (1, 2):
+        ends = stack.send(*calls)
+        wait_for(lambda: len(stack.events("start")) >= (4 if times == 1 else 12))  # noqa: B023 - called at once
+        if times == 2:
+            stack.redis.hang()
+            time.sleep(12)
+            stack.redis.program.process.send_signal(signal.SIGCONT)
+        for task_id in ends:
+            stack.result(task_id)
+        wait_for(stack.nothing_waits)
+    assert Counter(stack.events("start")) == {"part": 4, "last": 4, "delay": 4, "other": 4}
+
+
 def test_what_redis_rejects_for_good_is_not_sent_again_and_again(stack: Stack) -> None:
     stack.start_worker("-c", "2")
     stack.redis.client(0).set("other", "no list")

@@ -30,6 +30,7 @@ def _read(name: str) -> str:
 
 
 ENQUEUE = _read("enqueue")
+ENQUEUE_ONCE = _read("enqueue_once")
 ENQUEUE_BATCH = _read("enqueue_batch")
 ENQUEUE_AGAIN = _read("enqueue_again")
 TAKE = _read("take")

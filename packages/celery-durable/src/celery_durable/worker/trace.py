@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 from billiard.einfo import ExceptionWithTraceback
-from celery import current_app, signals
+from celery import current_app
 from celery.app.amqp import _callback_publish_retry
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
@@ -20,9 +20,6 @@ from celery_durable.masking import mask
 
 logger = logging.getLogger(__name__)
 
-# How often it is tried to send what a task sends or what follows it, most often a second apart: the hard limit comes
-# before.
-PUBLISH_RETRIES = 1_000_000
 # Seconds between two looks at a claim, which ends within 25 s by Celery's defaults.
 CLAIM_INTERVAL = 0.5
 
@@ -50,20 +47,6 @@ def trace(name: str, task_id: str, message: dict[str, Any], *args: Any, **option
         wrapper.exc = _portable(wrapper.exc)
         ended[1].type = type(wrapper.exc)
     return ended
-
-
-@signals.before_task_publish.connect
-def _wait_for_the_broker(retry_policy: dict[str, Any] | None = None, **_: Any) -> None:
-    """Send what a task sends, its retry, links, a chord's callback or a chain's next, however long the broker is away.
-
-    Celery tries for less than a second to send what follows a task, then stores that the task failed and drops the rest
-    of the chain. A retry, or what the task sends, fails at once where Redis answers that it is full. Who gives a number
-    of attempts of their own has these.
-    """
-    if retry_policy is None or not _callback_publish_retry.get() or not hasattr(current_app, "durable_options"):
-        return
-    if retry_policy.get("max_retries") is None:
-        retry_policy["max_retries"] = PUBLISH_RETRIES
 
 
 def _portable(error: Exception) -> Exception:

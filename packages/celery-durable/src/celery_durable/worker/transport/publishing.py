@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import redis
+from celery import current_app, signals
 from celery.app.amqp import _callback_publish_retry
 from kombu.transport import redis as kombu_redis
 
@@ -24,11 +26,33 @@ logger = logging.getLogger(__name__)
 
 # Queues of answers to questions, and of events.
 NO_TASKS, EVENTS = ".pidbox", "celeryev"
+# How often it is tried to send what a task sends or what follows it, most often a second apart: the hard limit comes
+# before.
+PUBLISH_RETRIES = 1_000_000
+
+# What was tried to be sent, while a task sends something: queue -> body and entry.
+_tried: ContextVar[dict[str, tuple[Any, str]] | None] = ContextVar("tried", default=None)
 
 
 @cache
 def _warn_of_priorities(task: str) -> None:
     logger.warning("priority= of %s changes nothing: give urgent tasks a queue and a pool of their own", task)
+
+
+@signals.before_task_publish.connect
+def _wait_for_the_broker(retry_policy: dict[str, Any] | None = None, **_: Any) -> None:
+    """Send what a task sends, its retry, links, a chord's callback or a chain's next, however long the broker is away.
+
+    Celery tries for less than a second to send what follows a task, then stores that the task failed and drops the rest
+    of the chain. A retry, or what the task sends, fails at once where Redis answers that it is full. Who gives a number
+    of attempts of their own has these.
+    """
+    if retry_policy is None or not _callback_publish_retry.get() or not hasattr(current_app, "durable_options"):
+        _tried.set(None)
+        return
+    _tried.set({})
+    if retry_policy.get("max_retries") is None:
+        retry_policy["max_retries"] = PUBLISH_RETRIES
 
 
 class PublishingChannel(kombu_redis.Channel):
@@ -116,6 +140,25 @@ class PublishingChannel(kombu_redis.Channel):
             message["headers"].setdefault(MADE, time.time())
         if message["properties"].get("priority"):
             _warn_of_priorities(message["headers"].get("task", ""))
+        tried, body = _tried.get(), message["body"]
+        if tried and tried.get(queue, ("", ""))[0] == body:
+            self._put_once(queue, tried[queue][1], task_id)
+            return
         entry = signing.new_entry(self._options, queue, message)
+        if tried is not None:
+            tried[queue] = body, entry
         with self.conn_or_acquire() as client:
             run(client, scripts.ENQUEUE, 2, queue, keys.ACCEPTED, entry, task_id)
+
+    def _put_once(self, queue: str, entry: str, task_id: str) -> None:
+        """Publish what may be there already: Redis hung or was cut off, and executed it when it came back.
+
+        Where it is done already, the worker that takes it sees that.
+        """
+        message = signing.parse(entry.encode())
+        assert message  # noqa: S101 - our own
+        message["properties"]["doubtful"] = True
+        doubtful = signing.changed(self._options, queue, message)
+        places = (queue, keys.ACCEPTED, keys.deferred_list(queue), keys.LEASES)
+        with self.conn_or_acquire() as client:
+            run(client, scripts.ENQUEUE_ONCE, len(places), *places, doubtful, task_id, entry)
