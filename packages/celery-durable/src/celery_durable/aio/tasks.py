@@ -31,6 +31,8 @@ async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 async def send(task: Any, *args: Any, **options: Any) -> Any:
     """Send a task or signature and return its AsyncResult, when the broker has it.
 
+    A task waits for a broker that is away; who gives a ``retry_policy`` waits as long as that says.
+
     Args:
         task: a task, or a signature like a chord.
         args: of the task.
