@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celery_durable.testing import wait_for
-from tests.chaos.host import PROJECT, ChaosError, Host, podman
+from tests.chaos.host import BEAT, PROJECT, ChaosError, Host, podman
 
 # Seconds from the end of a fault until the next task must start.
 RECOVERY_LIMIT = 15.0
@@ -136,6 +136,22 @@ def _restart_api(host: Host) -> str:
     if new in {0, pid}:
         raise ChaosError("the API's main process is the same")
     return f"main process {pid}, then {new}"
+
+
+def _kill_beat(host: Host) -> str:
+    pid = host.main_pid(BEAT)
+    host.run(f"kill -KILL {pid}")
+    return str(pid)
+
+
+def _another_beat_sends(host: Host, old: str) -> str:
+    began = time.monotonic()
+    new = wait_for(
+        lambda: next((e["pid"] for e in host.ledger() if e["event"] == "sent" and e["pid"] != int(old)), 0),
+        "a run that another beat sends",
+        RECOVERY_LIMIT,
+    )
+    return f"main process {old}, then {new}, which sent after {time.monotonic() - began:.0f} s"
 
 
 # Redis
@@ -386,6 +402,14 @@ FAULTS = (
         _new_worker,
         over_at_once=True,
         replaces_worker=True,
+        quick=True,
+    ),
+    Fault(
+        "beat killed",
+        "The next one sends as soon as the lease is over, and nothing twice.",
+        _kill_beat,
+        _another_beat_sends,
+        over_at_once=True,
         quick=True,
     ),
     Fault("API restarted", "No request is refused.", _restart_api, over_at_once=True, quick=True),

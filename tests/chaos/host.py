@@ -15,6 +15,7 @@ from celery_durable.testing import wait_for
 PROJECT = Path(__file__).parents[2]
 LEDGER = "/var/lib/chaos/ledger/ledger.jsonl"
 API_KEY = "/etc/typesafe/secrets/api/BACKEND_API_KEY"
+BEAT = "typesafe-beat"
 REDIS_CONFIGS = {6379: "/etc/redis/redis.conf", 6380: "/etc/redis/redis-broker.conf"}
 
 # Process 1 of each host, as this machine numbers it.

@@ -121,6 +121,13 @@ class OtherKinds:
                 client.kill()
 
 
+def ticks(events: list[dict[str, Any]]) -> list[Sent]:
+    """Return what beat has sent: the runs that the broker has are accepted."""
+    accepted = {event["id"] for event in events if event["event"] == "sent"}
+    runs = [event["id"] for event in events if event["event"] == "planned"]
+    return [Sent("tick", [task_id], [task_id] if task_id in accepted else []) for task_id in runs]
+
+
 def ran_although_revoked(sent: list[Sent], events: list[dict[str, Any]]) -> set[str]:
     """Return the tasks that were started after a worker had confirmed that they are revoked."""
     confirmed = {task_id: each.confirmed for each in sent if each.confirmed for task_id in each.ids}

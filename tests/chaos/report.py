@@ -12,7 +12,7 @@ from tests.chaos.faults import FAULTS, RECOVERY_LIMIT
 from tests.chaos.host import PROJECT, Host, command
 from tests.chaos.kinds import CYCLE, LEAD, PERIOD
 from tests.chaos.probe.client import COUNTDOWN, REVOKED_COUNTDOWN
-from tests.chaos.probe.sitecustomize import SECONDS
+from tests.chaos.probe.sitecustomize import SECONDS, TICK_SECONDS
 from tests.chaos.row import LONGEST_STALL, Pace, Result
 
 HEAD = """# What becomes of accepted tasks when something breaks
@@ -28,6 +28,7 @@ Beside them a plain Celery client sends {cycle} tasks at once, {lead} s before t
 the recovery: a chord of two parts with its callback, a chain of two links, a task that rejects its message once, two
 with a rate limit, one with a countdown of {countdown} s, and one that is revoked while its countdown of {revoked} s
 runs. Each does {seconds} s of work. The client repeats nothing: a task is accepted when it was sent without an error.
+Celery beat sends one each {tick:.0f} s.
 
 ## Hosts
 
@@ -42,12 +43,14 @@ playbook had ended. Where the fault ends the worker, a task of the new one count
 
 ## How to read the tables
 
-- **Accepted**: answered with 202, or sent by the Celery client: those of other kinds in brackets. **Lost**: accepted,
+- **Accepted**: answered with 202, or sent by the Celery client or beat: those in brackets. **Lost**: accepted,
   but without SUCCESS or without an end in the ledger {drain:.0f} s after the load. What is revoked ends as REVOKED.
   Where no worker confirmed it, because none listened or Redis did not answer, it may end either way.
 - A row is also broken by a revoked task that starts after a worker's confirmation, and by a callback or link that
   starts before the work in front of it is done. A chord without its callback is lost. Where the end of the append-only
   file is cut off, one chord, chain or task of the Celery client may be lost: it repeats nothing.
+- A row is broken by two runs that beat sends within half of their interval, too, and where it sends none for
+  {stall:.0f} s on top of the fault's length. What Redis forgets of its last run is sent once more.
 - **Twice**: tasks that were started more than once; the last column says why. A task whose process died must run again.
 - **At once**: started while the process of an earlier run still lived and had not ended it. **For nothing**: started
   again although it had been done. Both must be 0, the second except where the fault makes Redis forget. **Twice** must
@@ -101,6 +104,7 @@ def write(path: Path, hosts: list[Host], results: list[Result], pace: Pace, drai
             countdown=COUNTDOWN,
             revoked=REVOKED_COUNTDOWN,
             seconds=SECONDS,
+            tick=TICK_SECONDS,
             hosts=table(
                 ("Supervision", "Pool", "Versions"),
                 ((host.supervision, host.pool, host.versions()) for host in hosts),

@@ -11,9 +11,10 @@ from typing import Any
 
 from celery_durable.testing import wait_for
 from tests.chaos.faults import Fault
-from tests.chaos.host import ChaosError, Host
-from tests.chaos.kinds import LEAD, SUCCESS, OtherKinds, Sent, began_too_early, ran_although_revoked
+from tests.chaos.host import BEAT, ChaosError, Host
+from tests.chaos.kinds import LEAD, SUCCESS, OtherKinds, Sent, began_too_early, ran_although_revoked, ticks
 from tests.chaos.load import Load, not_ended
+from tests.chaos.probe.sitecustomize import TICK_SECONDS
 
 # Seconds that a row waits for the first task after the fault before it gives up on it.
 LONGEST_RECOVERY = 120.0
@@ -57,6 +58,8 @@ class Result:
     ran_revoked: int = 0
     early: int = 0  # tasks of a canvas that began before those in front of them were done
     strays: int = 0
+    ticks: int = 0  # what beat has sent
+    beat_stall: float = 0
     stall: float = 0
     recovery: float | None = None
     refused: int = 0
@@ -83,6 +86,7 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
     fault.prepare(host)
     try:
         host.forget_ledger()
+        host.run(f"systemctl start {BEAT}")
         with OtherKinds(host) as others, Load(host.url, host.api_key, pace.rate, host.task) as load:
             # This long the load lasts; there is nothing to wait for.
             time.sleep(pace.before - LEAD)
@@ -95,6 +99,8 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
             others.end()
             if result.recovery is not None:
                 time.sleep(pace.after)
+        host.run(f"systemctl stop {BEAT}")
+        others.sent += ticks(host.ledger())
         ends = dict.fromkeys(load.accepted, frozenset({SUCCESS})) | others.ends()
         unfinished = _drain(host, ends)
         _judge(host, fault, load, others.sent, unfinished, result=result, slack=pace.slack)
@@ -102,6 +108,7 @@ def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
             result.problems.append("Flower does not answer.")
     finally:
         fault.cleanup(host)
+        host.run(f"systemctl stop {BEAT}", check=False)
 
 
 def _inject(host: Host, fault: Fault, result: Result) -> float:
@@ -174,6 +181,7 @@ def _judge(
     slack: float,
 ) -> None:
     events = host.ledger()
+    judge_beat(fault, load, events, result, slack)
     result.others = sum(len(sent.accepted) for sent in others)
     result.accepted = len(load.accepted) + result.others
     judge_other_kinds(fault, others, events, unfinished, result)
@@ -213,6 +221,20 @@ def _judge(
         problems.append(f"The recovery took {result.recovery:.1f} s, more than {limit:.0f} s.")
 
 
+def judge_beat(fault: Fault, load: Load, events: list[dict[str, Any]], result: Result, slack: float) -> None:
+    """Judge when beat has sent: each run once, however often it was started anew, and none for long after the fault."""
+    planned = sorted(event["time"] for event in events if event["event"] == "planned")
+    result.ticks = len(planned)
+    gaps = [later - earlier for earlier, later in pairwise(planned)]
+    # What Redis forgot of the last run is sent once more.
+    if gaps and min(gaps) < TICK_SECONDS / 2 and not fault.forgets:
+        result.problems.append(f"Beat sent two runs within {min(gaps):.1f} s.")
+    during = [time for time in planned if load.began <= time <= load.ended]
+    result.beat_stall = max(later - earlier for earlier, later in pairwise([load.began, *during, load.ended]))
+    if result.beat_stall > fault.hold + slack * LONGEST_STALL:
+        result.problems.append(f"Beat sent nothing for {result.beat_stall:.0f} s.")
+
+
 def judge_other_kinds(
     fault: Fault, others: list[Sent], events: list[dict[str, Any]], unfinished: dict[str, str], result: Result
 ) -> None:
@@ -239,7 +261,7 @@ def count_repeats(events: list[dict[str, Any]], fault: Fault, result: Result) ->
     """Say of each further start of a task why it came."""
     by_task = defaultdict(list)
     for event in events:
-        if event["event"] != "done":
+        if event["event"] in ("start", "end"):
             by_task[event["id"]].append(event)
     reasons: dict[str, int] = defaultdict(int)
     for history in by_task.values():

@@ -9,14 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.kinds import REVOKED, SUCCESS, Sent, began_too_early, ran_although_revoked
+from tests.chaos.kinds import REVOKED, SUCCESS, Sent, began_too_early, ran_although_revoked, ticks
+from tests.chaos.load import Load
 from tests.chaos.probe import sitecustomize as probe
-from tests.chaos.row import Result, count_repeats, judge_other_kinds
+from tests.chaos.row import Result, count_repeats, judge_beat, judge_other_kinds
 
 SOME_FAULT = FAULTS[0]
 AGENT = SimpleNamespace(name="example_agent_task")
@@ -112,6 +113,28 @@ def test_one_message_of_a_client_may_be_lost_where_the_fault_cuts_it_off_and_now
     ):
         judge_other_kinds(fault, others, [], unfinished, Result("host", "fault"))
         assert unfinished.keys() == left
+
+
+@pytest.mark.parametrize(
+    ("planned", "forgets", "problem"),
+    [
+        ([1, 3, 5, 7, 9], False, ""),
+        ([1, 3, 3.5, 5.5, 9], False, "Beat sent two runs within 0.5 s."),
+        ([1, 3, 3.5, 5.5, 9], True, ""),
+        ([1, 3], False, "Beat sent nothing for 97 s."),
+        ([], False, "Beat sent nothing for 100 s."),
+    ],
+)
+def test_beat_sends_each_run_once_and_goes_on(planned: list[float], forgets: bool, problem: str) -> None:
+    result, load = Result("host", "fault"), SimpleNamespace(began=0.0, ended=10.0 if len(planned) > 2 else 100.0)
+    events = [event("planned", f"{at}", at) for at in planned]
+    judge_beat(replace(SOME_FAULT, forgets=forgets), cast("Load", load), events, result, slack=1)
+    assert result.problems == ([problem] if problem else [])
+
+
+def test_a_run_of_beat_is_accepted_when_the_broker_has_it() -> None:
+    events = [event(kind, task_id, 1) for kind, task_id in (("planned", "a"), ("sent", "a"), ("planned", "b"))]
+    assert [(each.ids, each.accepted) for each in ticks(events)] == [(["a"], ["a"]), (["b"], [])]
 
 
 def test_the_probe_sees_whether_the_first_run_still_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Runs inside the worker under test: one line in the ledger when a task starts and when it ends.
+"""Runs inside worker and beat under test: one line in the ledger when a task starts and ends, and when beat sends.
 
 Python imports this module at its start because PYTHONPATH names its folder. The ledger lies outside Redis, so that it
 knows what a faulted Redis may have forgotten. Each event is one write to a file opened for appending: lines of several
@@ -18,6 +18,8 @@ SHORTER = 5
 # Of the tasks that it adds to those of the application: seconds of work, and the rate of those with a limit.
 SECONDS = 0.7
 RATE_LIMIT = "20/m"
+# What beat sends, and seconds between two runs of it.
+TICK, TICK_SECONDS = "chaos.tick", 2.0
 LEDGER = Path("/var/lib/chaos/ledger/ledger.jsonl")
 
 
@@ -92,6 +94,21 @@ def _add_task(body: Any, name: str, **options: Any) -> None:
     task(body if "CELERY_CUSTOM_WORKER_POOL" in os.environ else function)
 
 
+def tick(sender: Any, **_: Any) -> None:
+    """Give beat its schedule."""
+    sender.scheduler.update_from_dict({TICK: {"task": TICK, "schedule": TICK_SECONDS}})
+
+
+def planned(headers: Any, **_: Any) -> None:
+    """Write that beat is about to send a run."""
+    _write("planned", headers["id"])
+
+
+def sent(headers: Any, **_: Any) -> None:
+    """Write that the broker has it."""
+    _write("sent", headers["id"])
+
+
 # Other Python programs of the unit import nothing more.
 if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
     from celery import shared_task, signals
@@ -105,3 +122,10 @@ if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
     _add_task(work, "chaos.work")
     _add_task(rejecting, "chaos.rejecting")
     _add_task(work, "chaos.limited", rate_limit=RATE_LIMIT)
+    _add_task(work, TICK)
+elif "beat" in sys.argv:
+    from celery import signals
+
+    signals.beat_init.connect(tick, weak=False)
+    signals.before_task_publish.connect(planned, weak=False)
+    signals.after_task_publish.connect(sent, weak=False)
