@@ -92,9 +92,11 @@ class TestEnqueue:
         assert "'number': 999" in entries[0]["headers"]["argsrepr"]
 
     def test_each_is_logged_by_its_id(self, api: Api) -> None:
-        ids = batch(api, {}, {}).json()["task_ids"]
-        lines = [line for line in api.program.log_lines() if line.get("task_id") in ids]
-        assert [line["task_id"] for line in lines if line["message"] == "Task accepted"] == ids
+        ids = batch(api, *[{}] * 14, **{"X-Request-ID": "logged"}).json()["task_ids"]
+        lines = [line for line in api.program.log_lines() if set(line.get("task_ids", "").split()) & {*ids}]
+        assert [line["message"] for line in lines] == ["6 tasks accepted", "6 tasks accepted", "2 tasks accepted"]
+        assert [task_id for line in lines for task_id in line["task_ids"].split()] == ids
+        assert {line["request_id"] for line in lines} == {"logged"}
 
     def test_one_round_trip(self, api: Api, redis: RedisServer) -> None:
         before = calls(redis)

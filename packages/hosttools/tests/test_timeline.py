@@ -103,9 +103,12 @@ def test_lines_of_the_task_and_of_its_request_are_found_and_no_others(journal: J
     journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=TASK, request_id="r.1"), 1)
     journal.add("typesafe-celery", text("celery_worker", "Task started", 1, task_id=OTHER, request_id="r.1"), 1)
     journal.add("typesafe-celery", text("celery_worker", "ready.", 1), 1)
+    journal.add("typesafe-api", text("api", "2 tasks accepted", 2, task_ids=f"{OTHER} {TASK}", request_id="r.1"), 2)
+    journal.add("typesafe-api", text("api", "1 tasks accepted", 2, task_ids=OTHER, request_id="r.1"), 2)
     assert [(line.unit, line.message) for line in read(tmp_path)] == [
         ("typesafe-api", "Task accepted"),
         ("typesafe-celery", "Task started"),
+        ("typesafe-api", "2 tasks accepted"),
         ("typesafe-api", ACCESS),
     ]
 

@@ -13,7 +13,7 @@ from celery import current_task
 from celery_durable.masking import mask
 
 # Attributes of a record (``extra``) that tell what it is about.
-FIELDS = ("task_id", "task_name", "request_id", "queue")
+FIELDS = ("task_id", "task_ids", "task_name", "request_id", "queue")
 # Characters that are kept of a field.
 LONGEST_FIELD = 255
 # Of each exception of a chain: where it was raised, and the last way there through the application.
@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
     def context(self, record: logging.LogRecord) -> dict[str, Any]:
         """Find what a record is about: named by the record, else the running task."""
         given = record.__dict__
-        if "task_id" in given:
+        if "task_id" in given or "task_ids" in given:
             return {name: given.get(name) for name in FIELDS}
         if isinstance(celery_data := given.get("data"), dict):  # set by Celery in the worker's main process
             return {"task_id": celery_data.get("id"), "task_name": celery_data.get("name")}

@@ -71,7 +71,7 @@ def belongs(text: str, task: str, requests: Iterable[str]) -> bool:
         return ANSWERED_POLL.search(text.replace('\\"', '"')) is None
     try:
         entry = json.loads(text)
-        return entry.get("request_id") in requests and "task_id" not in entry
+        return entry.get("request_id") in requests and not {"task_id", "task_ids"} & entry.keys()
     except (ValueError, AttributeError):
         return False
 
