@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from hosttools import web
+from celery_durable import probe
+from hosttools import process, web
+from hosttools.doctor import api
+from hosttools.process import Result
 
 
 def test_programs_on_hosts_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,4 +28,25 @@ def test_programs_on_hosts_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing listens
         monkeypatch.delenv("no_proxy", raising=False)
         assert importlib.reload(web).ask(f"http://127.0.0.1:{server.server_port}/") == (200, "")
+        server.shutdown()
+
+
+def test_an_application_that_redirects_http_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Django does with SECURE_SSL_REDIRECT, where its server does not say that TLS ends before it."""
+
+    class OnlyOverTls(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["X-Forwarded-Proto"] == "https" else 301)
+            self.send_header("Location", "https://shop.example.com/")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(process, "run", lambda *_, **__: Result(0, "active"))
+    with HTTPServer(("127.0.0.1", 0), OnlyOverTls) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert list(api.check(url, "", 60, "shop", ("/", "/", ""))) == []
+        assert probe.http(str(server.server_port), "/") is None
         server.shutdown()

@@ -32,7 +32,8 @@ def http(port: str, path: str) -> str | None:
 
     try:
         with socket.create_connection(("127.0.0.1", int(port)), TIMEOUT) as connection:
-            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            # What redirects HTTP to HTTPS answers as it does behind a balancer that ends TLS.
+            connection.sendall(f"GET {path} HTTP/1.0\r\nX-Forwarded-Proto: https\r\n\r\n".encode())
             status = connection.recv(64).decode("latin-1").split("\r\n")[0]
     except OSError as error:
         return f"Port {port} does not answer: {error}."

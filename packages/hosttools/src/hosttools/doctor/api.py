@@ -13,6 +13,8 @@ from hosttools.findings import CRITICAL, FILES, LATER, QUEUES, UNITS, WARNING, W
 WAITING, OLD_TASK, LONG_QUEUE, STUCK_MARGIN = 30, 120, 100, 60  # seconds, seconds, tasks, seconds
 # What says that the API lives, is ready, and that workers answer.
 PATHS = ("/health", "/health/ready", "/health/celery")
+# What redirects HTTP to HTTPS answers as it does behind a balancer that ends TLS.
+HEADERS = {"X-Forwarded-Proto": "https"}
 
 
 def check(url: str, key_file: str, hard_limit: int, app: str, paths: Sequence[str] = PATHS) -> Iterator[Finding]:
@@ -27,7 +29,7 @@ def check(url: str, key_file: str, hard_limit: int, app: str, paths: Sequence[st
     """
     alive_path, ready_path, workers_path = paths
     keys = files.keys(key_file) if key_file else []
-    headers = {"X-API-Key": keys[0]} if keys else {}
+    headers = {**HEADERS, "X-API-Key": keys[0]} if keys else HEADERS
     if key_file and not keys:
         yield Finding(CRITICAL, f"the API has no key ({key_file})", "ApiDown", FILES)
     # Its socket would start it, and nobody would see that it was stopped.
