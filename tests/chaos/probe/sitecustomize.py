@@ -110,7 +110,8 @@ def sent(headers: Any, **_: Any) -> None:
 
 
 # Other Python programs of the unit import nothing more.
-if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
+PROGRAM = sys.argv[1:] if Path(sys.argv[0]).name in ("celery", "celery-durable") else []
+if "worker" in PROGRAM:
     from celery import shared_task, signals
     from celery.exceptions import Reject
 
@@ -123,7 +124,7 @@ if "worker" in sys.argv and Path(sys.argv[0]).name == "celery":
     _add_task(rejecting, "chaos.rejecting")
     _add_task(work, "chaos.limited", rate_limit=RATE_LIMIT)
     _add_task(work, TICK)
-elif "beat" in sys.argv:
+elif "beat" in PROGRAM:
     from celery import signals
 
     signals.beat_init.connect(tick, weak=False)
