@@ -93,11 +93,12 @@ class Host:
     def start_client(self) -> subprocess.Popen[str]:
         """Start a Celery client with an operator's rights (tests/chaos/probe/client.py); it ends with its input."""
         code = (PROJECT / "tests/chaos/probe/client.py").read_text()
-        client = ("env", "CELERY_CLIENT_PROFILE=web", "typesafe-admin", "--as=operator", "--run", "venv/bin/python")
-        # Not by nsenter: it stops when the host's shutdown stops its child, and then lets neither child nor host go.
-        enter = (PROJECT / "scripts/podman.sh", "exec", "--interactive", self.name)
+        # A unit of its own, without nsenter and runuser in front of it: these stop when a shutdown stops their child, then
+        # let neither child nor host go.
+        enter = (PROJECT / "scripts/podman.sh", "exec", "--interactive", self.name, "systemd-run", "--quiet", "--pipe")
+        client = ("typesafe-admin", "--as=operator", "--run", "venv/bin/python", "-c", code, "app.agents.worker")
         return subprocess.Popen(
-            [*enter, *client, "-c", code, "app.agents.worker"],
+            [*enter, "--wait", "--collect", "--setenv=CELERY_CLIENT_PROFILE=web", *client],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
