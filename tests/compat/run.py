@@ -17,6 +17,7 @@ import sys
 import tempfile
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -140,7 +141,10 @@ def known_scripts() -> dict[str, str]:
 def outcomes(
     directory: Path, name: str, environment: dict[str, str], tests: list[str], *options: str
 ) -> dict[str, str]:
-    """Run these files or tests; return passed, failed or skipped for each test. What fails runs once more, alone."""
+    """Run these files or tests; return passed, failed or skipped for each test. What fails runs once more, file by file.
+
+    A test that has failed keeps its results, and so the subscriptions to them, which tests of other files count.
+    """
     report = directory / f"{name}.xml"
     command = [
         sys.executable,
@@ -154,10 +158,11 @@ def outcomes(
         f"--override-ini=cache_dir={directory}/{name}",
     ]
     found: dict[str, str] = {}
-    for again in ([], ["--last-failed", "--last-failed-no-failures=none"]):
+
+    def run(some: list[str]) -> None:
         with (directory / f"{name}.log").open("a") as log:
             subprocess.run(
-                [*command, *options, *again, *tests],
+                [*command, *options, *some],
                 cwd=directory,
                 env={**os.environ, **environment},
                 stdout=log,
@@ -168,6 +173,11 @@ def outcomes(
             state = "failed" if states & {"failure", "error"} else "skipped" if "skipped" in states else "passed"
             module, _, group = str(case.get("classname")).removeprefix("t.integration.").partition(".")
             found["::".join(filter(None, (f"t/integration/{module}.py", group, case.get("name"))))] = state
+
+    run(tests)
+    failed = sorted(test for test, state in found.items() if state == "failed")
+    for _, of_file in groupby(failed, key=lambda test: test.partition("::")[0]):
+        run([*of_file])
     return found
 
 
