@@ -93,8 +93,7 @@ class Host:
     def start_client(self) -> subprocess.Popen[str]:
         """Start a Celery client with an operator's rights (tests/chaos/probe/client.py); it ends with its input."""
         code = (PROJECT / "tests/chaos/probe/client.py").read_text()
-        # A unit of its own: nsenter and runuser stop when a host's shutdown stops their child, and let neither child nor
-        # host go.
+        # A unit of its own: nsenter and runuser stop when a host's shutdown stops their child, and hold both.
         enter = (PROJECT / "scripts/podman.sh", "exec", "--interactive", self.name, "systemd-run", "--quiet", "--pipe")
         client = ("typesafe-admin", "--as=operator", "--run", "venv/bin/python", "-c", code, "app.agents.worker")
         return subprocess.Popen(

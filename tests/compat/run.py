@@ -141,7 +141,7 @@ def known_scripts() -> dict[str, str]:
 def outcomes(
     directory: Path, name: str, environment: dict[str, str], tests: list[str], *options: str
 ) -> dict[str, str]:
-    """Run these files or tests; return passed, failed or skipped for each test. What fails runs once more, file by file.
+    """Run these files or tests; return passed, failed or skipped for each test. What fails runs again, file by file.
 
     A test that has failed keeps its results, and so the subscriptions to them, which tests of other files count.
     """
