@@ -83,6 +83,9 @@ def run(host: Host, fault: Fault, pace: Pace) -> Result:
 
 def _run(host: Host, fault: Fault, pace: Pace, result: Result) -> None:
     wait_for(host.is_healthy, "Redis, API, worker and Flower healthy before the row", 60)
+    # It runs since the host was installed.
+    host.run(f"systemctl stop {BEAT}")
+    wait_for(host.queue_is_empty, "an empty broker before the row", 60)
     fault.prepare(host)
     try:
         host.forget_ledger()
