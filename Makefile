@@ -103,7 +103,7 @@ lint: ## Linters alone
 
 .PHONY: test
 test: check ## check, integration tests, and each role and the whole site once in Molecule
-	SHORT_RUN=yes pytest -q -n 3 --dist loadfile -m integration
+	SHORT_RUN=yes pytest -q -n 2 --dist loadfile -m integration
 	@$(MAKE) --no-print-directory molecule
 
 .PHONY: molecule
@@ -116,13 +116,13 @@ molecule: setup ## The Molecule part of make test; ONLY="redis api" runs these s
 .PHONY: test-changed
 test-changed: check ## check, and what can break by the changes since BASE (main): scripts/changed.py has the table
 	@set -e; wanted=$$(scripts/changed.py $(BASE)); echo "Since $(BASE):" $${wanted:-nothing more to run}; \
-	case "$$wanted" in *integration*) pytest -q -n 3 --dist loadfile -m integration ;; esac; \
+	case "$$wanted" in *integration*) pytest -q -n 2 --dist loadfile -m integration ;; esac; \
 	$(MAKE) --no-print-directory molecule ONLY="$$(echo $$wanted)"
 
 .PHONY: nightly
 nightly: check ## Both Debian releases for everything, every role from nothing, and the long scenarios; writes their pages in docs
 	INVENTORIES=200 pytest -q -n 2 tests/inventories
-	pytest -q -n 3 --dist loadfile -m integration
+	pytest -q -n 2 --dist loadfile -m integration
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix scenario-,default redis_tls load_balancer hardening logs)
 	@for system in debian12 debian13; do \
 	  TESTHOST_SYSTEM=$$system $(MAKE) --no-print-directory --jobs=2 --output-sync=target $(MATRIX:%=scenario-%) || exit; \

@@ -171,21 +171,22 @@ def test_the_largest_message_may_come_back() -> None:
 
 @pytest.mark.parametrize("outage", ["full", "gone"])
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
-def test_what_follows_a_task_is_sent_when_redis_is_back(stack: Stack, pool: str, outage: str) -> None:
+def test_what_tasks_send_and_what_follows_them_is_sent_when_redis_is_back(stack: Stack, pool: str, outage: str) -> None:
     """Celery tries for less than a second, calls a task that has succeeded a failure, and drops its chain or chord."""
     if pool == "asyncio":
         stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
-    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
+    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "6")
     part = f"recorded.si('part', '{stack.ledger}', 2)"
     last = f"recorded.si('last', '{stack.ledger}', 0)"
-    ends = stack.send(f"({part} | {last}).delay()", f"chord([{part}, {part}])({last})")
-    wait_for(lambda: len(stack.events("start")) == 3)
+    sending = [f"sending.delay('{how}', '{stack.ledger}', 2)" for how in ("retry", "delay")]
+    ends = stack.send(f"({part} | {last}).delay()", f"chord([{part}, {part}])({last})", *sending)
+    wait_for(lambda: len(stack.events("start")) == 5)
     broker = stack.redis.client(0)
     if outage == "full":
         broker.config_set("maxmemory", "1mb")
     else:
         stack.redis.stop()
-    wait_for(lambda: len(stack.events("end")) == 3)
+    wait_for(lambda: len(stack.events("end")) == 5)
     time.sleep(4)
     if outage == "full":
         broker.config_set("maxmemory", "0")
@@ -194,32 +195,7 @@ def test_what_follows_a_task_is_sent_when_redis_is_back(stack: Stack, pool: str,
     for task_id in ends:
         stack.result(task_id)
     wait_for(stack.nothing_waits)
-    assert Counter(stack.events("start")) == {"part": 3, "last": 2}
-
-
-@pytest.mark.parametrize("outage", ["full", "gone"])
-@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
-def test_what_a_task_sends_is_sent_when_redis_is_back(stack: Stack, pool: str, outage: str) -> None:
-    if pool == "asyncio":
-        stack.env["CELERY_CUSTOM_WORKER_POOL"] = "celery_durable.worker.asyncio_pool:TaskPool"
-    stack.start_worker(f"--pool={'custom' if pool == 'asyncio' else pool}", "-c", "4")
-    ends = stack.send(*[f"sending.delay('{how}', '{stack.ledger}', 2)" for how in ("retry", "delay")])
-    wait_for(lambda: len(stack.events("start")) == 2)
-    broker = stack.redis.client(0)
-    if outage == "full":
-        broker.config_set("maxmemory", "1mb")
-    else:
-        stack.redis.stop()
-    wait_for(lambda: len(stack.events("end")) == 2)
-    time.sleep(4)
-    if outage == "full":
-        broker.config_set("maxmemory", "0")
-    else:
-        stack.redis.start()
-    for task_id in ends:
-        stack.result(task_id)
-    wait_for(stack.nothing_waits)
-    assert Counter(stack.events("start")) == {"retry": 2, "delay": 1, "other": 1}
+    assert Counter(stack.events("start")) == {"part": 3, "last": 2, "retry": 2, "delay": 1, "other": 1}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
