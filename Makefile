@@ -127,6 +127,7 @@ nightly: check ## Both Debian releases for everything, every role from nothing, 
 	@for system in debian12 debian13; do \
 	  TESTHOST_SYSTEM=$$system $(MAKE) --no-print-directory --jobs=2 --output-sync=target $(MATRIX:%=scenario-%) || exit; \
 	done
+	@$(MAKE) --no-print-directory compat
 	@$(MAKE) --no-print-directory $(LONG:%=scenario-%)
 	@$(MAKE) --no-print-directory faults
 
