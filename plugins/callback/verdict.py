@@ -18,6 +18,8 @@ description:
 # One screen's end. A failure is one sentence.
 LONGEST = 10
 LONGEST_LINE = 600
+# How a line begins that says that something is wrong.
+WRONG = ("CRITICAL", "FAILED", "I do not know", "It is not repaired", "Something else stays")
 
 
 def printable(line: str) -> str:
@@ -74,5 +76,5 @@ class CallbackModule(CallbackBase):
         lines = [*self.verdict[: LONGEST - min(len(failed), 3)], *failed[-3:]]
         self._display.display(f"\nIt took {time.monotonic() - self.began:.0f} s.")
         for line in map(printable, lines):
-            wrong = line.startswith(("CRITICAL", "FAILED", "I do not know", "It is not repaired"))
+            wrong = line.startswith(WRONG)
             self._display.display(line, color="red" if wrong else None)

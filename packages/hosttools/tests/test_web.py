@@ -1,13 +1,14 @@
 """Requests of the programs on hosts."""
 
 import importlib
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
-from celery_durable import probe
 from hosttools import process, web
 from hosttools.doctor import api
 from hosttools.process import Result
@@ -48,5 +49,7 @@ def test_an_application_that_redirects_http_is_well(monkeypatch: pytest.MonkeyPa
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         assert list(api.check(url, "", 60, "shop", ("/", "/", ""))) == []
-        assert probe.http(str(server.server_port), "/") is None
+        command = [sys.executable, "-m", "celery_durable.probe"]
+        asked = [subprocess.run([*command, how, str(server.server_port), "/"]) for how in ("api", "http")]  # noqa: PLW1510
+        assert [each.returncode for each in asked] == [0, 1]
         server.shutdown()

@@ -2,6 +2,7 @@
 
 worker         the worker's main loop turns, or it waits for its broker, or drains (worker/systemd.py); beat ticks
 http PORT PATH the server on this port answers the path with 200
+api PORT PATH  the same of an application that redirects HTTP to HTTPS: it is asked as by a balancer that ends TLS
 
 Ends with 0 when it is well, with 1 and a sentence when it is not.
 """
@@ -26,14 +27,13 @@ def worker() -> str | None:
     return None if age < limit else f"No heartbeat for {age:.0f} s."
 
 
-def http(port: str, path: str) -> str | None:
+def http(port: str, path: str, header: str = "") -> str | None:
     """Return what is wrong with the server's answer; nothing when it is 200."""
     import socket  # noqa: PLC0415 - the worker's probe does without
 
     try:
         with socket.create_connection(("127.0.0.1", int(port)), TIMEOUT) as connection:
-            # What redirects HTTP to HTTPS answers as it does behind a balancer that ends TLS.
-            connection.sendall(f"GET {path} HTTP/1.0\r\nX-Forwarded-Proto: https\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.0\r\n{header}\r\n".encode())
             status = connection.recv(64).decode("latin-1").split("\r\n")[0]
     except OSError as error:
         return f"Port {port} does not answer: {error}."
@@ -41,4 +41,7 @@ def http(port: str, path: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(http(*sys.argv[2:4]) if sys.argv[1] == "http" else worker())
+    if sys.argv[1] == "worker":
+        sys.exit(worker())
+    kind, port, path = sys.argv[1:4]
+    sys.exit(http(port, path, "X-Forwarded-Proto: https\r\n" if kind == "api" else ""))
