@@ -373,14 +373,14 @@ class TestForgetfulRedis:
 
     def test_loading(self, api: Api, broker: RedisServer) -> None:
         with broker.client(2).pipeline(transaction=False) as pipeline:
-            for number in range(20_000):
+            for number in range(40_000):
                 pipeline.set("number", number)
             pipeline.execute()
         size = self._size(broker)
         lost = api.enqueue({})
         kill_and_cut(broker, size)
-        # Microseconds for each command in the file: some seconds of loading.
-        command = ["redis-server", str(broker.directory / "redis.conf"), "--key-load-delay", "150"]
+        # Microseconds for each command in the file: some seconds of loading. Redis answers after each 1,024 of them.
+        command = ["redis-server", str(broker.directory / "redis.conf"), "--key-load-delay", "50"]
         broker.program = Program(command, broker.directory / "redis.log")
         broker.program.wait_for_output("Server initialized")
         with pytest.raises(redis.BusyLoadingError):
