@@ -82,7 +82,7 @@ class PublishingChannel(kombu_redis.Channel):
 
         Raises:
             RuntimeError: Redis rejects for good what a task sends. kombu would make an OperationalError of it, which is
-                tried again until it passes (``worker/trace.py``).
+                tried again until it passes (``_wait_for_the_broker``).
         """
         try:
             with super().conn_or_acquire(client) as connection:
